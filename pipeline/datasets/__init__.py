@@ -1,0 +1,1 @@
+"""Datasets as they lie on disk: one file each, `class Dataset` inside, contract in base.py."""

@@ -1,0 +1,48 @@
+"""The contract of a dataset: image ids per split, RGB images, labels of train ids, and what scoring needs to know.
+
+A dataset reads full frames in its own layout and resolution. Cropping and resizing are `prepare`'s business; scores are
+taken on full frames. The constructor's keywords are the keys of the YAML's `dataset` section (without `name`).
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+
+IGNORE = 255
+
+
+class DatasetBase(ABC):
+    classes: tuple[str, ...]                          # names by train id; their number is the networks' number of outputs
+    colours: tuple[tuple[int, int, int], ...]         # RGB by train id
+    background: int | None = None                     # the class that a background weight means; None: the dataset has none
+    regions: tuple[int, ...] | None = None            # classes that are nodes of the affinity graph; None: all
+    crop_top: int = 0                                 # rows that `prepare` removes at the top of a full frame
+    mirror: tuple[int, ...] | None = None             # class c becomes mirror[c] in a mirrored image; None: mirroring is refused
+    mirror_lanes: tuple[int, ...] | None = None       # the same for the existence flags
+    lanes: int = 0                                    # number of lane existence flags; 0: the dataset has none
+    lane_classes: tuple[int, ...] = ()                # the class of each lane slot
+    splits: tuple[str, ...] = ("train", "val", "test")
+
+    @abstractmethod
+    def ids(self, split: str) -> list[str]:
+        """Image ids in the dataset's own order; never positions. Raises DatasetError on a missing list or a repeated id."""
+
+    @abstractmethod
+    def image(self, image_id: str) -> np.ndarray:
+        """[H, W, 3] uint8 RGB, the full frame. Raises DatasetError naming the file if it cannot be read."""
+
+    @abstractmethod
+    def label(self, image_id: str) -> np.ndarray | None:
+        """[H, W] uint8 train ids, 255 = ignored; None where the dataset has no label for this image.
+
+        Raises DatasetError naming the file on an unreadable file, a size other than the image's, or an unknown value.
+        """
+
+    @abstractmethod
+    def files(self, image_id: str) -> list[Path]:
+        """The files that make this sample (image first), for messages and digests."""
+
+    def existence(self, image_id: str) -> np.ndarray | None:
+        """[lanes] uint8 flags; None where the dataset has none."""
+        return None

@@ -1,0 +1,17 @@
+"""What the user can mend. Each message says where, what, and what to do; the command line prints it without a traceback."""
+
+
+class PipelineError(Exception):
+    """Base of the errors a user can mend; exit code 1."""
+
+
+class ConfigError(PipelineError):
+    """The YAML file, or a name in it, is wrong."""
+
+
+class DatasetError(PipelineError):
+    """A file of the dataset is missing, unreadable, or not what its layout promises."""
+
+
+class StoreError(PipelineError):
+    """A store (prepared data or cache) is missing, incomplete, damaged, or was made from something else."""

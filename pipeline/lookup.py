@@ -1,0 +1,35 @@
+"""The file name is the plug-in's name: `find("targets", "affinity")` is the module pipeline/targets/affinity.py."""
+
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+
+from pipeline.errors import ConfigError
+
+KINDS = {"datasets": "Dataset", "models": "Model", "targets": "Target", "losses": "Loss"}
+
+
+def names(kind: str) -> list[str]:
+    """The plug-ins of a kind; `base` and names that begin with an underscore are shared code and not offered."""
+    package = importlib.import_module(f"pipeline.{kind}")
+    found = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return sorted(name for name in found if name != "base" and not name.startswith("_"))
+
+
+def find(kind: str, name: str) -> ModuleType:
+    """The module of a plug-in. Raises ConfigError that lists the names on offer."""
+    offered = names(kind)
+    if name not in offered:
+        raise ConfigError(f"{name!r} is not one of the {kind}: {', '.join(offered)}{did_you_mean(name, offered)}")
+    return importlib.import_module(f"pipeline.{kind}.{name}")
+
+
+def find_class(kind: str, name: str) -> type:
+    """The class a plug-in offers, e.g. `Target` of pipeline/targets/affinity.py."""
+    return getattr(find(kind, name), KINDS[kind])
+
+
+def did_you_mean(name: str, offered) -> str:
+    close = difflib.get_close_matches(name, list(offered), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

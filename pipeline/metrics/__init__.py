@@ -1,0 +1,1 @@
+"""Scores, as the datasets' own evaluators count them."""

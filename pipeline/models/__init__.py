@@ -1,0 +1,1 @@
+"""Networks, teachers and students alike: one file each, `class Model` inside, contract in base.py."""

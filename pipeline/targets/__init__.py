@@ -1,0 +1,1 @@
+"""What is stored of a teacher: one file each, `class Target` inside, contract in base.py."""

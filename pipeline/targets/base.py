@@ -1,0 +1,66 @@
+"""The contract of a target: what is stored of a teacher for one view of one image, and how a student computes the same.
+
+A target is a frozen dataclass whose fields are its YAML keys. `compute` is differentiable, float32 inside, and the *same
+code* for teacher and student, so the two cannot drift apart. It knows what the numbers mean; the store knows only bytes.
+
+B images, H W the network input, h w a layer's grid, K regions.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Mapping
+
+import numpy as np
+from torch import Tensor
+
+from pipeline.models.base import Output
+
+
+@dataclass(frozen=True)
+class Field:
+    """One stored array: `shape` and `dims` of one row (one view of one image)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    dims: tuple[str, ...] = ()              # dimension names, unique per grid: ("y26", "x122"); needed as many as shape has
+    relative_error: float = 0.0             # the largest rounding error of the stored dtype: |decoded - computed| <=
+    absolute_error: float = 0.0             #   absolute_error + relative_error * |computed| (relative to the row's maximum if scaled)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a target may know besides the output: all of it about the *teacher*, and the same for teacher and student."""
+
+    num_classes: int
+    regions: tuple[int, ...]                # classes that are nodes of the affinity graph
+    size: tuple[int, int]                   # network input (height, width)
+    grids: Mapping[str, tuple[int, int]]    # of the teacher: "mid", "high", "logits" -> (h, w)
+    channels: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetType:
+    version: ClassVar[int] = 1              # bump when compute or encode would give other bytes
+    uses_labels: ClassVar[bool] = False     # then a changed label refuses the rows
+    fidelity: ClassVar[Literal["exact", "codec", "distribution"]] = "codec"
+    compute_tolerance: ClassVar[float] = 1e-4   # relative, fp32: the same row from another batch, thread count or device
+
+    def fields(self, context: Context) -> dict[str, Field]:
+        """The arrays stored per (image, view). Sizes are fixed; what varies is padded to a maximum and counted."""
+        raise NotImplementedError
+
+    def compute(self, output: Output, labels_BHW: Tensor, context: Context) -> dict[str, Tensor]:
+        """[B, ...] tensors from a network's output (teacher's or student's); differentiable, float32. Labels: 255 = ignored."""
+        raise NotImplementedError
+
+    def encode(self, values: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        """Computed tensors -> arrays of the declared dtype, one row an image; raises OverflowError if a value does not fit."""
+        raise NotImplementedError
+
+    def decode(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Stored rows (already tensors, on any device) -> what `compute` gave, float32, up to the declared error."""
+        raise NotImplementedError
+
+    def record(self, type_name: str) -> dict:
+        """What makes two targets the same target: type, parameters, version, whether labels count."""
+        return {"type": type_name, "version": self.version, "uses_labels": self.uses_labels, **dataclasses.asdict(self)}
