@@ -1,0 +1,114 @@
+"""What a cache of teacher targets is made from (its identity), what it holds (its passes), and one block's worth of answers.
+
+A cache never holds pixels: it holds, per (image, view), the view's matrix and every target's fields.
+"""
+
+from typing import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from pipeline import prepared, views as geometry, weights
+from pipeline.config import Plugin, Prepare, Teacher, Views
+from pipeline.datasets.base import DatasetBase
+from pipeline.errors import ConfigError, StoreError
+from pipeline.models.base import ModelBase, Output, shapes
+from pipeline.store import Pass
+from pipeline.targets.base import Context, Field, TargetType
+
+MATRIX = Pass("matrix", {"type": "matrix", "version": geometry.VERSION},
+              {"matrix": Field((2, 3), "float64", ("row", "column"))})
+
+
+def build_teacher(teacher: Teacher, dataset: DatasetBase, size: tuple[int, int]) -> ModelBase:
+    return teacher.model.build(num_classes=len(dataset.classes), size=prepared.canvas(size), lanes=0)
+
+
+def context(model: Plugin, dataset: DatasetBase, size: tuple[int, int], lanes: int = 0) -> Context:
+    """Grids and channels of a network on this dataset, without running it."""
+    canvas = prepared.canvas(size)
+    num_classes = len(dataset.classes)
+    output = shapes(lambda: model.build(num_classes=num_classes, size=canvas, lanes=lanes), canvas)
+    named = {**output.features, "logits": output.logits}
+    regions = tuple(range(num_classes)) if dataset.regions is None else tuple(dataset.regions)
+    return Context(num_classes, regions, canvas, {role: tuple(f.shape[-2:]) for role, f in named.items()},
+                   {role: f.shape[1] for role, f in named.items()})
+
+
+def identity(dataset: DatasetBase, prepare: Prepare, views: Views, teacher: Teacher, weights_digest: str) -> dict:
+    """All that changes a teacher's answer, but not which images, how many views, or which targets: those are the extent."""
+    model = build_model_class(teacher.model)
+    regions = range(len(dataset.classes)) if dataset.regions is None else dataset.regions
+    return {
+        "prepare": prepared.identity(dataset, prepare),
+        "views": {"version": geometry.VERSION, "seed": views.seed, "scale": list(views.scale),
+                  "rotate_deg": views.rotate_deg, "shift": views.shift, "mirror": views.mirror,
+                  "permutation": list(dataset.mirror) if views.mirror and dataset.mirror else None},
+        "regions": list(regions),
+        "teacher": {"name": teacher.model.name, "args": dict(sorted(teacher.model.args.items())), "version": model.version,
+                    "layers": dict(model.layers), "weights": weights_digest, "precision": teacher.precision},
+    }
+
+
+def build_model_class(model: Plugin) -> type[ModelBase]:
+    from pipeline.lookup import find_class
+    return find_class(model.kind, model.name)
+
+
+def check_views(views: Views, dataset: DatasetBase, where: str) -> None:
+    """Raises ConfigError if mirroring is asked for where the dataset does not say how classes change."""
+    if views.mirror and dataset.mirror is None:
+        raise ConfigError(f"{where}: views.mirror: this dataset has no class permutation for mirrored images; write false")
+
+
+def target_passes(targets: Mapping[str, Plugin], context: Context) -> dict[str, tuple[TargetType, Pass]]:
+    """Each named target with where it is stored. Equal targets under two names share one pass."""
+    result = {}
+    for name, plugin in targets.items():
+        target = plugin.build()
+        result[name] = (target, Pass(plugin.name, target.record(plugin.name), target.fields(context)))
+    return result
+
+
+def weights_digest(path) -> str:
+    """Digest of a teacher's weights. Raises StoreError that says how to get them."""
+    if not path.exists():
+        raise StoreError(f"{path}: no teacher weights; run `pipeline train-teacher` (or name a checkpoint in the YAML)")
+    return weights.digest(weights.load_file(path))
+
+
+class Answers:
+    """A teacher in eval mode that answers one block's view at a time, in batches of one fixed size.
+
+    Batches never cross a block and the last is filled up with repeats, so a row does not depend on what else is filled.
+    """
+
+    def __init__(self, model: ModelBase, dataset: DatasetBase, context: Context, content: tuple[int, int], *, precision: str,
+                 batch: int, device):
+        self.device = torch.device(device)
+        self.model = model.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.dataset, self.context, self.content, self.batch = dataset, context, content, batch
+        self.bf16 = precision == "bf16"
+
+    @torch.no_grad()
+    def output(self, images: np.ndarray, labels: np.ndarray, matrices: np.ndarray) -> tuple[Output, torch.Tensor]:
+        """The teacher's float32 output on these views, and the labels of the views. uint8 [B, H, W, 3] and [B, H, W]."""
+        shown, labels_BHW, _ = geometry.apply(
+            torch.from_numpy(images).to(self.device), torch.from_numpy(labels).to(self.device), torch.from_numpy(matrices),
+            content=self.content, permutation=self.dataset.mirror)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            output = self.model(shown)
+        return Output(output.logits.float(), {role: f.float() for role, f in output.features.items()}), labels_BHW
+
+    def rows(self, targets: Sequence[TargetType], images: np.ndarray, labels: np.ndarray,
+             matrices: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """For each target, its encoded fields [n, ...] for these n images."""
+        parts = [[] for _ in targets]
+        for start in range(0, len(images), self.batch):
+            chosen = np.arange(start, start + self.batch).clip(max=len(images) - 1)
+            kept = min(self.batch, len(images) - start)
+            output, labels_BHW = self.output(images[chosen], labels[chosen], matrices[chosen])
+            for part, target in zip(parts, targets):
+                encoded = target.encode(target.compute(output, labels_BHW, self.context))
+                part.append({name: values[:kept] for name, values in encoded.items()})
+        return [{name: np.concatenate([p[name] for p in part]) for name in part[0]} for part in parts]

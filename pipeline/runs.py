@@ -1,0 +1,183 @@
+"""A run's folder: what it was made from, checkpoints to resume from, curves, and the trained weights.
+
+    run.json                what the run was made from; a folder with another record is set aside, never overwritten
+    checkpoint.pt           model, optimiser, losses and the curves so far; replaced atomically
+    curves.tsv .json .png   each term's mean over a window of steps
+    norms.tsv               each weighted term's gradient norm at the network's features and logits
+    weights.safetensors     the end of the run
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+import torch
+
+from pipeline import weights
+from pipeline.errors import PipelineError
+from pipeline.loading import Loader
+from pipeline.progress import Progress
+from pipeline.training import Step
+
+POINTS = 400                                   # of a curve, whatever the number of steps
+
+
+class Run:
+    def __init__(self, folder: Path, record: dict):
+        self.folder, self.record = Path(folder), record
+        self.curves: list[dict] = []
+        self.norms: list[dict] = []
+        self._open()
+
+    def _open(self):
+        path = self.folder / "run.json"
+        if path.exists():
+            before = json.loads(path.read_text())
+            if before != self.record:
+                aside = _free_name(self.folder)
+                os.rename(self.folder, aside)
+                print(f"{self.folder}: was made from something else ({difference(before, self.record)}); "
+                      f"set aside as {aside.name}, starting afresh", file=sys.stderr)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(self.record, indent=1) + "\n")
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights.safetensors"
+
+    def resume(self, step: Step) -> int:
+        """Loads the last checkpoint, if there is one, and returns the number of steps already made."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return 0
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise PipelineError(f"{path}: cannot be read ({error}); delete it to start this run afresh") from error
+        step.load_state(state)
+        self.curves, self.norms = state["curves"], state["norms"]
+        return state["steps"]
+
+    def save(self, step: Step, steps: int) -> None:
+        state = {**step.state(), "steps": steps, "curves": self.curves, "norms": self.norms}
+        partial = self.folder / "checkpoint.pt.tmp"
+        with open(partial, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self.folder / "checkpoint.pt")
+        write_tsv(self.folder / "curves.tsv", self.curves)
+        write_tsv(self.folder / "norms.tsv", self.norms)
+
+    def finish(self, step: Step) -> None:
+        write_text(self.folder / "curves.json", json.dumps(self.curves) + "\n")
+        draw_curves(self.folder / "curves.png", self.curves)
+        weights.save_file(self.weights, step.model.state_dict())
+
+
+def fit(run: Run, step: Step, loader: Loader, what: str) -> None:
+    """Train from the last checkpoint to the last step. A non-finite loss raises PipelineError naming step and term."""
+    training = step.training
+    begin = run.resume(step)
+    window = max(1, training.steps // POINTS)
+    pending: list[tuple[int, dict]] = []         # values stay on the device until a window ends: reading one waits for it
+    with Progress(what, training.steps, "steps", begin) as progress:
+        for number in range(begin, training.steps):
+            values, norms = step(loader.batch(number))
+            pending.append((number, values))
+            if norms:
+                run.norms.append({"step": number, **norms})
+            last = number + 1 == training.steps
+            saves = (number + 1) % training.checkpoint_every == 0 or last
+            if (number + 1) % window == 0 or saves:      # a checkpoint ends a window: a resumed run writes equal curves
+                run.curves.append(_window(pending, run.folder))
+                pending = []
+            if saves:
+                run.save(step, number + 1)
+            shown = run.curves[-1]["labels"] if run.curves else math.nan
+            progress.advance(1, f"loss {shown:.3f}")
+    run.finish(step)
+
+
+def _window(pending, folder) -> dict:
+    sums = dict.fromkeys(pending[-1][1], 0.0)
+    for number, values in pending:
+        for name, value in values.items():
+            if not math.isfinite(value := float(value)):
+                raise PipelineError(f"{folder}: step {number}: the term {name!r} is {value}; lower its weight or the "
+                                    f"learning rate (the last checkpoint is from before)")
+            sums[name] += value / len(pending)
+    return {"step": pending[-1][0] + 1, **sums}
+
+
+def difference(before, after, where="") -> str:
+    """The first place where two records differ, in words."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in [*before, *(k for k in after if k not in before)]:
+            if before.get(key) != after.get(key):
+                return difference(before.get(key), after.get(key), f"{where}.{key}" if where else str(key))
+    short = [text if len(text) < 40 else text[:37] + "..." for text in (str(before), str(after))]
+    return f"{where}: {short[0]} there, {short[1]} here"
+
+
+def plain(value):
+    """Dataclasses, paths and tuples as JSON knows them, so that a record equals itself after a round trip."""
+    if dataclasses.is_dataclass(value):
+        value = dataclasses.asdict(value)
+    return json.loads(json.dumps(value, default=lambda v: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else str(v)))
+
+
+def code_digest(*modules: ModuleType) -> str:
+    """Digest of source files, so that a run made by other code is not continued."""
+    digest = hashlib.sha256()
+    for path in sorted({Path(module.__file__) for module in modules}):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_tsv(path: Path, rows: list[dict]) -> None:
+    names = list(rows[-1]) if rows else ["step"]
+    lines = ["\t".join(names)] + ["\t".join(_cell(row.get(name, "")) for name in names) for row in rows]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _cell(value) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def draw_curves(path: Path, curves: list[dict]) -> None:
+    """One small panel a term, so that terms of very different size can all be read."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in curves[-1] if name != "step"]
+    figure = Figure(figsize=(3.2 * len(names), 2.6), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+        axes.plot([row["step"] for row in curves], [row[name] for row in curves], linewidth=1)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def _free_name(folder: Path) -> Path:
+    number = 1
+    while (candidate := folder.with_name(f"{folder.name}.before-{number}")).exists():
+        number += 1
+    return candidate
