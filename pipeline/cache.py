@@ -12,6 +12,8 @@ from pipeline import prepared, views as geometry, weights
 from pipeline.config import Plugin, Prepare, Teacher, Views
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import ConfigError, StoreError
+from pipeline.frames import canvas
+from pipeline.lookup import find_class
 from pipeline.models.base import ModelBase, Output, shapes
 from pipeline.store import Pass
 from pipeline.targets.base import Context, Field, TargetType
@@ -21,23 +23,23 @@ MATRIX = Pass("matrix", {"type": "matrix", "version": geometry.VERSION},
 
 
 def build_teacher(teacher: Teacher, dataset: DatasetBase, size: tuple[int, int]) -> ModelBase:
-    return teacher.model.build(num_classes=len(dataset.classes), size=prepared.canvas(size), lanes=0)
+    return teacher.model.build(num_classes=len(dataset.classes), size=canvas(size), lanes=0)
 
 
 def context(model: Plugin, dataset: DatasetBase, size: tuple[int, int], lanes: int = 0) -> Context:
     """Grids and channels of a network on this dataset, without running it."""
-    canvas = prepared.canvas(size)
+    height_width = canvas(size)
     num_classes = len(dataset.classes)
-    output = shapes(lambda: model.build(num_classes=num_classes, size=canvas, lanes=lanes), canvas)
+    output = shapes(lambda: model.build(num_classes=num_classes, size=height_width, lanes=lanes), height_width)
     named = {**output.features, "logits": output.logits}
     regions = tuple(range(num_classes)) if dataset.regions is None else tuple(dataset.regions)
-    return Context(num_classes, regions, canvas, {role: tuple(f.shape[-2:]) for role, f in named.items()},
+    return Context(num_classes, regions, height_width, {role: tuple(f.shape[-2:]) for role, f in named.items()},
                    {role: f.shape[1] for role, f in named.items()})
 
 
 def identity(dataset: DatasetBase, prepare: Prepare, views: Views, teacher: Teacher, weights_digest: str) -> dict:
     """All that changes a teacher's answer, but not which images, how many views, or which targets: those are the extent."""
-    model = build_model_class(teacher.model)
+    model = find_class("models", teacher.model.name)
     regions = range(len(dataset.classes)) if dataset.regions is None else dataset.regions
     return {
         "prepare": prepared.identity(dataset, prepare),
@@ -48,11 +50,6 @@ def identity(dataset: DatasetBase, prepare: Prepare, views: Views, teacher: Teac
         "teacher": {"name": teacher.model.name, "args": dict(sorted(teacher.model.args.items())), "version": model.version,
                     "layers": dict(model.layers), "weights": weights_digest, "precision": teacher.precision},
     }
-
-
-def build_model_class(model: Plugin) -> type[ModelBase]:
-    from pipeline.lookup import find_class
-    return find_class(model.kind, model.name)
 
 
 def check_views(views: Views, dataset: DatasetBase, where: str) -> None:

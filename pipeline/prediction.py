@@ -12,21 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline import prepared
 from pipeline.datasets.base import DatasetBase
+from pipeline.frames import canvas, frame
 from pipeline.models.base import ModelBase
 
 
 @torch.no_grad()
 def class_logits(model: ModelBase, image: np.ndarray, dataset: DatasetBase, size: tuple[int, int], device) -> Tensor:
     """[K, h, w] logits on the frame's own pixels below the crop: upsampled to the canvas, padding cut, resized to the frame."""
-    canvas_image, _ = prepared.frame(image, None, dataset.crop_top, size)
+    canvas_image, _ = frame(image, None, dataset.crop_top, size)
     shown = torch.from_numpy(canvas_image).to(device).permute(2, 0, 1)[None].float()
     logits = model(shown).logits.float()
-    logits = F.interpolate(logits, prepared.canvas(size), mode="bilinear", align_corners=False)
+    logits = F.interpolate(logits, canvas(size), mode="bilinear", align_corners=False)
     logits = logits[:, :, :size[0], :size[1]]
-    frame = (image.shape[0] - dataset.crop_top, image.shape[1])
-    return F.interpolate(logits, frame, mode="bilinear", align_corners=False)[0]
+    below_crop = (image.shape[0] - dataset.crop_top, image.shape[1])
+    return F.interpolate(logits, below_crop, mode="bilinear", align_corners=False)[0]
 
 
 def class_map(model: ModelBase, image: np.ndarray, dataset: DatasetBase, size: tuple[int, int], device) -> np.ndarray:

@@ -19,6 +19,7 @@ import torch
 
 from pipeline import weights
 from pipeline.errors import PipelineError
+from pipeline.files import write_text, write_tsv
 from pipeline.loading import Loader
 from pipeline.progress import Progress
 from pipeline.training import Step
@@ -137,28 +138,6 @@ def code_digest(*modules: ModuleType) -> str:
     for path in sorted({Path(module.__file__) for module in modules}):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def write_json(path: Path, value) -> None:
-    write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def write_tsv(path: Path, rows: list[dict]) -> None:
-    names = list(rows[-1]) if rows else ["step"]
-    lines = ["\t".join(names)] + ["\t".join(_cell(row.get(name, "")) for name in names) for row in rows]
-    write_text(path, "\n".join(lines) + "\n")
-
-
-def _cell(value) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def draw_curves(path: Path, curves: list[dict]) -> None:

@@ -118,9 +118,3 @@ def gradient_norms(output: Output, terms: Mapping[str, tuple[float, Tensor]]) ->
         squares = sum(float(g.double().square().sum()) for g in gradients if g is not None)
         norms[name] = weight * squares ** 0.5
     return norms
-
-
-def set_precision(precision: str) -> None:
-    """TF32 only where it is asked for: `fp32` means fp32."""
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"

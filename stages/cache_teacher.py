@@ -6,10 +6,10 @@ import numpy as np
 
 from pipeline import cache, executors, plan, prepared, views as geometry, weights
 from pipeline.config import Plugin, Prepare, Teacher, Views
+from pipeline.files import write_json
+from pipeline.models.base import set_precision
 from pipeline.progress import Progress
-from pipeline.runs import write_json
 from pipeline.store import Reader, Store
-from pipeline.training import set_precision
 
 
 def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], weights_file: Path,

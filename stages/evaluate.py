@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import cache, prediction, runs, weights
+from pipeline import prediction, weights
 from pipeline.config import Evaluate, Plugin, Prepare, Training
 from pipeline.errors import DatasetError, PipelineError
+from pipeline.files import write_json
+from pipeline.frames import canvas
 from pipeline.metrics.segmentation import Confusion
 from pipeline.progress import Progress
 
@@ -22,7 +24,7 @@ def run(*, dataset: Plugin, prepare: Prepare, training: Training | None, evaluat
         raise PipelineError(f"{weights_file}: no trained weights; run `pipeline train-student` (or train-teacher) first")
     size = prepare.size
     lanes = source.lanes if training is not None and training.existence_weight else 0
-    network = model.build(num_classes=len(source.classes), size=cache.context(model, source, size, lanes).size, lanes=lanes)
+    network = model.build(num_classes=len(source.classes), size=canvas(size), lanes=lanes)
     weights.load_into(network, weights.load_file(weights_file), str(weights_file))
     network = network.to(device, memory_format=torch.channels_last).eval()
     ids = source.ids(evaluate.split)
@@ -46,7 +48,7 @@ def run(*, dataset: Plugin, prepare: Prepare, training: Training | None, evaluat
     iou = confusion.iou()
     scores = {"mean_iou": round(float(confusion.mean_iou()), 6), "images": scored,
               "iou": {name: None if np.isnan(v) else round(float(v), 6) for name, v in zip(source.classes, iou)}}
-    runs.write_json(report, scores)
+    write_json(report, scores)
     prediction.write_sheet(picture, rows, source)
     classes = ", ".join(f"{name} {v:.3f}" for name, v in scores["iou"].items() if v is not None)
     return f"{report}: mean IoU {scores['mean_iou']:.4f} on {scored} images ({classes})"

@@ -7,8 +7,8 @@ import numpy as np
 from pipeline import executors, plan, prepared
 from pipeline.config import Plugin, Prepare
 from pipeline.errors import StoreError
+from pipeline.files import write_json, write_text
 from pipeline.progress import Progress
-from pipeline.runs import write_json, write_text
 from pipeline.store import Store
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from pipeline.errors import PipelineError
-from pipeline.runs import write_text
+from pipeline.files import write_text
 
 
 def run(*, scores: Path, out: Path) -> str:

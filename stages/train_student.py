@@ -7,6 +7,7 @@ from pipeline import cache, lookup, loading, prepared, runs, training as steps, 
 from pipeline.config import Plugin, Prepare, Teacher, Term, Training, Views
 from pipeline.errors import StoreError
 from pipeline.loading import CachedTargets, Loader
+from pipeline.models.base import set_precision
 from pipeline.store import Reader, Store
 
 
@@ -55,7 +56,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
                *(lookup.find("targets", targets[name].name) for name in names)]
     record["code"] = runs.code_digest(runs, steps, loading, geometry, *plugins)
     run = runs.Run(folder, runs.plain(record))
-    steps.set_precision(training.precision)
+    set_precision(training.precision)
     steps.reseed(seed, 0)
     model = student.build(num_classes=len(source.classes), size=context.size, lanes=lanes).to(device)
     own = cache.context(student, source, prepare.size, lanes)

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from pipeline import cache, lookup, loading, prepared, runs, training as steps, views as geometry, weights
 from pipeline.config import Plugin, Prepare, Teacher, Training, Views
+from pipeline.files import write_json
 from pipeline.loading import Loader
+from pipeline.models.base import set_precision
 from pipeline.store import Reader, Store
 
 
@@ -22,7 +24,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, te
         _train(model, source, dataset, prepare, views, teacher, teacher_training, root, folder, device)
         line = f"{weights_file}: {teacher.model.name}, {teacher_training.steps} steps"
     weights.save_file(weights_file, model.state_dict())
-    runs.write_json(report, {"weights": weights.digest(model.state_dict())})
+    write_json(report, {"weights": weights.digest(model.state_dict())})
     return line
 
 
@@ -37,7 +39,7 @@ def _train(model, source, dataset, prepare, views, teacher, training, root, fold
     record = {"teacher": teacher.model, "training": training, "views": views, "code": code,
               "prepared": {"identity": store.identity, "digest": store.digest_of(images, range(1), [sample])}}
     run = runs.Run(folder, runs.plain(record))
-    steps.set_precision(training.precision)
+    set_precision(training.precision)
     steps.reseed(0, 0)
     if teacher.backbone is not None:
         weights.load_backbone(model, teacher.backbone)

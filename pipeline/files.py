@@ -1,0 +1,27 @@
+"""Small files, written whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_tsv(path: Path, rows: list[dict]) -> None:
+    names = list(rows[-1]) if rows else ["step"]
+    lines = ["\t".join(names)] + ["\t".join(_cell(row.get(name, "")) for name in names) for row in rows]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _cell(value) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,120 @@
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import config
+from pipeline.errors import ConfigError
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+
+
+def write(tmp_path, change=None):
+    raw = yaml.safe_load(DEMO.read_text())
+    if change:
+        change(raw)
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def fault(tmp_path, change):
+    with pytest.raises(ConfigError) as caught:
+        config.load(write(tmp_path, change))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(DEMO.parent.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_loads(path):
+    loaded = config.load(path)
+    assert loaded.methods["plain"] == ()
+
+
+def test_values_come_out_typed(tmp_path):
+    loaded = config.load(write(tmp_path, lambda raw: raw["training"].update(lr=1)))
+    assert loaded.training.lr == 1.0 and isinstance(loaded.training.lr, float)
+    assert loaded.views.scale == (0.9, 1.1)
+    assert loaded.teacher.model.name == "resnet101" and "checkpoint" not in loaded.teacher.model.args
+    assert loaded.methods["intra"][0].reads == ("graph_mid", "graph_high")
+
+
+def test_a_misspelt_key_is_refused_with_a_suggestion(tmp_path):
+    message = fault(tmp_path, lambda raw: raw["training"].update(stesp=raw["training"].pop("steps")))
+    assert "training.stesp: no such key; did you mean 'steps'?" in message
+    assert "training.steps: this key is missing (a whole number)" in message
+
+
+def test_all_faults_are_reported_at_once(tmp_path):
+    def change(raw):
+        raw["training"]["lr"] = "1e-4"
+        raw["views"]["count"] = 2.5
+        raw["targets"]["graph_mid"]["type"] = "afinity"
+        raw["colour"] = {}
+    lines = fault(tmp_path, change).splitlines()
+    assert len(lines) == 4
+    assert any("training.lr" in line and "write a number with a point" in line for line in lines)
+    assert any("views.count: expected a whole number, got 2.5" in line for line in lines)
+    assert any("did you mean 'affinity'?" in line for line in lines)
+    assert any("colour: no such section" in line for line in lines)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda raw: raw["methods"]["intra"][0].update(reads=["graph_middle"]), "no target 'graph_middle'; did you mean 'graph_mid'?"),
+    (lambda raw: raw["methods"]["intra"][0].update(reads=["logits"]), "affinity cannot read 'logits' (type logits)"),
+    (lambda raw: raw["methods"]["intra"][0].update(reads=[]), "affinity reads targets of type affinity; name some"),
+    (lambda raw: raw["methods"]["kd"][0].update(temprature=2.0), "no such key; did you mean 'temperature'?"),
+    (lambda raw: raw["methods"]["kd"].append(copy.deepcopy(raw["methods"]["kd"][0])), "stands there twice"),
+    (lambda raw: raw["methods"].update(kd={"loss": "kd"}), "expected a list of losses"),
+    (lambda raw: raw["teacher"].update(name="resnet102"), "did you mean 'resnet101'?"),
+    (lambda raw: raw["teacher"].update(precision="fp61"), "expected one of fp32, tf32, bf16; got the text 'fp61'"),
+    (lambda raw: raw.update(teacher_training=None), "has no checkpoint and there is no teacher_training"),
+    (lambda raw: raw.pop("views"), "views: this section is missing"),
+    (lambda raw: raw["views"].update(scale=[1.1, 0.9]), "expected two rising positive numbers"),
+    (lambda raw: raw["views"].update(mirror="yes please"), "expected true or false"),
+    (lambda raw: raw["prepare"].update(size=[96]), "expected 2 values, got 1"),
+    (lambda raw: raw["dataset"].pop("name"), "dataset.name: this key is missing"),
+    (lambda raw: raw["training"].update(batch=0), "must be positive"),
+])
+def test_each_fault_says_where_and_what(tmp_path, change, words):
+    message = fault(tmp_path, change)
+    assert words in message and "experiment.yaml" in message
+
+
+def test_overrides_replace_values_and_are_recorded(tmp_path):
+    loaded = config.load(write(tmp_path), ["training.lr=0.5", "evaluate.split=val", "students.erfnet.width=4"])
+    assert loaded.training.lr == 0.5 and loaded.evaluate.split == "val" and loaded.students["erfnet"].args["width"] == 4
+    assert loaded.overrides[0] == "training.lr=0.5"
+
+
+@pytest.mark.parametrize("text", ["training.lr", "nowhere.lr=1", "lr=1"])
+def test_an_override_that_fits_nowhere_is_refused(tmp_path, text):
+    with pytest.raises(ConfigError, match="--set"):
+        config.load(write(tmp_path), [text])
+
+
+def test_an_unknown_student_or_method_lists_those_there_are(tmp_path):
+    loaded = config.load(write(tmp_path))
+    with pytest.raises(ConfigError, match="only erfnet; did you mean 'erfnet'"):
+        loaded.student("erfnt")
+    with pytest.raises(ConfigError, match="only plain, intra, kd"):
+        loaded.method("xyz")
+
+
+def test_files_that_are_no_config_are_refused_in_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        config.load(tmp_path / "none.yaml")
+    path = tmp_path / "bad.yaml"
+    path.write_text("a: [1\nb: 2")
+    with pytest.raises(ConfigError, match="not valid YAML") as caught:
+        config.load(path)
+    assert "\n" not in str(caught.value)
+    path.write_text("- 1")
+    with pytest.raises(ConfigError, match="expected sections"):
+        config.load(path)
+
+
+def test_a_weight_starts_and_rises_as_told(tmp_path):
+    loaded = config.load(write(tmp_path, lambda raw: raw["methods"]["kd"][0].update(weight=2.0, start=10, ramp=4)))
+    term = loaded.methods["kd"][0]
+    assert [term.weight_at(step) for step in (0, 9, 10, 11, 13, 100)] == [0, 0, 0.5, 1.0, 2.0, 2.0]

@@ -1,0 +1,141 @@
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import views
+from pipeline.config import Views
+
+SIZE = (16, 24)
+SECTION = Views(count=4, seed=3, scale=(0.8, 1.2), rotate_deg=10.0, shift=0.1, mirror=True)
+SWAP = (0, 4, 3, 2, 1)
+
+
+def pictures(count=3, seed=0):
+    rng = np.random.default_rng(seed)
+    images = torch.from_numpy(rng.integers(0, 256, (count, *SIZE, 3), dtype=np.uint8))
+    labels = torch.from_numpy(rng.integers(0, 5, (count, *SIZE), dtype=np.uint8))
+    return images, labels
+
+
+def slow_apply(image, label, matrix, content, permutation):
+    """One pixel at a time in exact fractions."""
+    H, W = label.shape
+    shown, labels, inside = np.zeros((H, W, 3)), np.full((H, W), 255), np.zeros((H, W), bool)
+    mirrored = np.linalg.det(matrix[:, :2]) < 0
+    entries = [[Fraction(int(torch.round(torch.tensor(v, dtype=torch.float64) * 2**32)), 2**32) for v in row] for row in matrix]
+    for y in range(H):
+        for x in range(W):
+            at = [math.floor((row[0] * x + row[1] * y + row[2]) * 65536 + Fraction(1, 2)) for row in entries]
+            near = [math.floor(Fraction(v, 65536) + Fraction(1, 2)) for v in at]
+            if 0 <= near[0] < content[1] and 0 <= near[1] < content[0]:
+                inside[y, x] = True
+                value = int(label[near[1], near[0]])
+                labels[y, x] = permutation[value] if mirrored and value < len(permutation) else value
+            x0, y0 = at[0] // 65536, at[1] // 65536
+            fx, fy = (at[0] % 65536) / 65536, (at[1] % 65536) / 65536
+            for dx, dy, weight in ((0, 0, (1 - fx) * (1 - fy)), (1, 0, fx * (1 - fy)), (0, 1, (1 - fx) * fy), (1, 1, fx * fy)):
+                there = 0 <= x0 + dx < content[1] and 0 <= y0 + dy < content[0]
+                shown[y, x] += weight * (image[y0 + dy, x0 + dx] if there else np.array(views.FILL))
+    return shown, labels, inside
+
+
+def matrices(*listed):
+    return torch.from_numpy(np.stack(listed))
+
+
+def test_the_plain_view_changes_nothing():
+    images, labels = pictures()
+    shown, warped, inside = views.apply(images, labels, matrices(*[views.identity()] * 3), content=SIZE)
+    assert torch.equal(shown.permute(0, 2, 3, 1), images.float())
+    assert torch.equal(warped, labels) and inside.all()
+
+
+def test_views_equal_a_slow_exact_warp():
+    images, labels = pictures()
+    drawn = [views.draw(SECTION, f"image {i}", 1 + i, SIZE) for i in range(3)]
+    content = (13, 22)
+    shown, warped, inside = views.apply(images, labels, matrices(*drawn), content=content, permutation=SWAP)
+    for i, matrix in enumerate(drawn):
+        slow = slow_apply(images[i].numpy(), labels[i].numpy(), matrix, content, SWAP)
+        np.testing.assert_allclose(shown[i].permute(1, 2, 0).numpy(), slow[0], atol=1e-3)
+        np.testing.assert_array_equal(warped[i].numpy(), slow[1])
+        np.testing.assert_array_equal(inside[i].numpy(), slow[2])
+    assert 0 < inside.float().mean() < 1 and (warped[~inside] == 255).all()
+
+
+@pytest.mark.parametrize("offset", [0.5, -0.5, 1.5, 0.25])
+def test_labels_at_half_pixel_ties_go_up_to_floor_of_x_plus_half(offset):
+    images, labels = pictures(1)
+    matrix = np.array([[1.0, 0, offset], [0, 1, 0]])
+    _, warped, _ = views.apply(images, labels, matrices(matrix), content=SIZE)
+    for x in range(SIZE[1]):
+        source = math.floor(x + offset + 0.5)
+        expected = labels[0, :, source] if 0 <= source < SIZE[1] else torch.full((SIZE[0],), 255)
+        assert torch.equal(warped[0, :, x].long(), expected.long())
+
+
+def test_a_pure_mirror_reverses_columns_and_permutes_classes():
+    images, labels = pictures(1)
+    labels[0, 0, 0] = 255
+    matrix = np.array([[-1.0, 0, SIZE[1] - 1], [0, 1, 0]])
+    shown, warped, inside = views.apply(images, labels, matrices(matrix), content=SIZE, permutation=SWAP)
+    assert torch.equal(shown[0].permute(1, 2, 0), images[0].flip(1).float()) and inside.all()
+    expected = torch.tensor([*SWAP, *range(5, 256)])[labels[0].flip(1).long()]
+    assert torch.equal(warped[0].long(), expected)
+
+
+def test_a_view_depends_on_seed_id_and_number_alone():
+    first = [views.draw(SECTION, name, view, SIZE) for name in "ab" for view in (1, 2)]
+    again = [views.draw(SECTION, name, view, SIZE) for view in (2, 1) for name in "ba"]
+    assert np.array_equal(first[0], again[3]) and np.array_equal(first[3], again[0])
+    assert len({m.tobytes() for m in first}) == 4
+    other = Views(**{**vars(SECTION), "seed": 4})
+    assert not np.array_equal(views.draw(other, "a", 1, SIZE), first[0])
+
+
+def test_drawn_views_stay_in_their_ranges_and_half_are_mirrored():
+    drawn = np.stack([views.draw(SECTION, f"{i}", 1, SIZE) for i in range(400)])
+    scale = 1 / np.sqrt(np.abs(np.linalg.det(drawn[:, :, :2])))
+    assert 0.8 <= scale.min() < 0.82 and 1.18 < scale.max() <= 1.2
+    assert 0.4 < (np.linalg.det(drawn[:, :, :2]) < 0).mean() < 0.6
+    centre = np.array([(SIZE[1] - 1) / 2, (SIZE[0] - 1) / 2, 1])
+    moved = drawn @ centre - centre[:2]
+    assert np.abs(moved[:, 0]).max() <= 0.1 * SIZE[1] + 1e-9 and np.abs(moved[:, 1]).max() <= 0.1 * SIZE[0] + 1e-9
+
+
+def test_an_image_is_shown_in_all_its_views_in_turn():
+    seen = [views.view_of_epoch("some image", epoch, 4) for epoch in range(8)]
+    assert sorted(seen[:4]) == [0, 1, 2, 3] and seen[:4] == seen[4:]
+
+
+def test_lane_flags_follow_the_mirror_and_vanish_with_their_pixels():
+    flags = torch.tensor([[1, 0, 1, 255], [1, 0, 1, 1]], dtype=torch.uint8)
+    labels = torch.zeros(2, 100, 200, dtype=torch.uint8)
+    labels[:, :2, :1] = 4                       # two pixels of 20,000: just enough
+    labels[:, 5:9, :9] = 2
+    plain, mirror = views.identity(), np.array([[-1.0, 0, 199], [0, 1, 0]])
+    out = views.existence(flags, labels, (1, 2, 3, 4), matrices(plain, mirror), (3, 2, 1, 0))
+    assert out.tolist() == [[0, 0, 0, 255], [0, 1, 0, 1]]
+
+
+def test_golden_matrices_of_version_one():
+    assert views.VERSION == 1
+    drawn = views.draw(Views(count=2, seed=0, scale=(0.9, 1.1), rotate_deg=2.0, shift=0.05, mirror=True), "train/0001", 1, (96, 320))
+    np.testing.assert_allclose(drawn, GOLDEN, rtol=0, atol=1e-12)
+
+
+GOLDEN = np.array([[1.1044640549595868, -0.025000480688248863, -8.0514859064765],
+                   [0.025000480688248863, 1.1044640549595868, -4.626403664143808]])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device to compare with")
+def test_labels_are_bit_equal_on_cpu_and_gpu():
+    images, labels = pictures()
+    drawn = matrices(*[views.draw(SECTION, f"image {i}", 1 + i, SIZE) for i in range(3)])
+    cpu = views.apply(images, labels, drawn, content=SIZE, permutation=SWAP)
+    gpu = views.apply(images.cuda(), labels.cuda(), drawn, content=SIZE, permutation=SWAP)
+    assert torch.equal(cpu[1], gpu[1].cpu()) and torch.equal(cpu[2], gpu[2].cpu())
+    assert (cpu[0] - gpu[0].cpu()).abs().max() < 1 / 255

@@ -1,0 +1,107 @@
+"""dvc.yaml is the table of contents: each stage's deps cover the code it runs, its params are what its module takes."""
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import config
+
+ROOT = Path(__file__).parents[1]
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+MODULES = {name: name.replace("-", "_").replace("evaluate_teacher", "evaluate") for name in STAGES}
+# words, errors and the reading of the YAML (its values are the params) change no result
+NO_RESULT = {"pipeline/__init__.py", "pipeline/errors.py", "pipeline/progress.py", "pipeline/files.py", "pipeline/lookup.py",
+             "pipeline/config.py", "stages/__init__.py"}
+
+
+def body(name):
+    return STAGES[name].get("do", STAGES[name])
+
+
+def paths(entries):
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
+def loaded_files(module, plugins=()):
+    """Project files that importing a stage, and finding its plug-ins, loads."""
+    code = (f"import json, sys; import stages.{module}; from pipeline.lookup import find\n"
+            f"for kind, name in {list(plugins)!r}: find(kind, name)\n"
+            "print(json.dumps([m.__file__ for m in list(sys.modules.values()) if getattr(m, '__file__', None)]))")
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    files = {Path(file).resolve() for file in json.loads(output)}
+    return {str(file.relative_to(ROOT)) for file in files if file.is_relative_to(ROOT / "pipeline") or file.is_relative_to(ROOT / "stages")}
+
+
+PLUGINS = {
+    "synth": [("datasets", "roads")],
+    "prepare": [("datasets", "roads")],
+    "train-teacher": [("models", "resnet101")],
+    "evaluate-teacher": [("models", "resnet101")],
+    "cache-teacher": [("models", "resnet101"), ("targets", "affinity"), ("targets", "attention"), ("targets", "logits")],
+    "train-student": [("models", "erfnet"), ("losses", "affinity"), ("losses", "attention"), ("losses", "kd")],
+    "evaluate": [("models", "erfnet")],
+    "report": [],
+}
+# a dataset's reading is behind the prepared store's report, which later stages depend on; the stores' code checks itself
+BEHIND_A_REPORT = {
+    "train-teacher": ["pipeline/datasets", "pipeline/store.py", "pipeline/prepared.py", "pipeline/frames.py", "pipeline/cache.py",
+                      "pipeline/targets/base.py", "pipeline/losses/base.py", "pipeline/targets/__init__.py",
+                      "pipeline/losses/__init__.py"],
+    "cache-teacher": ["pipeline/datasets", "pipeline/prepared.py", "pipeline/frames.py", "pipeline/plan.py",
+                      "pipeline/executors.py", "pipeline/weights.py"],
+    "train-student": ["pipeline/datasets", "pipeline/store.py", "pipeline/prepared.py", "pipeline/frames.py", "pipeline/cache.py",
+                      "pipeline/weights.py"],
+    "evaluate": ["pipeline/datasets", "pipeline/views.py", "pipeline/weights.py"],
+    "evaluate-teacher": ["pipeline/datasets", "pipeline/views.py", "pipeline/weights.py"],
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_cover_every_file_a_stage_loads(stage):
+    covered = [*paths(body(stage)["deps"]), *BEHIND_A_REPORT.get(stage, [])]
+    for file in loaded_files(MODULES[stage], PLUGINS[stage]) - NO_RESULT:
+        assert any(file == dep or file.startswith(dep + "/") for dep in covered), f"{stage} loads {file}, not in its deps"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_that_are_code_exist(stage):
+    for dep in paths(body(stage)["deps"]):
+        if dep.startswith(("pipeline/", "stages/")) and "$" not in dep:
+            assert (ROOT / dep).exists(), dep
+
+
+def test_stage_one_loads_no_loss_and_no_training():
+    files = loaded_files("cache_teacher", PLUGINS["cache-teacher"])
+    assert not [file for file in files if file.startswith(("pipeline/losses", "pipeline/training", "pipeline/cli"))]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_are_the_sections_the_stage_takes(stage):
+    import importlib
+    sections = {"student": "students", "method": "methods", "model": "teacher" if stage == "evaluate-teacher" else "students"}
+    taken = {sections.get(name, name) for name in inspect.signature(importlib.import_module(f"stages.{MODULES[stage]}").run).parameters}
+    taken &= set(config._SECTIONS)
+    if stage == "evaluate-teacher":
+        taken -= {"training"}                       # the teacher has no existence head to ask about
+    if stage == "train-student":
+        taken -= {"teacher"}                        # behind the cache's report
+    listed = [name.split(".")[0] for entry in body(stage).get("params", []) for name in next(iter(entry.values()))]
+    assert taken == set(listed)
+
+
+def test_every_shipped_plugin_is_exercised_by_some_config():
+    from pipeline import lookup
+    used = {kind: set() for kind in lookup.KINDS}
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        cfg = config.load(path)
+        used["datasets"].add(cfg.dataset.name)
+        used["models"] |= {cfg.teacher.model.name, *(student.name for student in cfg.students.values())}
+        used["targets"] |= {target.name for target in cfg.targets.values()}
+        used["losses"] |= {term.loss.name for method in cfg.methods.values() for term in method}
+    for kind, names in used.items():
+        assert set(lookup.names(kind)) <= names, f"{kind} that no config uses: {set(lookup.names(kind)) - names}"
