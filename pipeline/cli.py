@@ -211,6 +211,28 @@ def evaluate(config, overrides, student, method, seed, teacher, device):
                          device=_pick(device)))
 
 
+@_command("verify")
+@_root
+@_device
+@click.option("--recompute", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+              help="Let the teacher answer N random views again and compare.")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images a teacher pass takes at a time.")
+def verify(config, overrides, root, device, recompute, batch):
+    """Check the stores on disk: whole, undamaged, and made from what the file says. Offline equals online?
+
+    Reads both stores; with --recompute also runs the teacher, and prints the error of every target against what it declares,
+    and what it changes in each loss and its gradient. Exit code 1 if anything is wrong.
+
+    \b
+    $ pipeline verify configs/demo.yaml --recompute 32
+    """
+    from stages import verify as stage
+    cfg = _load(config, overrides)
+    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
+                         training=cfg.training, students=cfg.students, methods=cfg.methods, weights_file=_teacher_weights(cfg),
+                         root=root, recompute=recompute, device=_pick(device), batch=batch))
+
+
 @_command("report")
 def report(config, overrides):
     """Print one table of all scored runs, with the difference to plain training.

@@ -305,7 +305,14 @@ def _plugin(kind, value, where, faults, name_key, name=None, keep=()) -> Plugin 
     except ConfigError as error:
         return faults.add(f"{where}.{name_key}", str(error))
     args = {k: v for k, v in value.items() if k != name_key and k not in keep}
-    return Plugin(kind=kind, name=name, args=_keywords(cls, args, where, faults, INJECTED[kind]))
+    before = len(faults)
+    plugin = Plugin(kind=kind, name=name, args=_keywords(cls, args, where, faults, INJECTED[kind]))
+    if kind == "targets" and len(faults) == before:
+        try:
+            plugin.build()                      # a target is its own config: it checks its values itself
+        except ConfigError as error:
+            faults.add(where, str(error))
+    return plugin
 
 
 def _teacher(value, where, faults):

@@ -45,12 +45,9 @@ class Loader:
         return self.training.steps * self.training.batch / len(self.ids)
 
     def batch(self, step: int) -> Batch:
-        positions, epochs = self._positions(step)
+        positions, epochs = self.positions(step)
+        numbers = self.views_at(positions, epochs)
         rows = self.samples.read(self.sample, positions, np.zeros_like(positions))
-        if self.training.fresh_views:
-            numbers = epochs + 1
-        else:
-            numbers = np.array([geometry.view_of_epoch(self.ids[p], e, self.views.count) for p, e in zip(positions, epochs)])
         matrices = self._matrices(positions, numbers)
         images, labels, inside = geometry.apply(
             self._tensor(rows["image"]), self._tensor(rows["label"]), matrices,
@@ -62,11 +59,18 @@ class Loader:
         images = photometric(images, self.training.photometric, self._generator(step))
         return Batch(images, labels, inside, flags, self._targets(positions, numbers), step)
 
-    def _positions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def positions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which images a step shows, and in which epoch of each."""
         numbers = step * self.training.batch + np.arange(self.training.batch)
         epochs = numbers // len(self.ids)
         positions = np.array([self._permutation(epoch)[n % len(self.ids)] for n, epoch in zip(numbers, epochs)])
         return positions, epochs
+
+    def views_at(self, positions: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        """The view each image is shown in; fresh views are never the plain one and never repeat."""
+        if self.training.fresh_views:
+            return epochs + 1
+        return np.array([geometry.view_of_epoch(self.ids[p], e, self.views.count) for p, e in zip(positions, epochs)])
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:

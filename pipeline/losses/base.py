@@ -6,6 +6,7 @@ channels, for adapters); further keywords are the YAML's keys of this entry. Par
 checkpointed with the student.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Mapping
 
@@ -25,6 +26,9 @@ class Batch:
     existence_BL: Tensor | None                     # uint8 lane flags of this view; 255 = unknown
     rows: Mapping[str, Mapping[str, Tensor]]        # target name -> decoded fields [B, ...]
     step: int
+
+    def with_rows(self, rows: Mapping[str, Mapping[str, Tensor]]) -> "Batch":
+        return dataclasses.replace(self, rows=rows)
 
 
 class LossModule(nn.Module):

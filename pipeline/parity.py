@@ -1,0 +1,91 @@
+"""Is offline the same as online? Stored rows against the live teacher on the same view, and what the difference does to a
+student's loss and its gradient.
+
+A row may differ by what its codec declares and by what computing it again may change (another batch, thread count or device):
+|stored - live| <= absolute_error * m + relative_error * |live| + compute_tolerance * m, with m the row's largest magnitude.
+"""
+
+from dataclasses import dataclass
+from typing import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.losses.base import Batch
+from pipeline.models.base import Output
+from pipeline.targets.base import Context, Field, TargetType
+
+
+@dataclass(frozen=True)
+class RowError:
+    """Of one target over some rows, relative to each row's largest magnitude; `excess` is the largest error / allowed error."""
+
+    target: str
+    rows: int
+    largest: float
+    mean: float
+    excess: float
+
+    @property
+    def holds(self) -> bool:
+        return self.excess <= 1
+
+
+def row_error(name: str, target: TargetType, stored: Mapping[str, Tensor], live: Mapping[str, Tensor], context: Context) -> RowError:
+    """Decoded rows `stored` against computed `live`, both [B, ...] by field."""
+    fields = target.fields(context)
+    largest = excess = total = count = 0.0
+    for field, ours in stored.items():
+        theirs = live[field].to(ours)
+        magnitude = theirs.flatten(1).abs().amax(1).clamp(min=1e-30).view(-1, *[1] * (theirs.ndim - 1))
+        error = (ours - theirs).abs()
+        declared = fields.get(field, Field((), "float32"))
+        allowed = (declared.absolute_error + target.compute_tolerance) * magnitude + declared.relative_error * theirs.abs()
+        excess = max(excess, float((error / allowed).max()))
+        relative = error / magnitude
+        largest, total, count = max(largest, float(relative.max())), total + float(relative.sum()), count + relative.numel()
+    return RowError(name, len(next(iter(stored.values()))), largest, total / count, excess)
+
+
+@dataclass(frozen=True)
+class LossError:
+    """One loss of one batch: its value online, the relative difference offline, and the same of its gradient (2-norms)."""
+
+    loss: str
+    online: float
+    difference: float
+    gradient_difference: float
+
+
+def loss_error(name: str, loss: nn.Module, output: Output, offline: Batch, online: Batch) -> LossError:
+    """`offline` and `online` are the same batch with stored and with live rows; gradients are taken at the student's output."""
+    leaves = [t for t in (output.logits, *output.features.values()) if t.requires_grad]
+    values, gradients = [], []
+    for batch in (online, offline):
+        value = loss(output, batch)
+        found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+        values.append(float(value))
+        gradients.append(torch.cat([g.flatten().double() for g in found if g is not None]))
+    scale = max(abs(values[0]), 1e-30)
+    norm = max(float(gradients[0].norm()), 1e-30)
+    return LossError(name, values[0], abs(values[1] - values[0]) / scale, float((gradients[1] - gradients[0]).norm()) / norm)
+
+
+def choose(num_images: int, num_views: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """`count` random (image, view) pairs, without repetition, as two arrays."""
+    rng = np.random.default_rng(seed)
+    flat = rng.choice(num_images * num_views, min(count, num_images * num_views), replace=False)
+    return flat // num_views, flat % num_views
+
+
+def table(errors: Sequence[RowError]) -> str:
+    lines = ["| target | rows | largest error | mean error | of what is allowed |", "|---|---|---|---|---|"]
+    lines += [f"| {e.target} | {e.rows} | {e.largest:.2e} | {e.mean:.2e} | {e.excess:.2f} |" for e in errors]
+    return "\n".join(lines)
+
+
+def loss_table(errors: Sequence[LossError]) -> str:
+    lines = ["| loss | online | offline differs by | its gradient by |", "|---|---|---|---|"]
+    lines += [f"| {e.loss} | {e.online:.6g} | {e.difference:.2e} | {e.gradient_difference:.2e} |" for e in errors]
+    return "\n".join(lines)

@@ -1,0 +1,101 @@
+"""Check a config's stores on disk, and, on request, its cached rows and losses against the live teacher."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline import cache, parity, prepared, weights
+from pipeline.config import Plugin, Prepare, Teacher, Term, Training, Views, term_name
+from pipeline.errors import StoreError
+from pipeline.loading import CachedTargets, Loader
+from pipeline.models.base import set_precision
+from pipeline.progress import Progress
+from pipeline.store import Reader, Store
+
+
+def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], training: Training,
+        students: dict[str, Plugin], methods: dict[str, tuple[Term, ...]], weights_file: Path, root: Path, recompute: int,
+        device: str, batch: int) -> str:
+    """Returns what was found, in words and tables. Raises StoreError listing every fault: damage, gaps, or rows of another
+    teacher. `recompute` rows, chosen at random, are answered again by the teacher."""
+    source = dataset.build()
+    ids = source.ids("train")
+    sample = prepared.sample_pass(prepare.size, source.lanes)
+    pixels = Store.find(root, "prepared", dataset.name, prepared.identity(source, prepare))
+    identity = cache.identity(source, prepare, views, teacher, cache.weights_digest(weights_file))
+    store = Store.find(root, "targets", dataset.name, identity)
+    faults = [*pixels.verify(), *store.verify()]
+    if faults:
+        raise StoreError("\n".join(faults))
+    context = cache.context(teacher.model, source, prepare.size)
+    named = cache.target_passes(targets, context)
+    images = [pixels.images[pixels.row_of[image_id]] for image_id in ids]
+    passes = [(cache.MATRIX, False), *((pass_, target.uses_labels) for target, pass_ in named.values())]
+    store.check(images, range(views.count), passes)
+    lines = [f"{store.folder}: whole and undamaged: {len(ids)} images x {views.count} views, {len(named)} targets"]
+    if not recompute:
+        return lines[0]
+
+    set_precision(teacher.precision)
+    model = cache.build_teacher(teacher, source, prepare.size)
+    weights.load_into(model, weights.load_file(weights_file), str(weights_file))
+    answers = cache.Answers(model, source, context, prepare.size, precision=teacher.precision, batch=batch, device=device)
+    samples = Reader(pixels, [sample], ids, 1)
+    reader = Reader(store, [pass_ for pass_, _ in passes], ids, views.count)
+    positions, numbers = parity.choose(len(ids), views.count, recompute)
+
+    live, stored = {name: [] for name in named}, {name: [] for name in named}
+    with Progress("teacher again", len(positions), "views") as progress:
+        for start in range(0, len(positions), batch):
+            here, view = positions[start:start + batch], numbers[start:start + batch]
+            computed = live_rows(answers, samples, sample, reader, named, here, view)
+            for name, (target, pass_) in named.items():
+                live[name].append(computed[name])
+                stored[name].append(target.decode(tensors(reader.read(pass_, here, view), device)))
+            progress.advance(len(here))
+    errors = [parity.row_error(name, target, joined(stored[name]), joined(live[name]), context)
+              for name, (target, _) in named.items()]
+    lines += ["", parity.table(errors)]
+
+    # one batch of each method, seen by a fresh student, with stored and with live rows
+    differences = []
+    for method, terms in methods.items():
+        wanted = {name: named[name] for term in terms for name in term.reads}
+        if not wanted:
+            continue
+        for student, plugin in students.items():
+            torch.manual_seed(0)
+            network = plugin.build(num_classes=len(source.classes), size=context.size, lanes=0).to(device).eval()
+            own = cache.context(plugin, source, prepare.size)
+            loader = Loader(samples, sample, ids, dataset=source, content=prepare.size, views=views, training=training, seed=0,
+                            device=device, cached=CachedTargets(reader, cache.MATRIX, wanted))
+            offline = loader.batch(0)
+            here, epochs = loader.positions(0)
+            online = offline.with_rows(live_rows(answers, samples, sample, reader, wanted, here, loader.views_at(here, epochs)))
+            output = network(offline.images_B3HW)
+            for i, term in enumerate(terms):
+                loss = term.loss.build(reads={n: wanted[n][0] for n in term.reads}, context=context, student=own).to(device)
+                differences.append(parity.loss_error(f"{student} {method} {term_name(terms, i)}", loss, output, offline, online))
+    lines += ["", parity.loss_table(differences)]
+    wrong = [error.target for error in errors if not error.holds]
+    if wrong:
+        raise StoreError("\n".join([f"{store.folder}: rows of {', '.join(wrong)} are not this teacher's within what is declared",
+                                    parity.table(errors)]))
+    return "\n".join(lines)
+
+
+def live_rows(answers, samples, sample, reader, named, positions, numbers) -> dict[str, dict[str, torch.Tensor]]:
+    """What the teacher answers on these views, by target, not encoded."""
+    rows = samples.read(sample, positions, np.zeros_like(positions))
+    matrices = reader.read(cache.MATRIX, positions, numbers)["matrix"]
+    output, labels = answers.output(rows["image"], rows["label"], matrices)
+    return {name: target.compute(output, labels, answers.context) for name, (target, _) in named.items()}
+
+
+def tensors(rows, device):
+    return {field: torch.from_numpy(values).to(device) for field, values in rows.items()}
+
+
+def joined(parts):
+    return {field: torch.cat([part[field] for part in parts]) for field in parts[0]}

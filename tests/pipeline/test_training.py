@@ -1,0 +1,147 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline import training as steps
+from pipeline.config import Photometric, Plugin, Term, Training
+from pipeline.datasets.base import DatasetBase
+from pipeline.errors import ConfigError
+from pipeline.loading import photometric
+from pipeline.losses.base import Batch
+
+SETTINGS = Training(steps=10, batch=2, lr=0.1, momentum=0.9, weight_decay=1e-4, power=0.9, background_weight=0.4,
+                    existence_weight=0.0, fresh_views=False, precision="fp32", photometric=Photometric(brightness=0, contrast=0, noise=0),
+                    norm_every=5)
+
+
+def batch(step=0, size=(16, 24), classes=5):
+    generator = torch.Generator().manual_seed(step)
+    labels = torch.randint(0, classes, (2, *size), generator=generator).to(torch.uint8)
+    labels[:, :3] = 255
+    images = torch.rand(2, 3, *size, generator=generator) * 255
+    return Batch(images, labels, labels != 255, None, {}, step)
+
+
+def student(seed=0):
+    torch.manual_seed(seed)
+    return Plugin(kind="models", name="erfnet", args={"width": 4}).build(num_classes=5, size=(16, 24), lanes=0)
+
+
+def test_cross_entropy_equals_a_loop_over_pixels():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randint(0, 3, (2, 4, 5))
+    labels[0, 1] = 255
+    weights = torch.tensor([0.4, 1.0, 2.0], dtype=torch.float64)
+    total = weight = 0.0
+    for b in range(2):
+        for y in range(4):
+            for x in range(5):
+                k = int(labels[b, y, x])
+                if k != 255:
+                    z = [math.exp(v) for v in logits[b, :, y, x].tolist()]
+                    total -= float(weights[k]) * math.log(z[k] / sum(z))
+                    weight += float(weights[k])
+    assert float(steps.cross_entropy(logits, labels.to(torch.uint8), weights)) == pytest.approx(total / weight, rel=1e-12)
+
+
+def test_cross_entropy_without_a_labelled_pixel_is_zero_with_zero_gradient():
+    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+    loss = steps.cross_entropy(logits, torch.full((1, 2, 2), 255, dtype=torch.uint8), torch.ones(3))
+    loss.backward()
+    assert loss == 0 and logits.grad.abs().max() == 0
+
+
+def test_coarse_logits_are_upsampled_to_the_labels():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(1, 3, 2, 3), torch.randint(0, 3, (1, 16, 24)).to(torch.uint8)
+    up = F.interpolate(logits, (16, 24), mode="bilinear", align_corners=False)
+    assert torch.equal(steps.cross_entropy(logits, labels, torch.ones(3)), steps.cross_entropy(up, labels, torch.ones(3)))
+
+
+def test_unknown_lane_flags_do_not_count():
+    logits, flags = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, 255]], dtype=torch.uint8)
+    expected = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2
+    assert float(steps.existence_loss(logits, flags)) == pytest.approx(expected, rel=1e-6)
+
+
+class Sky(DatasetBase):
+    classes, colours = ("sky", "road"), ((0, 0, 0), (9, 9, 9))
+    ids = image = label = files = lambda *_: None
+
+
+def test_a_background_weight_needs_a_background_class():
+    with pytest.raises(ConfigError, match="background_weight"):
+        steps.class_weights(Sky(), SETTINGS, "cpu")
+    roads = Sky()
+    roads.background = 0
+    assert steps.class_weights(roads, SETTINGS, "cpu").tolist() == pytest.approx([0.4, 1.0])
+
+
+def test_the_learning_rate_falls_by_the_poly_rule():
+    step = steps.Step(student(), [], [], SETTINGS, torch.ones(5), seed=0)
+    rates = []
+    for number in range(10):
+        step(batch(number))
+        rates.append(step.optimiser.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.1 * (1 - n / 10) ** 0.9 for n in range(10)])
+
+
+class Pull(torch.nn.Module):
+    """A loss with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, output, batch):
+        return (output.logits * self.scale).square().mean()
+
+
+def terms(weight=1.0, **schedule):
+    return [Term(loss=Plugin(kind="losses", name="pull", args={}), reads=(), weight=weight, **schedule)]
+
+
+def test_a_loss_is_weighed_logged_and_its_own_parameters_are_trained():
+    loss = Pull()
+    step = steps.Step(student(), terms(0.5), [loss], SETTINGS, torch.ones(5), seed=0)
+    values, norms = step(batch(0))
+    assert set(values) == {"labels", "pull"} and set(norms) == {"labels", "pull"}
+    assert float(loss.scale.detach()) != 1.0
+    assert step(batch(1))[1] == {}                       # gradient norms are measured every `norm_every` steps
+
+
+def test_a_weight_of_zero_leaves_the_plain_step():
+    plain = steps.Step(student(), [], [], SETTINGS, torch.ones(5), seed=0)
+    pulled = steps.Step(student(), terms(1.0, start=5), [Pull()], SETTINGS, torch.ones(5), seed=0)
+    for number in range(3):
+        plain(batch(number)), pulled(batch(number))
+    assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), pulled.model.parameters()))
+
+
+def test_gradient_norms_equal_finite_differences():
+    step = steps.Step(student(), terms(2.0), [Pull()], SETTINGS, torch.ones(5), seed=0)
+    step.model.eval()
+    output, weighed = step.loss_terms(batch(0))
+    norm = steps.gradient_norms(output, weighed)["pull"]
+    exact = 2.0 * 2.0 * output.logits.detach().double().norm() / output.logits.numel()
+    assert norm == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_a_step_depends_on_seed_and_step_alone():
+    first, second = (steps.Step(student(), [], [], SETTINGS, torch.ones(5), seed=0) for _ in range(2))
+    first(batch(0)), first(batch(1))
+    second(batch(0))
+    torch.rand(17)                                       # somebody draws in between
+    second(batch(1))
+    assert all(torch.equal(a, b) for a, b in zip(first.model.state_dict().values(), second.model.state_dict().values()))
+
+
+def test_photometric_changes_keep_the_range_and_depend_on_the_generator():
+    images = torch.rand(4, 3, 8, 8) * 255
+    change = Photometric(brightness=0.3, contrast=0.3, noise=5.0)
+    once, again = (photometric(images, change, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(once, again) and once.min() >= 0 and once.max() <= 255 and not torch.equal(once, images)
+    assert photometric(images, Photometric(brightness=0, contrast=0, noise=0), torch.Generator()) is images
