@@ -306,7 +306,10 @@ def _plugin(kind, value, where, faults, name_key, name=None, keep=()) -> Plugin 
         return faults.add(f"{where}.{name_key}", str(error))
     args = {k: v for k, v in value.items() if k != name_key and k not in keep}
     before = len(faults)
-    plugin = Plugin(kind=kind, name=name, args=_keywords(cls, args, where, faults, INJECTED[kind]))
+    defaults = {n: p.default for n, p in inspect.signature(cls).parameters.items()
+                if p.default is not inspect.Parameter.empty and n not in INJECTED[kind]}
+    # written out, so that an identity names them all and notices a changed default
+    plugin = Plugin(kind=kind, name=name, args={**defaults, **_keywords(cls, args, where, faults, INJECTED[kind])})
     if kind == "targets" and len(faults) == before:
         try:
             plugin.build()                      # a target is its own config: it checks its values itself

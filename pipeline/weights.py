@@ -51,7 +51,7 @@ def load_file(path: str | Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise ConfigError(f"{path}: not a weights file, or holds objects besides tensors and plain values; "
                           f"save the state dict alone: torch.save(network.state_dict(), path)") from error
-    except Exception as error:      # damaged bytes fail anywhere in the parsers: UnicodeDecodeError, KeyError, RuntimeError, ...
+    except Exception as error:      # damaged bytes fail anywhere in the parsers: UnicodeDecodeError, KeyError, EOFError
         reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         raise ConfigError(f"{path}: cannot be read as weights ({reason}); copy or save the file again") from error
 
@@ -65,15 +65,19 @@ def load_file(path: str | Path) -> dict[str, Tensor]:
 
 
 def save_file(path: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Writes safetensors; the file appears under its name only when all of it is on disk. Equal weights, equal bytes."""
+    """Writes safetensors; the name appears only when all of the file is on disk. Equal weights give equal bytes."""
     path = Path(path)
     data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)      # the rename itself is durable only with its folder
     try:
         os.fsync(folder)
@@ -99,13 +103,14 @@ def load_backbone(network: nn.Module, path: str | Path) -> None:
     if not hasattr(network, "backbone"):
         kind = type(network).__module__.rpartition(".")[2]
         raise ConfigError(f"{path}: {kind} has no backbone to load; ImageNet weights are for resnet networks")
-    wanted = {name: tensor for name, tensor in network.state_dict().items() if name.partition(".")[0] in network.backbone}
+    wanted = {name: tensor for name, tensor in network.state_dict().items()
+              if name.partition(".")[0] in network.backbone}
     counters = {name: tensor for name, tensor in wanted.items() if name.endswith(".num_batches_tracked")}
     state = counters | {name: tensor for name, tensor in load_file(path).items() if name.partition(".")[0] != "fc"}
     faults = differences(wanted, state)
     if faults:
-        raise ConfigError(f"{path}: does not fit the backbone: {faults}; name an ImageNet checkpoint of the same depth, "
-                          f"with torchvision's names, and leave the width at 64")
+        raise ConfigError(f"{path}: does not fit the backbone: {faults}; name an ImageNet checkpoint of the same "
+                          f"depth, with torchvision's names, and leave the width at 64")
     network.load_state_dict(state, strict=False)
 
 
@@ -113,7 +118,8 @@ def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> st
     """What keeps one state dict from being loaded as another, in a few words; empty if nothing does."""
     misshaped = [f"{name} {list(found[name].shape)} instead of {list(tensor.shape)}"
                  for name, tensor in wanted.items() if name in found and found[name].shape != tensor.shape]
-    groups = {"missing": wanted.keys() - found.keys(), "unexpected": found.keys() - wanted.keys(), "misshaped": misshaped}
+    groups = {"missing": wanted.keys() - found.keys(), "unexpected": found.keys() - wanted.keys(),
+              "misshaped": misshaped}
     return "; ".join(f"{len(names)} {fault} ({shown(names)})" for fault, names in groups.items() if names)
 
 

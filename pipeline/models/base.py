@@ -44,3 +44,9 @@ def shapes(build, size: tuple[int, int]) -> Output:
     """The output of `build()` on one image of this size as empty meta tensors: every grid and channel count, no arithmetic."""
     with torch.device("meta"), torch.no_grad():
         return build().eval()(torch.empty(1, 3, *size))
+
+
+def set_precision(precision: str) -> None:
+    """TF32 only where it is asked for: `fp32` means fp32."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"

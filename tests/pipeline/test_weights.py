@@ -1,5 +1,6 @@
 """Weights as files: the same digest whatever the format, and one-line errors for what does not fit."""
 
+import hashlib
 import pickle
 
 import pytest
@@ -30,7 +31,8 @@ def network(seed=0, **keywords):
 
 def imagenet(**keywords):
     """What torchvision's file holds: the backbone and a classifier."""
-    found = {name: tensor for name, tensor in network(seed=1, **keywords).state_dict().items() if not name.startswith("head.")}
+    state = network(seed=1, **keywords).state_dict()
+    found = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     return found | {"fc.weight": torch.zeros(1000, 64), "fc.bias": torch.zeros(1000)}
 
 
@@ -40,15 +42,16 @@ def equal(one, other):
 
 
 def test_the_digest_is_the_documented_one():
-    assert digest({"b": torch.tensor([1, 258], dtype=torch.int16), "a": torch.tensor(1.0)}) == __import__("hashlib").sha256(
-        b"a\nfloat32\n[]\n" + bytes.fromhex("0000803f") + b"b\nint16\n[2]\n" + bytes.fromhex("01000201")).hexdigest()
+    record = b"a\nfloat32\n[]\n" + bytes.fromhex("0000803f") + b"b\nint16\n[2]\n" + bytes.fromhex("01000201")
+    found = digest({"b": torch.tensor([1, 258], dtype=torch.int16), "a": torch.tensor(1.0)})
+    assert found == hashlib.sha256(record).hexdigest()
 
 
 def test_the_digest_does_not_depend_on_order_layout_or_file_format(tmp_path):
     save_file(tmp_path / "a.safetensors", state())
     torch.save(state(), tmp_path / "b.pt")
-    torch.save({"state_dict": {f"module.{name}": value for name, value in state().items()}, "epoch": 3}, tmp_path / "c.pth",
-               _use_new_zipfile_serialization=False)
+    parallel = {f"module.{name}": value for name, value in state().items()}
+    torch.save({"state_dict": parallel, "epoch": 3}, tmp_path / "c.pth", _use_new_zipfile_serialization=False)
     last = state() | {"conv.weight": state()["conv.weight"].contiguous(memory_format=torch.channels_last)}
     backwards = dict(reversed(state().items()))
     files = [load_file(tmp_path / name) for name in ("a.safetensors", "b.pt", "c.pth")]
@@ -85,6 +88,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         save_file(path, {"other": torch.zeros(1)})
     assert equal(load_file(path), state())
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("wrap", [dict, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
@@ -100,7 +104,7 @@ class Planted:
 
 @pytest.mark.parametrize("name, write, words", [
     ("gone.pth", lambda path: None, "no such weights file"),
-    ("code.pth", lambda path: path.write_bytes(pickle.dumps({"state_dict": Planted()})), "save the state dict alone"),
+    ("code.pth", lambda path: path.write_bytes(pickle.dumps(Planted(), protocol=2)), "save the state dict alone"),
     ("module.pth", lambda path: torch.save(nn.Linear(2, 2), path), "save the state dict alone"),
     ("tensor.pth", lambda path: torch.save(torch.ones(2), path), "holds no state dict"),
     ("numbers.pth", lambda path: torch.save({"epoch": 3}, path), "holds no state dict"),

@@ -1,0 +1,94 @@
+"""ERFNet: an encoder-decoder of factorised residual blocks; the paper's student (2.06M parameters).
+
+`mid` is block 2 (64 channels, stride 4), `high` is block 3 (128 channels, stride 8, the encoder's end), a block being
+what lies between two downsamplers. Logits are at the input's resolution.
+
+Source: Romera et al., "ERFNet: Efficient Residual Factorized ConvNet for Real-Time Semantic Segmentation", IEEE
+Transactions on Intelligent Transportation Systems, 2018, Table I; written from that description. Dropout is 0.1 in both
+encoder blocks, as in the lane detection versions (published: 0.03 and 0.3); the existence branch is theirs too. Left
+out: the encoder's own 1x1 classifier, which published counts include though only its pre-training uses it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.models._existence import EncoderExistence
+from pipeline.models._network import check_size, check_width, initialise
+from pipeline.models.base import ModelBase, Output
+
+EPS = 1e-3      # of every batch norm
+
+
+class Downsampler(nn.Module):
+    """A strided convolution and a max pool side by side, together `channels_out`."""
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out - channels_in, 3, stride=2, padding=1)
+        self.bn = nn.BatchNorm2d(channels_out, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolved = self.conv(x)
+        pooled = F.max_pool2d(x, 2).to(convolved.dtype)     # a float32 image would keep autocast out of what follows
+        return F.relu(self.bn(torch.cat([convolved, pooled], dim=1)))
+
+
+class NonBottleneck1D(nn.Module):
+    """Two 3x3 convolutions, each split into 3x1 and 1x3, the second pair dilated, added to the input."""
+
+    def __init__(self, channels: int, dilation: int = 1, dropout: float = 0.0):
+        super().__init__()
+        self.conv1_rows = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
+        self.conv1_columns = nn.Conv2d(channels, channels, (1, 3), padding=(0, 1))
+        self.bn1 = nn.BatchNorm2d(channels, eps=EPS)
+        self.conv2_rows = nn.Conv2d(channels, channels, (3, 1), padding=(dilation, 0), dilation=(dilation, 1))
+        self.conv2_columns = nn.Conv2d(channels, channels, (1, 3), padding=(0, dilation), dilation=(1, dilation))
+        self.bn2 = nn.BatchNorm2d(channels, eps=EPS)
+        self.dropout = nn.Dropout2d(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = F.relu(self.bn1(self.conv1_columns(F.relu(self.conv1_rows(x)))))
+        branch = self.bn2(self.conv2_columns(F.relu(self.conv2_rows(branch))))
+        return F.relu(self.dropout(branch) + x)
+
+
+class Upsampler(nn.Sequential):
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__(
+            nn.ConvTranspose2d(channels_in, channels_out, 3, stride=2, padding=1, output_padding=1),
+            nn.BatchNorm2d(channels_out, eps=EPS),
+            nn.ReLU(inplace=True),
+        )
+
+
+class Model(ModelBase):
+    """`width` is block 1's number of channels, 16 as published; the others have 4 and 8 times as many."""
+
+    layers = {"mid": "block2", "high": "block3"}
+
+    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, width: int = 16,
+                 dropout: tuple[float, float] = (0.1, 0.1)):
+        super().__init__()
+        check_size(self, size)
+        check_width(self, width, least=4)
+        thin, middle, thick = width, 4 * width, 8 * width
+        self.block1 = Downsampler(3, thin)
+        self.block2 = nn.Sequential(
+            Downsampler(thin, middle), *(NonBottleneck1D(middle, dropout=dropout[0]) for _ in range(5)))
+        self.block3 = nn.Sequential(
+            Downsampler(middle, thick),
+            *(NonBottleneck1D(thick, dilation, dropout[1]) for dilation in (2, 4, 8, 16, 2, 4, 8, 16)))
+        self.decoder = nn.Sequential(
+            Upsampler(thick, middle), NonBottleneck1D(middle), NonBottleneck1D(middle),
+            Upsampler(middle, thin), NonBottleneck1D(thin), NonBottleneck1D(thin))
+        self.classifier = nn.ConvTranspose2d(thin, num_classes, 2, stride=2)
+        self.existence = EncoderExistence(thick, lanes, (size[0] // 8, size[1] // 8)) if lanes else None
+        initialise(self)
+
+    def forward(self, images_B3HW: Tensor, labels_BHW: Tensor | None = None) -> Output:
+        mid = self.block2(self.block1(self.normalise(images_B3HW)))
+        high = self.block3(mid)
+        logits_BKHW = self.classifier(self.decoder(high))
+        existence = self.existence(high) if self.existence is not None else None
+        return Output(logits_BKHW, {"mid": mid, "high": high}, existence)
