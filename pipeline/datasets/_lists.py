@@ -1,0 +1,43 @@
+"""List files and id lists: every entry remembers where it came from, so that a complaint can name file and line."""
+
+from pathlib import Path
+from typing import Iterable
+
+from pipeline.errors import DatasetError
+
+
+def read_list(path: Path) -> list[tuple[str, str]]:
+    """(where, text) of every line that is not blank; `where` reads `val.txt: line 3`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror}); write the list, or correct its name") from None
+    except UnicodeDecodeError:
+        raise DatasetError(f"{path}: is not UTF-8 text; save the list as UTF-8") from None
+    lines = ((f"{path}: line {number}", line.strip()) for number, line in enumerate(text.splitlines(), 1))
+    if not (filled := [(where, line) for where, line in lines if line]):
+        raise DatasetError(f"{path}: is empty; write one image a line, or remove the list")
+    return filled
+
+
+def by_id(entries: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """id -> where, in order, from (where, id). Raises DatasetError on an id that comes twice, with both places."""
+    found: dict[str, str] = {}
+    for where, image_id in entries:
+        if image_id in found:
+            raise DatasetError(f"{where}: {image_id!r} a second time, first at {found[image_id]}; keep one of them")
+        found[image_id] = where
+    return found
+
+
+def require_split(split: str, splits: tuple[str, ...], root: Path) -> None:
+    if split not in splits:
+        raise DatasetError(f"{root}: there is no split {split!r}; there are {', '.join(splits)}")
+
+
+def found_files(folder: Path, pattern: str) -> list[Path]:
+    """Sorted paths below `folder`. Raises DatasetError if there is none: a missing archive would be an empty split."""
+    paths = sorted(folder.glob(pattern))
+    if not paths:
+        raise DatasetError(f"{folder}: holds no {pattern}; unpack the archive there, or correct 'root'")
+    return paths

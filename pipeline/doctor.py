@@ -1,0 +1,160 @@
+"""A check of a dataset on disk before a long run: every image and label is read, everything wrong goes into one report.
+
+Reading is spread over processes; what is compared across images (repeated frames, counts) is done here. Repeated frames
+are those whose pixels are equal; near-duplicates, such as the frames of a standing car, are not looked for.
+"""
+
+import hashlib
+import multiprocessing
+from collections import Counter, defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from typing import Callable, Iterator, NamedTuple, Sequence
+
+import numpy as np
+
+from pipeline.datasets.base import IGNORE, DatasetBase
+from pipeline.errors import DatasetError
+
+
+class Fault(NamedTuple):
+    file: str
+    what: str
+    what_to_do: str
+
+
+@dataclass
+class SplitCounts:
+    images: int
+    labelled: int = 0
+    sizes: Counter = field(default_factory=Counter)         # (height, width) -> images
+    pixels: Counter = field(default_factory=Counter)        # train id (255 = ignored) -> pixels
+
+
+@dataclass
+class Report:
+    faults: list[Fault]
+    counts: dict[str, SplitCounts]
+
+
+class Finding(NamedTuple):
+    """What a worker brings back of one image."""
+
+    digest: bytes | None
+    size: tuple[int, int] | None
+    pixels: dict[int, int] | None                           # None: no label, or not readable
+    faults: list[Fault]
+
+
+def check(
+    dataset: DatasetBase,
+    splits: Sequence[str],
+    *,
+    workers: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Reads every image and label of the splits; 1 worker is this process. `progress(done, total)` after each image."""
+    report = Report([], {})
+    places: list[tuple[str, str]] = []                      # (split, image id)
+    for split in splits:
+        try:
+            ids = dataset.ids(split)
+        except DatasetError as error:
+            report.faults.append(fault_of(error))
+            continue
+        report.counts[split] = SplitCounts(images=len(ids))
+        places += [(split, image_id) for image_id in ids]
+
+    same: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
+    findings = examined(dataset, [image_id for _, image_id in places], workers)
+    for done, ((split, image_id), finding) in enumerate(zip(places, findings), 1):
+        counts = report.counts[split]
+        report.faults += finding.faults
+        if finding.digest is not None:
+            same[finding.digest].append((split, image_id))
+            counts.sizes[finding.size] += 1
+        if finding.pixels is not None:
+            counts.labelled += 1
+            counts.pixels.update(finding.pixels)
+        progress(done, len(places))
+
+    report.faults += repeated(dataset, same)
+    report.faults += miscounted(dataset, report.counts)
+    report.faults = list(dict.fromkeys(report.faults))      # a fault of the whole dataset comes up at every image
+    return report
+
+
+def examined(dataset: DatasetBase, ids: list[str], workers: int) -> Iterator[Finding]:
+    if workers == 1:
+        yield from (examine(dataset, image_id) for image_id in ids)
+        return
+    context = multiprocessing.get_context("spawn")          # a fork would copy the locks of running threads
+    with ProcessPoolExecutor(workers, context, initializer=_hold, initargs=(dataset,)) as pool:
+        yield from pool.map(_examine_held, ids, chunksize=max(1, min(16, len(ids) // (4 * workers))))
+
+
+def _hold(dataset: DatasetBase) -> None:
+    global _held
+    _held = dataset
+
+
+def _examine_held(image_id: str) -> Finding:
+    return examine(_held, image_id)
+
+
+def examine(dataset: DatasetBase, image_id: str) -> Finding:
+    faults: list[Fault] = []
+
+    def attempt(read):
+        try:
+            return read(image_id)
+        except DatasetError as error:
+            faults.append(fault_of(error))
+
+    image, label = attempt(dataset.image), attempt(dataset.label)
+    attempt(dataset.existence)
+    digest = size = pixels = None
+    if image is not None:
+        digest, size = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest(), image.shape[:2]
+        if size[0] <= dataset.crop_top:
+            what = f"has {size[0]} rows, of which crop_top removes {dataset.crop_top}"
+            faults.append(Fault(str(dataset.files(image_id)[0]), what, "fetch the full frame, or lower crop_top"))
+    if label is not None:
+        found = np.bincount(label.ravel(), minlength=IGNORE + 1)
+        pixels = {int(value): int(found[value]) for value in np.flatnonzero(found)}
+        file = str(dataset.files(image_id)[-1])
+        if strange := [value for value in pixels if len(dataset.classes) <= value < IGNORE]:
+            what = f"holds {strange}, where there are {len(dataset.classes)} classes"
+            faults.append(Fault(file, what, "correct the label, or the dataset's reader"))
+        if image is not None and label.shape != size:
+            what = f"label is {label.shape[1]} x {label.shape[0]}, image {size[1]} x {size[0]} pixels"
+            faults.append(Fault(file, what, "bring both to one size"))
+    return Finding(digest, size, pixels, faults)
+
+
+def fault_of(error: DatasetError) -> Fault:
+    """Takes `where: what; what to do` apart; lines after the first belong to what to do."""
+    line, _, more = str(error).partition("\n")
+    file, _, said = line.partition(": ")
+    what, mark, to_do = said.rpartition("; ")
+    return Fault(file, what, "\n".join(filter(None, (to_do, more)))) if mark else Fault(file, said, more)
+
+
+def repeated(dataset: DatasetBase, same: dict[bytes, list[tuple[str, str]]]) -> Iterator[Fault]:
+    for (split, image_id), *others in filter(lambda places: len(places) > 1, same.values()):
+        shown = ", ".join(f"{other_split} {other}" for other_split, other in others[:3]) + ", ..." * (len(others) > 3)
+        across = any(other_split != split for other_split, _ in others)
+        what = f"of {split}, has the pixels of {len(others)} more: {shown}"
+        to_do = "take it out of all splits but one" if across else "remove the repeats, or know that they count more"
+        yield Fault(str(dataset.files(image_id)[0]), what, to_do)
+
+
+def miscounted(dataset: DatasetBase, counts: dict[str, SplitCounts]) -> Iterator[Fault]:
+    """By the dataset's `official_counts`, if it has them: {"train+val": 113_653, "test": 885}; + adds up."""
+    for name, official in getattr(dataset, "official_counts", {}).items():
+        splits = name.split("+")
+        if all(split in counts for split in splits):
+            found = sum(counts[split].images for split in splits)
+            if found != official:
+                what = f"{name} has {found:,} images, officially {official:,}"
+                yield Fault(str(getattr(dataset, "root", "dataset")), what, "fetch the rest, or know that it is a part")

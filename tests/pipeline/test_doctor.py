@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.datasets.folder import EXAMPLE, Dataset
+from pipeline.doctor import Fault, check, fault_of
+from pipeline.errors import DatasetError
+
+
+def write(root, name, label=None, seed=None, size=(12, 16)):
+    """An image of noise (of the name, unless a seed is given), and a label of one value if any."""
+    rng = np.random.default_rng(list(name.encode()) if seed is None else seed)
+    image = root / "images" / f"{name}.png"
+    image.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(image)
+    if label is not None:
+        path = root / "labels" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full(size, label, np.uint8)).save(path)
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "classes.yaml").write_text(EXAMPLE)
+    for number in range(6):
+        write(tmp_path, f"train/{number}", number % 3)
+    write(tmp_path, "train/6", 255)
+    write(tmp_path, "val/0", 0, size=(12, 20))
+    write(tmp_path, "val/1")
+    return tmp_path
+
+
+def spoil(root):
+    picture = root / "images/train/0.png"
+    picture.write_bytes(picture.read_bytes()[:-100])
+    Image.fromarray(np.full((12, 16), 9, np.uint8)).save(root / "labels/train/1.png")
+    Image.fromarray(np.zeros((12, 15), np.uint8)).save(root / "labels/train/2.png")
+    for name, seed in (("train/3", 7), ("val/1", 7), ("train/4", 8), ("train/5", 8)):
+        write(root, name, seed=seed)
+
+
+def files(report, word):
+    return sorted(fault.file.split("images/")[-1].split("labels/")[-1] for fault in report.faults if word in fault.what)
+
+
+def test_a_sound_dataset_has_no_faults_and_is_counted(root):
+    calls = []
+    report = check(Dataset(root=root), ["train", "val"], workers=1, progress=lambda *call: calls.append(call))
+    assert report.faults == []
+    train, val = report.counts["train"], report.counts["val"]
+    assert (train.images, train.labelled, val.images, val.labelled) == (7, 7, 2, 1)
+    assert train.pixels == {0: 2 * 192, 1: 2 * 192, 2: 2 * 192, 255: 192} and val.pixels == {0: 240}
+    assert train.sizes == {(12, 16): 7} and val.sizes == {(12, 20): 1, (12, 16): 1}
+    assert calls == [(done, 9) for done in range(1, 10)]
+
+
+def test_everything_wrong_is_in_one_report(root):
+    spoil(root)
+    report = check(Dataset(root=root), ["train", "val"], workers=1)
+    assert files(report, "truncated") == ["train/0.png"]
+    assert files(report, "value 9 at x=0, y=0") == ["train/1.png"]
+    assert files(report, "is 15 x 12 pixels, but") == ["train/2.png"]
+    assert files(report, "has the pixels of 1 more: val val/1") == ["train/3.png"]
+    assert files(report, "has the pixels of 1 more: train train/5") == ["train/4.png"]
+    assert len(report.faults) == 5 and all(fault.what_to_do for fault in report.faults)
+    assert report.counts["train"].labelled == 5 and sum(report.counts["train"].sizes.values()) == 6
+
+
+def test_processes_report_what_one_process_reports(root):
+    spoil(root)
+    dataset = Dataset(root=root)
+    assert check(dataset, ["train", "val"], workers=2) == check(dataset, ["train", "val"], workers=1)
+
+
+def test_a_list_that_points_nowhere_is_reported_line_by_line_and_the_rest_is_read(root):
+    (root / "train.txt").write_text("train/0\ntrain/gone\ntrain/1\ntrain/lost\n")
+    (root / "val.txt").write_text("val/0\nval/0\n")
+    report = check(Dataset(root=root), ["train", "val"], workers=1)
+    assert [fault.what[:35] for fault in report.faults] == [
+        "line 2: 'val/0' a second time, firs",
+        "line 2: there is no image 'train/go",
+        "line 4: there is no image 'train/lo",
+    ]
+    assert report.counts["train"].labelled == 2 and "val" not in report.counts
+
+
+def test_one_image_in_two_splits_is_reported(root):
+    (root / "train.txt").write_text("train/0\ntrain/1\n")
+    (root / "val.txt").write_text("train/1\n")
+    (fault,) = check(Dataset(root=root), ["train", "val"], workers=1).faults
+    assert fault.file.endswith("images/train/1.png") and "val train/1" in fault.what
+    assert fault.what_to_do == "take it out of all splits but one"
+
+
+def test_counts_are_held_against_the_official_ones(root):
+    class Counted(Dataset):
+        official_counts = {"train": 7, "val": 3, "train+val": 10, "test": 5}
+
+    faults = check(Counted(root=root), ["train", "val"], workers=1).faults
+    assert [fault.what for fault in faults] == [
+        "val has 2 images, officially 3", "train+val has 9 images, officially 10",
+    ]
+    assert [fault.what for fault in check(Counted(root=root), ["train"], workers=1).faults] == []
+
+
+def test_frames_no_higher_than_the_cut_are_reported(root):
+    (root / "classes.yaml").write_text(EXAMPLE.replace("crop_top: 0", "crop_top: 12"))
+    report = check(Dataset(root=root), ["val"], workers=1)
+    assert files(report, "has 12 rows, of which crop_top removes 12") == ["val/0.png", "val/1.png"]
+
+
+def test_a_reader_that_breaks_its_contract_is_reported(root):
+    class Loose(Dataset):
+        def label(self, image_id):
+            return np.full((12, 16), 4 if image_id == "val/1" else 0, np.uint8)
+
+    report = check(Loose(root=root), ["val"], workers=1)
+    assert [fault.what for fault in report.faults] == [
+        "label is 16 x 12, image 20 x 12 pixels", "holds [4], where there are 3 classes",
+    ]
+
+
+def test_a_message_comes_apart_into_file_fault_and_cure():
+    assert fault_of(DatasetError("a b/c.png: is cut; off; fetch it")) == Fault("a b/c.png", "is cut; off", "fetch it")
+    assert fault_of(DatasetError("a.txt: line 3: is empty")) == Fault("a.txt", "line 3: is empty", "")
+    assert fault_of(DatasetError("a.yaml: bad; do:\nx: 1; y")) == Fault("a.yaml", "bad", "do:\nx: 1; y")
