@@ -65,7 +65,7 @@ def loss_error(name: str, loss: nn.Module, output: Output, offline: Batch, onlin
     for batch in (online, offline):
         value = loss(output, batch)
         found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
-        values.append(float(value))
+        values.append(float(value.detach()))
         gradients.append(torch.cat([g.flatten().double() for g in found if g is not None]))
     scale = max(abs(values[0]), 1e-30)
     norm = max(float(gradients[0].norm()), 1e-30)

@@ -3,7 +3,7 @@
     run.json                what the run was made from; a folder with another record is set aside, never overwritten
     checkpoint.pt           model, optimiser, losses and the curves so far; replaced atomically
     curves.tsv .json .png   each term's mean over a window of steps
-    norms.tsv               each weighted term's gradient norm at the network's features and logits
+    norms.tsv               each weighted term's gradient norm at the network's features
     weights.safetensors     the end of the run
 """
 
@@ -20,6 +20,7 @@ import torch
 from pipeline import weights
 from pipeline.errors import PipelineError
 from pipeline.files import write_text, write_tsv
+from pipeline.identity import difference, listed
 from pipeline.loading import Loader
 from pipeline.progress import Progress
 from pipeline.training import Step
@@ -41,7 +42,7 @@ class Run:
             if before != self.record:
                 aside = _free_name(self.folder)
                 os.rename(self.folder, aside)
-                print(f"{self.folder}: was made from something else ({difference(before, self.record)}); "
+                print(f"{self.folder}: was made from something else ({listed(difference(before, self.record))}); "
                       f"set aside as {aside.name}, starting afresh", file=sys.stderr)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(self.record, indent=1) + "\n")
@@ -113,16 +114,6 @@ def _window(pending, folder) -> dict:
                                     f"learning rate (the last checkpoint is from before)")
             sums[name] += value / len(pending)
     return {"step": pending[-1][0] + 1, **sums}
-
-
-def difference(before, after, where="") -> str:
-    """The first place where two records differ, in words."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for key in [*before, *(k for k in after if k not in before)]:
-            if before.get(key) != after.get(key):
-                return difference(before.get(key), after.get(key), f"{where}.{key}" if where else str(key))
-    short = [text if len(text) < 40 else text[:37] + "..." for text in (str(before), str(after))]
-    return f"{where}: {short[0]} there, {short[1]} here"
 
 
 def plain(value):

@@ -1,69 +1,53 @@
 """Rows in blocks on disk: one store behind both the prepared images and the cache of teacher targets. Format 1.
 
-<root>/<dataset>/<kind>-<identity, 12 digits>/          kind: prepared, targets
-  store.json                          what the rows were made from (identity), rows per block, codec, data card; written last
-  images/000123.tsv                   the images of a block: id, digest of the image, digest of its label ("-": none)
-  passes/<name>-<8 digits>.json       what a pass stores: its record, and of each field the shape, dtype, chunk rows and codecs
-  <kind>.zarr/v000/<pass>/<field>     Zarr v3, one group per view: [image, ...]; chunk files c.<k>.0.0
-  <kind>.zarr/v000/<pass>/<field>_crc [image] uint32, crc32c of the row's C-order little-endian bytes
-  done/v000/000123.<8 digits>.json    mark: this block of this pass is whole; each file's size and crc32c
-  manifest.json                       what was whole when the last fill ended
-  history.jsonl                       who did what when; no part of any comparison
-  .lock                               flock around create, grow, add_pass and finalise
+<root>/<dataset>/<kind>-<identity, 12 digits>/     kind: prepared, targets
+  store.json                       what the rows were made from (identity), rows per block, codec, data card
+  images/000123.tsv                the images of a block: id, digest of the image, digest of its label
+  passes/<name>-<8 digits>.json    a pass: its record; each field's shape, dtype, dimensions, chunk rows, codecs
+  <kind>.zarr/v000/<pass>/<field>  Zarr v3, one group per view: [image, ...]; beside it
+                       <field>_crc [image] uint32: crc32c of the row's C-order little-endian bytes
+  done/v000/000123.<8 digits>.json mark: this block of this pass is whole; size and crc of each of its files
+  manifest.json                    what was whole at the last finalise
+  history.jsonl                    who did what when; no part of any comparison
+  .lock                            held around create, grow, add_pass and finalise
 
-Zarr hands out fill values for what was never written, so being whole is decided here: readers trust a chain of checksums,
-mark -> crc array -> row, and nothing else. Sealed JSON ends in a SHA-256 of all bytes before it; a .tsv carries one in its
-header; zarr.json is a pure function of the pass file and the number of blocks. A block is a run of `block_rows` images;
-growth starts at the next block, and padding rows hold fill. Fill is NaN, or the largest integer; it is 0 for a crc, since
-the crc32c of four 0xFF bytes is 0xFFFFFFFF. A chunk file ends in the crc32c of what precedes it; marks hold that number (the
-crc32c of such a file as a whole is the same for every file).
-
-Departures from zarr-python's habits: files are written here (its writes are not fsynced, and leave out chunks of fill), with
-chunk keys "c.0.0", which save a folder per chunk and dimension. Zarr itself encodes and decodes what is compressed.
+Zarr hands out fill values for what was never written, so what is whole is decided here: data is written, fsynced and
+read back, then the mark. Readers trust the chain mark -> crc array -> row and nothing else. A block is a run of
+`block_rows` images; the last one of each growth may have fewer, and its other rows hold fill. Growth starts at the next
+block. Nothing finished is rewritten, but zarr.json follows the number of blocks. The bytes: pipeline/storefiles.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import hashlib
-import json
 import os
-import platform
-import re
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from google_crc32c import value as crc32c
 
 from pipeline.errors import StoreError
+from pipeline.identity import difference, digest_array, identity_digest, listed, sha256
+from pipeline.reader import Reader, verify
+from pipeline.storefiles import (
+    CRC, FORMAT, GROUP, Array, ImageRow, claimed, codec_chain, images_tsv, locked, make_folder, note, parse_images,
+    read, read_chunk, replace, row_crcs, seal, stored_crc, sync_folder, unseal, view_name, writing)
 
 if TYPE_CHECKING:
-    from pipeline.targets.base import Field      # imports torch, which workers that only write need not load
+    from pipeline.targets.base import Field      # imports torch, which a process that only stores bytes can do without
 
-FORMAT = 1
+__all__ = ["ImageRow", "Pass", "Reader", "Store", "digest_array", "identity_digest"]
+
 MAX_CHUNK_BYTES = 16_000_000
-FILLED_BY = {"prepared": "pipeline prepare", "targets": "pipeline cache-teacher"}
-GROUP = b'{\n  "attributes": {},\n  "zarr_format": 3,\n  "node_type": "group"\n}'
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRow:
-    id: str
-    image_digest: str
-    label_digest: str = "-"                      # "-": no label
+PADDING = ImageRow("", "-", "-")
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Arrays that are written together, block by block: a target, or `sample` and `matrix` of the prepared data and views."""
+    """Arrays written together, a block at a time: a target; the prepared `sample`; a view's `matrix`."""
 
     name: str
     record: dict                                 # what makes its bytes what they are: type, parameters, version
@@ -71,230 +55,33 @@ class Pass:
 
     @cached_property
     def digest8(self) -> str:
-        return identity_digest({"name": self.name, "record": self.record})[:8]
+        return pass_digest(self.name, self.record)
 
     @cached_property
     def folder(self) -> str:
         return f"{self.name}-{self.digest8}"
 
 
-def identity_digest(record: dict) -> str:
-    """SHA-256 of the record as canonical JSON."""
-    return sha256(json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
-
-
-def digest_array(array: np.ndarray | None) -> str:
-    """16 hex digits over dtype, shape and bytes; "-" for None."""
-    if array is None:
-        return "-"
-    array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    return sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())[:16]
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def difference(here, asked, path: str = "") -> list[str]:
-    """Where two records differ, e.g. ["teacher.weights: '1a2b' here, '9f8e' asked for"]."""
-    if isinstance(here, dict) and isinstance(asked, dict):
-        keys = [*here, *(key for key in asked if key not in here)]
-        return [line for key in keys for line in difference(here.get(key), asked.get(key), f"{path}.{key}".lstrip("."))]
-    show = lambda value: "nothing" if value is None else text if len(text := repr(value)) <= 60 else text[:57] + "..."
-    return [] if here == asked else [f"{path}: {show(here)} here, {show(asked)} asked for"]
-
-
-# Sealed JSON and files
-
-def seal(content: dict, indent: int | None = 1) -> bytes:
-    body = json.dumps(content, indent=indent, sort_keys=True, allow_nan=False)[:-1].rstrip()
-    return f'{body}, "checksum": "{sha256(body.encode())}"}}\n'.encode()
-
-
-def unseal(data: bytes, path: Path) -> dict:
-    """The content without its checksum. Raises StoreError if a byte was changed."""
-    body, _, end = data.rpartition(b', "checksum": "')
-    if end != f'{sha256(body)}"}}\n'.encode():
-        raise StoreError(f"{path}: damaged (its checksum does not fit)")
-    return json.loads(body + b"}")
-
-
-def read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from error
-
-
-def read_chunk(path: Path, size: int, crc: str) -> bytes:
-    """A chunk file whose size and crc32c are those of its mark; StoreError otherwise."""
-    data = read(path)
-    if len(data) != size:
-        raise StoreError(f"{path}: {len(data)} bytes, {size} were written")
-    if not f"{crc32c(data[:-4]):08x}" == f"{int.from_bytes(data[-4:], 'little'):08x}" == crc:
-        raise StoreError(f"{path}: damaged (its crc32c does not fit)")
-    return data
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all. No two callers may write one path at once: a leftover of a killed one is reused."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with open(unfinished, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-
-
-def sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def make_folder(path: Path) -> None:
-    if not path.is_dir():
-        make_folder(path.parent)
-        path.mkdir(exist_ok=True)
-        sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def writing(folder: Path):
-    """Disk full, read-only, no permission: the user's to mend."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"{error.filename or folder}: {error.strerror}; nothing finished is lost, mend it and run again") from error
-
-
-@contextlib.contextmanager
-def claim(mark: Path):
-    """The mark's unfinished file, locked: one writer a block, so that two fills started on one store cannot mix their bytes.
-
-    The lock ends with its process, so what a killed writer left is simply taken over.
-    """
-    unfinished = mark.with_name(mark.name + ".tmp")
-    while True:
-        with open(unfinished, "ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                ours = os.path.samestat(os.fstat(file.fileno()), os.stat(unfinished))
-            except FileNotFoundError:                       # who held it has renamed it to the mark
-                ours = False
-            if ours:
-                file.truncate(0)
-                yield file
-                return
-
-
-# Arrays
-
-@dataclass(frozen=True)
-class Array:
-    """A Zarr array as files: `chunk_rows` rows in each, whole in the other dimensions."""
-
-    path: str                                    # below the store's folder
-    shape: tuple[int, ...]                       # of one row
-    dtype: np.dtype
-    dims: tuple[str, ...]
-    chunk_rows: int
-    codecs: list
-    fill: float
-
-    @property
-    def raw(self) -> bool:
-        return [codec["name"] for codec in self.codecs] == ["bytes", "crc32c"]
-
-    @property
-    def row_bytes(self) -> int:
-        return self.dtype.itemsize * int(np.prod(self.shape))
-
-    def chunk(self, index: int) -> str:
-        return f"{self.path}/c.{index}" + ".0" * len(self.shape)
-
-    def metadata(self, num_rows: int) -> bytes:
-        fill = "NaN" if self.dtype.kind == "f" else self.fill
-        return json.dumps({
-            "shape": [num_rows, *self.shape],
-            "data_type": self.dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [self.chunk_rows, *self.shape]}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            "fill_value": fill,
-            "codecs": self.codecs,
-            "attributes": {},
-            "dimension_names": ["image", *self.dims],
-            "zarr_format": 3,
-            "node_type": "array",
-            "storage_transformers": [],
-        }, indent=2).encode()
-
-    def encode(self, rows: np.ndarray) -> bytes:
-        """The bytes of one chunk file."""
-        if not self.raw:
-            return self._zarr(rows)
-        data = rows.tobytes()
-        return data + crc32c(data).to_bytes(4, "little")
-
-    def decode(self, data: bytes) -> np.ndarray:
-        """[chunk_rows, ...] of one chunk file, whose crc the caller has checked."""
-        if not self.raw:
-            return self._zarr(data)
-        return np.frombuffer(data, self.dtype, count=(len(data) - 4) // self.dtype.itemsize).reshape(-1, *self.shape)
-
-    def _zarr(self, chunk: np.ndarray | bytes) -> np.ndarray | bytes:
-        import zarr                              # 0.4 s, and needed for compressed fields only
-        from zarr.core.buffer import default_buffer_prototype
-
-        buffer, key = default_buffer_prototype().buffer.from_bytes, self.chunk(0).removeprefix(self.path + "/")
-        memory = {"zarr.json": buffer(self.metadata(self.chunk_rows))}
-        if isinstance(chunk, bytes):
-            return zarr.open_array(zarr.storage.MemoryStore(memory | {key: buffer(chunk)}), mode="r")[...]
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            zarr.open_array(zarr.storage.MemoryStore(memory), mode="r+")[...] = chunk
-        return memory[key].to_bytes()
-
-
-def codec_chain(codec: str, dtype: np.dtype) -> list:
-    """Zarr codecs of a setting: raw, lz4 or zstd (Blosc with bits shuffled, which suits float16)."""
-    order = {"name": "bytes", "configuration": {"endian": "little"}} if dtype.itemsize > 1 else {"name": "bytes"}
-    blosc = {"typesize": dtype.itemsize, "cname": codec, "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}
-    return [order, *([] if codec == "raw" else [{"name": "blosc", "configuration": blosc}]), {"name": "crc32c"}]
-
-
-def row_crcs(rows: np.ndarray) -> np.ndarray:
-    return np.array([crc32c(row) for row in rows.reshape(len(rows), -1).view(np.uint8)], np.uint32)
-
-
-# Images of a block
-
-def images_tsv(rows: list[ImageRow]) -> bytes:
-    body = "".join(f"{row.id}\t{row.image_digest}\t{row.label_digest}\n" for row in rows).encode("utf-8", "surrogateescape")
-    return f"image\timage_digest\tlabel_digest\t{sha256(body)}\n".encode() + body
-
-
-def parse_images(data: bytes, path: Path) -> list[ImageRow]:
-    rows = [ImageRow(*line.split("\t")) for line in data.decode("utf-8", "surrogateescape").split("\n")[1:-1] if line.count("\t") == 2]
-    if images_tsv(rows) != data:
-        raise StoreError(f"{path}: damaged (its checksum does not fit)")
-    return rows
+def pass_digest(name: str, record: dict) -> str:
+    return identity_digest({"name": name, "record": record})[:8]
 
 
 class Store:
-    """A store that exists. Make one with `create_or_open`, `open` or `find`."""
+    """A store that exists; `create_or_open`, `open` and `find` give one."""
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         content = unseal(read(self.folder / "store.json"), self.folder / "store.json")
         if content["format"] != FORMAT:
-            raise StoreError(f"{self.folder}: format {content['format']}, this version reads {FORMAT}; install the version that wrote it")
+            raise StoreError(f"{self.folder}: format {content['format']}, but this version reads format {FORMAT}")
         self.kind: str = content["kind"]
-        self.identity: dict = content["identity"]
+        self.identity: dict = content["identity"]                   # digest and record
         self.block_rows: int = content["block_rows"]
         self.codec: str = content["codec"]
         self.card: dict = content["card"]
+        self.images: list[ImageRow] = []                            # by row; padding rows have an empty id
+        self.row_of: dict[str, int] = {}
+        self._image_digests: list[str] = []                         # of each block's list
         self._layouts: dict[str, dict] = {}
         self._load_images()
 
@@ -304,10 +91,10 @@ class Store:
     @classmethod
     def create_or_open(cls, root: Path, kind: str, dataset: str, identity_record: dict, *,
                        block_rows: int, codec: str = "raw", card: dict) -> Store:
-        """The store of this identity; an existing one keeps its block_rows, codec and card."""
-        assert kind in FILLED_BY and codec in ("raw", "lz4", "zstd") and block_rows > 0
-        digest = identity_digest(identity_record)
-        folder = Path(root) / dataset / f"{kind}-{digest[:12]}"
+        """The store of this identity. One that exists keeps its block_rows, codec and card."""
+        assert kind in ("prepared", "targets") and codec in ("raw", "lz4", "zstd") and block_rows > 0
+        folder = store_folder(root, kind, dataset, identity_record)
+        identity = {"digest": identity_digest(identity_record), "record": identity_record}
         if not (folder / "store.json").exists():
             with writing(folder):
                 for name in ("images", "passes", "done", f"{kind}.zarr"):
@@ -316,12 +103,12 @@ class Store:
                 if not (folder / "store.json").exists():
                     replace(folder / f"{kind}.zarr/zarr.json", GROUP)
                     sync_folder(folder / f"{kind}.zarr")
-                    replace(folder / "store.json", seal({
-                        "format": FORMAT, "kind": kind, "identity": {"digest": digest, "record": identity_record},
-                        "block_rows": block_rows, "codec": codec, "card": card,
-                    }))
                     note(folder, "create")
-        return cls(folder)._of(kind, identity_record)
+                    replace(folder / "store.json", seal({
+                        "format": FORMAT, "kind": kind, "identity": identity,
+                        "block_rows": block_rows, "codec": codec, "card": card}))
+                    sync_folder(folder)
+        return cls(folder)._of(identity_record)
 
     @classmethod
     def open(cls, folder: Path) -> Store:
@@ -330,374 +117,364 @@ class Store:
 
     @classmethod
     def find(cls, root: Path, kind: str, dataset: str, identity_record: dict) -> Store:
-        """The store of this identity; StoreError naming what differs from the nearest one there is."""
-        parent = Path(root) / dataset
-        folder = parent / f"{kind}-{identity_digest(identity_record)[:12]}"
+        """The store of this identity; StoreError with the differences to the nearest one there is."""
+        folder = store_folder(root, kind, dataset, identity_record)
         if (folder / "store.json").exists():
-            return cls(folder)._of(kind, identity_record)
-        others = [cls(path.parent) for path in sorted(parent.glob(f"{kind}-*/store.json"))]
+            return cls(folder)._of(identity_record)
+        others = [cls(path.parent) for path in sorted(folder.parent.glob(f"{kind}-*/store.json"))]
         if not others:
-            raise StoreError(f"{parent}: no {kind} store; run '{FILLED_BY[kind]}'")
-        apart = {other.folder: difference(other.identity["record"], canonical(identity_record)) for other in others}
-        nearest = min(apart, key=lambda path: len(apart[path]))
-        raise StoreError(f"{nearest}: made from something else: {listed(apart[nearest])}; run '{FILLED_BY[kind]}'")
+            raise StoreError(f"{folder.parent}: there is no {kind} store")
+        apart = {other: difference(other.identity["record"], identity_record) for other in others}
+        nearest = min(others, key=lambda other: len(apart[other]))
+        raise StoreError(f"{nearest.folder}: made from something else: {listed(apart[nearest])}")
 
-    def _of(self, kind: str, record: dict) -> Store:
-        apart = difference({"kind": self.kind, **self.identity["record"]}, {"kind": kind, **canonical(record)})
+    def _of(self, identity_record: dict) -> Store:
+        apart = difference(self.identity["record"], identity_record)
         if apart:
-            raise StoreError(f"{self.folder}: made from something else: {listed(apart)}; remove the folder or give it its own name back")
+            raise StoreError(f"{self.folder}: is not what its name says: {listed(apart)}; move it away")
         return self
 
-    # Extent: images
+    # Images
 
     def _load_images(self) -> None:
-        paths = self.images_files()
-        missing = [path for number, path in enumerate(paths) if int(path.stem) != number]
-        if missing:
-            raise StoreError(f"{missing[0]}: a block before it is missing")
-        data = [read(path) for path in paths]
-        self._blocks = [parse_images(*both) for both in zip(data, paths)]
-        self._block_digests = [sha256(content) for content in data]
-        self.images: list[ImageRow] = [row for rows in self._blocks for row in rows]
-        self.row_of: dict[str, int] = {row.id: block * self.block_rows + offset
-                                       for block, rows in enumerate(self._blocks) for offset, row in enumerate(rows)}
+        """Takes in the blocks that are new on disk; those known never change."""
+        paths = self.image_files()
+        for block, path in enumerate(paths):
+            if int(path.stem) != block:
+                raise StoreError(f"{self.folder}/images/{block:06d}.tsv: missing; bring it back from a copy")
+        for path in paths[self.num_blocks:]:
+            data = read(path)
+            images = parse_images(data, path)
+            self.row_of |= {image.id: len(self.images) + offset for offset, image in enumerate(images)}
+            self.images += images + [PADDING] * (self.block_rows - len(images))
+            self._image_digests.append(sha256(data))
 
-    def images_files(self) -> list[Path]:
-        found = [path for path in (self.folder / "images").iterdir() if re.fullmatch(r"\d{6,}\.tsv", path.name)]
+    def image_files(self) -> list[Path]:
+        found = [path for path in (self.folder / "images").glob("*.tsv") if path.stem.isdecimal()]
         return sorted(found, key=lambda path: int(path.stem))
 
     @property
     def num_blocks(self) -> int:
-        return len(self._blocks)
+        return len(self._image_digests)
 
     def block_images(self, block: int) -> list[ImageRow]:
-        return self._blocks[block]
+        """Without the padding."""
+        rows = self.images[block * self.block_rows:(block + 1) * self.block_rows]
+        return [image for image in rows if image.id]
 
-    def image_at(self, row: int) -> ImageRow:
-        return self._blocks[row // self.block_rows][row % self.block_rows]
+    def check_ids(self, ids: Sequence[str]) -> None:
+        unknown = [repr(image_id) for image_id in ids if image_id not in self.row_of]
+        if unknown:
+            raise StoreError(f"{self.folder}: {len(unknown)} of {len(ids)} images are not in it: {listed(unknown)}")
 
     def grow(self, rows: list[ImageRow]) -> None:
-        """Adds unknown images in new blocks. StoreError on a known image with other pixels; another label is fine here."""
-        if not self._unknown(rows):
+        """Adds unknown images in new blocks. StoreError if a known one has other pixels; another label is fine here."""
+        if not self._unknown(rows) and not any(self._stale(*group) for group in self.stored_groups()):
             return
         with locked(self.folder):
-            self._load_images()                              # another process may have grown it
+            self._load_images()                  # another process may have grown it
             unknown = self._unknown(rows)
             for start in range(0, len(unknown), self.block_rows):
                 path = self.folder / f"images/{self.num_blocks + start // self.block_rows:06d}.tsv"
                 replace(path, images_tsv(unknown[start:start + self.block_rows]))
             sync_folder(self.folder / "images")
             self._load_images()
-            for view, folder in self.stored_arrays():
-                self._write_metadata(folder, view)
+            for group in self.stored_groups():
+                self._write_metadata(*group)
             note(self.folder, "grow", images=len(unknown))
 
     def _unknown(self, rows: list[ImageRow]) -> list[ImageRow]:
-        asked = {row.id: row for row in rows}
-        if len(asked) < len(rows):
-            twice = next(row.id for row in rows if asked[row.id] is not row)
-            raise StoreError(f"{self.folder}: image {twice!r} is listed twice; ids must be unique")
-        self._refuse_other_pixels(rows)
-        unknown = [row for row in rows if row.id not in self.row_of]
-        for row in unknown:
-            if not row.id or "\t" in row.id or "\n" in row.id:
-                raise StoreError(f"{self.folder}: image id {row.id!r} is empty or has a tab or newline in it; rename the image")
-        return unknown
-
-    def _refuse_other_pixels(self, rows: list[ImageRow]) -> None:
+        seen: set[str] = set()
         for row in rows:
-            if row.id in self.row_of and (mine := self.image_at(self.row_of[row.id]).image_digest) != row.image_digest:
-                raise StoreError(f"{self.folder}: image {row.id!r} has changed: digest {mine} here, {row.image_digest} asked for; "
-                                 f"restore the image, or remove the store and run '{FILLED_BY[self.kind]}'")
+            if row.id in seen:
+                raise StoreError(f"{self.folder}: image {row.id!r} comes twice; ids must be unique")
+            if not row.id or "\t" in row.id or "\n" in row.id:
+                raise StoreError(f"{self.folder}: image id {row.id!r} is empty or has a tab or newline; rename it")
+            seen.add(row.id)
+        self._refuse_changed(rows, "image")
+        return [row for row in rows if row.id not in self.row_of]
 
-    # Extent: passes and views
+    def _refuse_changed(self, rows: list[ImageRow], what: str, users: str = "") -> None:
+        for row in rows:
+            if row.id in self.row_of:
+                here = getattr(self.images[self.row_of[row.id]], f"{what}_digest")
+                asked = getattr(row, f"{what}_digest")
+                if here != asked:
+                    raise StoreError(f"{self.folder}: the {what} of {row.id!r} has changed: digest {here} here, "
+                                     f"{asked} asked for{users}; restore it, or remove this store")
 
-    def add_pass(self, pass_: Pass, views: range) -> None:
-        """Makes the pass's arrays in these views. StoreError if the same pass is there with other fields."""
-        views = [view_name(view) for view in views]
-        if self.has_pass(pass_) and all(
-                self._metadata_differs(pass_.folder, view) == [] and (self.folder / "done" / view).is_dir() for view in views):
+    # Passes and views
+
+    def add_pass(self, pass_: Pass, views: Iterable[int]) -> None:
+        """Makes the arrays of a pass in these views. StoreError if the pass is here with other fields."""
+        names = [view_name(view) for view in views]
+        marks = [self.folder / "done" / view for view in names]
+        if self.has_pass(pass_) and all(path.is_dir() for path in marks) \
+                and not any(self._stale(view, pass_.folder) for view in names):
             return
         with locked(self.folder):
             self._load_images()
             if not self.has_pass(pass_):
-                content = {"format": FORMAT, "store": self.identity["digest"], "name": pass_.name, "record": pass_.record}
-                replace(self.folder / f"passes/{pass_.folder}.json", seal(content | {"fields": self._layout(pass_)}))
+                content = {"format": FORMAT, "store": self.identity["digest"], "name": pass_.name,
+                           "record": pass_.record, "fields": self._new_layout(pass_)}
+                replace(self.folder / f"passes/{pass_.folder}.json", seal(content))
                 sync_folder(self.folder / "passes")
-            for view in views:
-                make_folder(self.folder / "done" / view)
-                self._write_metadata(pass_.folder, view)
+            for view, path in zip(names, marks):
+                make_folder(path)
+                self._write_metadata(view, pass_.folder)
 
     def has_pass(self, pass_: Pass) -> bool:
         """Whether the pass was ever added. StoreError if it was, with other fields."""
         if not (self.folder / f"passes/{pass_.folder}.json").exists():
             return False
-        stored, meant = self.layout(pass_.folder), self._layout(pass_)
-        kept = ("shape", "dtype", "dims")
-        apart = difference(*({name: {key: field[key] for key in kept} for name, field in layout.items()} for layout in (stored, meant)))
+        def meaning(layout):
+            return {name: {key: field[key] for key in ("shape", "dtype", "dims")} for name, field in layout.items()}
+        apart = difference(meaning(self.layout(pass_.folder)), meaning(self._new_layout(pass_)))
         if apart:
-            raise StoreError(f"{self.folder}: pass {pass_.folder} has other fields: {listed(apart)}; "
-                             "its version must change with its fields")
+            raise StoreError(f"{self.folder}: {pass_.folder} has other fields: {listed(apart)}; a {pass_.name} that "
+                             "stores something else needs another version")
         return True
 
     def stored_passes(self) -> list[str]:
         return sorted(path.stem for path in (self.folder / "passes").glob("*.json"))
 
-    def stored_arrays(self) -> list[tuple[str, str]]:
-        """(view, pass) folders in the Zarr tree."""
-        found = (self.folder / f"{self.kind}.zarr").glob("v*/*/")
+    def stored_groups(self) -> list[tuple[str, str]]:
+        """(view, pass) of every group of arrays on disk."""
+        found = (self.folder / f"{self.kind}.zarr").glob("v*/*")
         return sorted((path.parent.name, path.name) for path in found if path.is_dir())
 
-    def stored_pass(self, folder: str) -> dict:
-        """The pass file: name, record and fields. Raises StoreError if it is missing or damaged."""
+    def pass_file(self, folder: str) -> dict:
+        """Name, record and fields of a stored pass. StoreError if the file is missing, damaged, or another store's."""
         path = self.folder / f"passes/{folder}.json"
         content = unseal(read(path), path)
-        if (content["store"], f"{content['name']}-{identity_digest({k: content[k] for k in ('name', 'record')})[:8]}") \
-                != (self.identity["digest"], folder):
-            raise StoreError(f"{path}: belongs to another store or pass; remove it")
+        named = f"{content['name']}-{pass_digest(content['name'], content['record'])}"
+        if content["store"] != self.identity["digest"] or named != folder:
+            raise StoreError(f"{path}: belongs to another store or pass; move it away")
         return content
 
     def layout(self, folder: str) -> dict:
-        """A stored pass's fields: shape, dtype, dims, chunk rows and codecs of each. They never change."""
+        """The fields of a stored pass as its file has them; they never change."""
         if folder not in self._layouts:
-            self._layouts[folder] = self.stored_pass(folder)["fields"]
+            self._layouts[folder] = self.pass_file(folder)["fields"]
         return self._layouts[folder]
 
-    def _layout(self, pass_: Pass) -> dict:
+    def _new_layout(self, pass_: Pass) -> dict:
         fields = {}
+        divisors = [n for n in range(1, self.block_rows + 1) if self.block_rows % n == 0]
         for name, field in pass_.fields.items():
             dtype = np.dtype(field.dtype)
-            assert dtype.kind in "fiu" and len(field.dims) == len(field.shape) and not name.endswith("_crc"), (name, field)
+            assert dtype.kind in "fiu" and len(field.dims) == len(field.shape) and not name.endswith("_crc"), name
             room = MAX_CHUNK_BYTES // (dtype.itemsize * int(np.prod(field.shape)))
-            rows = max([n for n in range(1, self.block_rows + 1) if self.block_rows % n == 0 and n <= room], default=1)
             fields[name] = {"shape": list(field.shape), "dtype": dtype.name, "dims": list(field.dims),
-                            "chunk_rows": rows, "codecs": codec_chain(self.codec, dtype)}
+                            "chunk_rows": max([n for n in divisors if n <= room], default=1),
+                            "codecs": codec_chain(self.codec, dtype)}
         return fields
 
-    def arrays(self, folder: str, view: str) -> dict[str, Array]:
-        """The arrays of a stored pass in one view: each field and its crc."""
+    def arrays(self, view: str, folder: str) -> dict[str, Array]:
+        """The arrays of a stored pass in one view: each field, and its crc under <field>_crc."""
         found = {}
         for name, field in self.layout(folder).items():
-            path, dtype, crc = f"{self.kind}.zarr/{view}/{folder}/{name}", np.dtype(field["dtype"]), np.dtype(np.uint32)
+            path, dtype = f"{self.kind}.zarr/{view}/{folder}/{name}", np.dtype(field["dtype"])
             fill = np.nan if dtype.kind == "f" else int(np.iinfo(dtype).max)
-            found[name] = Array(path, tuple(field["shape"]), dtype, tuple(field["dims"]), field["chunk_rows"], field["codecs"], fill)
-            found[f"{name}_crc"] = Array(f"{path}_crc", (), crc, (), self.block_rows, codec_chain("raw", crc), 0)
+            found[name] = Array(path, tuple(field["shape"]), dtype, tuple(field["dims"]),
+                                field["chunk_rows"], field["codecs"], fill)
+            found[f"{name}_crc"] = Array(f"{path}_crc", (), CRC, (), self.block_rows, codec_chain("raw", CRC), 0)
         return found
 
-    def metadata(self, folder: str, view: str) -> dict[Path, bytes]:
+    def metadata(self, view: str, folder: str) -> dict[Path, bytes]:
         """Every zarr.json of a pass in one view, as it must be now."""
-        top = self.folder / f"{self.kind}.zarr"
-        arrays = self.arrays(folder, view).values()
-        num_rows = self.num_blocks * self.block_rows
-        return {top / view / "zarr.json": GROUP, top / view / folder / "zarr.json": GROUP,
-                **{self.folder / array.path / "zarr.json": array.metadata(num_rows) for array in arrays}}
+        top, num_rows = self.folder / f"{self.kind}.zarr", len(self.images)
+        arrays = {self.folder / array.path: array.metadata(num_rows) for array in self.arrays(view, folder).values()}
+        groups = {top: GROUP, top / view: GROUP, top / view / folder: GROUP}
+        return {path / "zarr.json": data for path, data in (groups | arrays).items()}
 
-    def _metadata_differs(self, folder: str, view: str) -> list[Path]:
-        return [path for path, data in self.metadata(folder, view).items() if not path.exists() or path.read_bytes() != data]
+    def _stale(self, view: str, folder: str) -> dict[Path, bytes]:
+        meant = self.metadata(view, folder)
+        return {path: data for path, data in meant.items() if not path.exists() or path.read_bytes() != data}
 
-    def _write_metadata(self, folder: str, view: str) -> None:
-        meant = self.metadata(folder, view)
-        for path in self._metadata_differs(folder, view):
+    def _write_metadata(self, view: str, folder: str) -> None:
+        for path, data in self._stale(view, folder).items():
             make_folder(path.parent)
-            replace(path, meant[path])
+            replace(path, data)
             sync_folder(path.parent)
 
     # Blocks
 
-    def mark_path(self, folder: str, view: str, block: int) -> Path:
+    def mark_path(self, view: str, folder: str, block: int) -> Path:
         return self.folder / f"done/{view}/{block:06d}.{folder[-8:]}.json"
 
-    def chunk_paths(self, array: Array, block: int) -> list[str]:
-        num = self.block_rows // array.chunk_rows
-        return [array.chunk(block * num + k) for k in range(num)]
-
-    def mark(self, folder: str, view: str, block: int) -> dict:
-        """A block's files with size and crc32c. StoreError if there is no mark, it is damaged, or it is about something else."""
-        path = self.mark_path(folder, view, block)
+    def marked_files(self, view: str, folder: str, block: int) -> dict[str, tuple[int, str]]:
+        """A block's files with size and crc. StoreError if there is no mark, it is damaged, or about something else."""
+        path = self.mark_path(view, folder, block)
         if not path.exists():
-            raise StoreError(f"{path}: no mark, the block is not filled")
-        found = unseal(read(path), path)
-        meant = self._mark_head(folder, view, block)
-        apart = difference({key: found.get(key) for key in meant}, meant)
-        chunks = [chunk for array in self.arrays(folder, view).values() for chunk in self.chunk_paths(array, block)]
-        if apart or sorted(found["files"]) != sorted(chunks):
-            raise StoreError(f"{path}: the mark belongs to something else ({listed(apart or ['other files'])})")
-        return found["files"]
+            raise StoreError(f"{path}: no mark")
+        content = unseal(read(path), path)
+        files = content.pop("files")
+        apart = difference(content, self._mark_head(view, folder, block))
+        if apart:
+            raise StoreError(f"{path}: the mark of something else: {listed(apart)}")
+        return files
 
-    def _mark_head(self, folder: str, view: str, block: int) -> dict:
+    def _mark_head(self, view: str, folder: str, block: int) -> dict:
         return {"format": FORMAT, "store": self.identity["digest"], "pass": folder, "view": view, "block": block,
-                "images": self._block_digests[block]}
+                "images": self._image_digests[block]}
 
-    def fault(self, folder: str, view: str, block: int, deep: bool = False) -> str | None:
-        """Why a block is not whole; None if it is. Sizes are compared, with `deep` every byte."""
+    def fault(self, view: str, folder: str, block: int, deep: bool = False) -> str | None:
+        """Why a block is not whole, or None. Compares the sizes of its files; `deep`, their bytes."""
         try:
-            for chunk, (size, crc) in self.mark(folder, view, block).items():
+            for chunk, (size, crc) in self.marked_files(view, folder, block).items():
                 path = self.folder / chunk
                 if deep:
                     read_chunk(path, size, crc)
                 elif not path.exists() or path.stat().st_size != size:
-                    return f"{path}: missing, or not of the {size} bytes that were written"
+                    return f"{path}: missing, or not the {size} bytes that were written"
         except StoreError as error:
             return str(error)
-        return None
 
     def missing(self, pass_: Pass, view: int, deep: bool = False) -> list[int]:
-        """The blocks to fill: without a mark, with one about something else, or whose files differ in size (deep: in content)."""
-        return [block for block in range(self.num_blocks) if self.fault(pass_.folder, view_name(view), block, deep)]
+        """The blocks to fill."""
+        return [block for block in range(self.num_blocks) if self.fault(view_name(view), pass_.folder, block, deep)]
 
     def write_block(self, pass_: Pass, view: int, block: int, rows: Mapping[str, np.ndarray]) -> None:
-        """Writes one block, or nothing if it is already whole; any process may do so at any time.
+        """Writes one block: [n, ...] for each field, n the number of its images; nothing if it is whole already.
 
-        `rows` holds [n, ...] for each field, n the block's number of images. StoreError names what does not fit or is not finite.
+        Any number of processes may write, even the same block. StoreError names the field and images that do not fit.
         """
-        folder, view, images = pass_.folder, view_name(view), self.block_images(block)
-        self._refuse_bad_rows(pass_, block, rows)
-        arrays, mark = self.arrays(folder, view), self.mark_path(folder, view, block)
-        with writing(self.folder), claim(mark) as file:
+        self._refuse_bad(pass_, block, rows)
+        key = view_name(view), pass_.folder, block
+        mark, arrays = self.mark_path(*key), self.arrays(*key[:2])
+        with writing(self.folder), claimed(mark) as unfinished:
             if mark.exists():
-                if self.fault(folder, view, block, deep=True) is None:
-                    os.unlink(file.name)
+                if self.fault(*key, deep=True) is None:
+                    os.unlink(unfinished.name)
                     return
-                mark.unlink()                                # before its files change
+                mark.unlink()                    # before any of its files changes
                 sync_folder(mark.parent)
-            written = {}
+            files = {}
             for name in pass_.fields:
                 values = np.ascontiguousarray(rows[name], arrays[name].dtype)
-                for array, data in ((arrays[name], values), (arrays[f"{name}_crc"], row_crcs(values))):
-                    padded = np.full((self.block_rows, *array.shape), array.fill, array.dtype)
-                    padded[:len(images)] = data
-                    for chunk, part in zip(self.chunk_paths(array, block), np.split(padded, self.block_rows // array.chunk_rows)):
-                        encoded = array.encode(part)
-                        replace(self.folder / chunk, encoded)
-                        written[chunk] = (len(encoded), f"{int.from_bytes(encoded[-4:], 'little'):08x}")
+                files |= self._write_rows(arrays[name], block, values)
+                files |= self._write_rows(arrays[f"{name}_crc"], block, row_crcs(values))
             for array in arrays.values():
                 sync_folder(self.folder / array.path)
-            for chunk, (size, crc) in written.items():       # what the disk says, against what was meant
+            for chunk, (size, crc) in files.items():         # what the disk has against what was meant
                 read_chunk(self.folder / chunk, size, crc)
-            file.write(seal(self._mark_head(folder, view, block) | {"files": written}))
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, mark)
+            unfinished.write(seal(self._mark_head(*key) | {"files": files}))
+            unfinished.flush()
+            os.fsync(unfinished.fileno())
+            os.replace(unfinished.name, mark)
             sync_folder(mark.parent)
 
-    def _refuse_bad_rows(self, pass_: Pass, block: int, rows: Mapping[str, np.ndarray]) -> None:
-        images, where = self.block_images(block), f"{self.folder}: {pass_.folder}, block {block}"
+    def _write_rows(self, array: Array, block: int, rows: np.ndarray) -> dict[str, tuple[int, str]]:
+        padded = np.full((self.block_rows, *array.shape), array.fill, array.dtype)
+        padded[:len(rows)] = rows
+        files = {}
+        for chunk, part in zip(array.block_chunks(block, self.block_rows), array.split(padded)):
+            data = array.encode(part)
+            replace(self.folder / chunk, data)
+            files[chunk] = (len(data), stored_crc(data))
+        return files
+
+    def _refuse_bad(self, pass_: Pass, block: int, rows: Mapping[str, np.ndarray]) -> None:
+        images = self.block_images(block)
+        where = f"{self.folder}: block {block} of {pass_.folder}"
         if set(rows) != set(pass_.fields):
-            raise StoreError(f"{where}: fields {sorted(rows)} given, {sorted(pass_.fields)} declared")
+            raise StoreError(f"{where}: has the fields {sorted(rows)}, not {sorted(pass_.fields)}")
         for name, field in pass_.fields.items():
-            meant = ((len(images), *field.shape), np.dtype(field.dtype))
-            if (rows[name].shape, rows[name].dtype) != meant:
-                raise StoreError(f"{where}: field {name!r} is {rows[name].shape} {rows[name].dtype}, declared {meant[0]} {meant[1]} "
+            given, meant = rows[name], (len(images), *field.shape)
+            if given.shape != meant or given.dtype != np.dtype(field.dtype):
+                raise StoreError(f"{where}: field {name!r} is {given.dtype} {given.shape}, not {field.dtype} {meant} "
                                  f"(images {images[0].id!r} to {images[-1].id!r})")
-            bad = np.flatnonzero(~np.isfinite(rows[name]).reshape(len(images), -1).all(axis=1))
-            if len(bad):
-                raise StoreError(f"{where}: field {name!r} is not finite for images {listed([images[i].id for i in bad])}")
+            finite = np.isfinite(given).reshape(len(images), -1).all(axis=1)
+            if not finite.all():
+                bad = listed([repr(image.id) for image, fine in zip(images, finite) if not fine])
+                raise StoreError(f"{where}: field {name!r} is not finite for image {bad}")
 
     def finalise(self) -> None:
-        """Writes down which blocks are whole. Does nothing if the manifest says so already."""
-        passes: dict[str, dict] = {}
-        for view, folder in self.stored_arrays():
-            whole = [block for block in range(self.num_blocks) if self.fault(folder, view, block) is None]
-            passes.setdefault(folder, {})[view] = {"blocks": ranges(whole), "marks": self.digest_of_marks(folder, view, whole)}
-        data = seal({"format": FORMAT, "store": self.identity["digest"], "images": len(self.images), "blocks": self.num_blocks,
-                     "passes": passes})
+        """Writes down which blocks are whole, unless the manifest says so already."""
         path = self.folder / "manifest.json"
-        if path.exists() and path.read_bytes() == data:
+        if path.exists() and path.read_bytes() == self._manifest():
             return
         with locked(self.folder):
-            replace(path, data)
-            note(self.folder, "finalise", images=len(self.images), passes=sorted(passes))
+            self._load_images()
+            replace(path, self._manifest())
+            sync_folder(self.folder)
+            note(self.folder, "finalise", images=len(self.row_of))
 
-    def digest_of_marks(self, folder: str, view: str, blocks: Iterable[int]) -> str:
-        return sha256(b"".join(read(self.mark_path(folder, view, block)) for block in blocks))
+    def _manifest(self) -> bytes:
+        passes: dict[str, dict] = {}
+        for view, folder in self.stored_groups():
+            whole = [block for block in range(self.num_blocks) if not self.fault(view, folder, block)]
+            marks = self.digest_of_marks(view, folder, whole)
+            passes.setdefault(folder, {})[view] = {"blocks": runs(whole), "marks": marks}
+        return seal({"format": FORMAT, "store": self.identity["digest"], "images": len(self.row_of), "passes": passes})
+
+    def digest_of_marks(self, view: str, folder: str, blocks: Iterable[int]) -> str:
+        return sha256(b"".join(read(self.mark_path(view, folder, block)) for block in blocks))
 
     # What a run asks for
 
     def check(self, rows: list[ImageRow], views: Iterable[int], passes: Iterable[tuple[Pass, bool]]) -> None:
-        """Refuses, naming the difference, unless these passes (and whether each uses labels) are whole for these images."""
-        passes, again = list(passes), f"run '{FILLED_BY[self.kind]}' again"
-        unknown = [row.id for row in rows if row.id not in self.row_of]
-        if unknown:
-            raise StoreError(f"{self.folder}: {len(unknown)} of {len(rows)} images were never stored: {listed(unknown)}; {again}")
-        self._refuse_other_pixels(rows)
+        """Refuses, naming the difference, unless the passes (each with: does it use labels?) are whole for these rows."""
+        passes = list(passes)
+        self.check_ids([row.id for row in rows])
+        self._refuse_changed(rows, "image")
         users = [pass_.folder for pass_, uses_labels in passes if uses_labels]
-        for row in rows if users else []:
-            if (mine := self.image_at(self.row_of[row.id]).label_digest) != row.label_digest:
-                raise StoreError(f"{self.folder}: the label of image {row.id!r} has changed: digest {mine} here, {row.label_digest} "
-                                 f"asked for, and {listed(users)} use it; restore the label, or remove the store and run "
-                                 f"'{FILLED_BY[self.kind]}'")
+        if users:
+            self._refuse_changed(rows, "label", f" (used by {listed(users)})")
         blocks = sorted({self.row_of[row.id] // self.block_rows for row in rows})
         for pass_, _ in passes:
             if not self.has_pass(pass_):
-                raise StoreError(f"{self.folder}: {pass_.name} was never stored as asked for{self._nearest(pass_)}; {again}")
+                raise StoreError(f"{self.folder}: {pass_.folder} was never stored{self._nearest(pass_)}")
             for view in views:
-                faults = [fault for block in blocks if (fault := self.fault(pass_.folder, view_name(view), block))]
+                faults = [fault for block in blocks if (fault := self.fault(view_name(view), pass_.folder, block))]
                 if faults:
-                    raise StoreError(f"{self.folder}: {len(faults)} of {len(blocks)} blocks of {pass_.folder} in view {view} "
-                                     f"are not whole (first: {faults[0]}); {again}")
+                    raise StoreError(f"{self.folder}: {len(faults)} of {len(blocks)} blocks of {pass_.folder}, view "
+                                     f"{view}, are not filled (first: {faults[0]})")
 
     def _nearest(self, pass_: Pass) -> str:
-        stored = [self.stored_pass(folder) for folder in self.stored_passes()]
-        apart = [difference(other["record"], canonical(pass_.record)) for other in stored if other["name"] == pass_.name]
-        return f"; nearest has {listed(min(apart, key=len))}" if apart else ""
+        stored = [self.pass_file(folder) for folder in self.stored_passes() if folder[:-9] == pass_.name]
+        apart = [difference(content["record"], pass_.record) for content in stored]
+        return f" (nearest: {listed(min(apart, key=len))})" if apart else ""
 
-    def stored_crcs(self, folder: str, view: str, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The crc of each field of these rows, vouched for by the marks. StoreError where a block is not whole."""
-        found = {name: np.empty(len(rows), np.uint32) for name in self.layout(folder)}
-        blocks = rows // self.block_rows
-        arrays = self.arrays(folder, view)
-        for block in np.unique(blocks):
-            files, here = self.mark(folder, view, int(block)), blocks == block
+    def stored_crcs(self, view: str, folder: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Of each field the crc of these rows, vouched for by the marks. StoreError where a block is not whole."""
+        arrays, blocks = self.arrays(view, folder), rows // self.block_rows
+        found = {name: np.empty(len(rows), CRC) for name in self.layout(folder)}
+        for block in np.unique(blocks).tolist():
+            files, here = self.marked_files(view, folder, block), blocks == block
             for name, crcs in found.items():
                 array = arrays[f"{name}_crc"]
-                chunk, = self.chunk_paths(array, int(block))
-                crcs[here] = array.decode(read_chunk(self.folder / chunk, *files[chunk]))[rows[here] % self.block_rows]
+                chunk, = array.block_chunks(block, self.block_rows)
+                stored = array.decode(read_chunk(self.folder / chunk, *files[chunk]))
+                crcs[here] = stored[rows[here] % self.block_rows]
         return found
 
     def digest_of(self, rows: list[ImageRow], views: Iterable[int], passes: Iterable[Pass]) -> str:
-        """One digest of just these images, their digests, and their rows; whatever else is stored, and in whatever order."""
-        views, rows = sorted(views), sorted(rows, key=lambda row: row.id)
+        """One digest of just these images and their rows, whatever else is stored, and where."""
+        rows, names = sorted(rows, key=lambda row: row.id), [view_name(view) for view in views]
         index = np.array([self.row_of[row.id] for row in rows])
-        crcs = {pass_.folder: {view: {name: sha256(crcs.astype("<u4").tobytes()) for name, crcs in
-                                      self.stored_crcs(pass_.folder, view_name(view), index).items()} for view in views}
-                for pass_ in passes}
-        return identity_digest({"images": [dataclasses.astuple(row) for row in rows], "rows": crcs})
+        digests = {}
+        for folder in {pass_.folder for pass_ in passes}:
+            for view in names:
+                crcs = self.stored_crcs(view, folder, index)
+                digests[f"{view}/{folder}"] = {name: sha256(values.tobytes()) for name, values in crcs.items()}
+        return identity_digest({"images": [dataclasses.astuple(row) for row in rows], "crcs": digests})
+
+    def verify(self, deep: bool = True) -> list[str]:
+        """Every fault of the store, one line each; `deep` reads all data."""
+        return verify(self, deep)
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Around what must not happen twice at once. Blocks are written without it."""
-    with writing(folder), open(folder / ".lock", "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def store_folder(root: Path, kind: str, dataset: str, identity_record: dict) -> Path:
+    return Path(root) / dataset / f"{kind}-{identity_digest(identity_record)[:12]}"
 
 
-def note(folder: Path, action: str, **details) -> None:
-    """A line of history, each with its own checksum. Under the lock."""
-    path = folder / "history.jsonl"
-    line = {"action": action, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "host": platform.node(),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in ("numpy", "zarr", "torch")}}}
-    replace(path, (path.read_bytes() if path.exists() else b"") + seal(line | details, indent=None))
-
-
-def view_name(view: int) -> str:
-    return f"v{view:03d}"
-
-
-def canonical(record: dict) -> dict:
-    """As it comes back from JSON: tuples are lists."""
-    return json.loads(json.dumps(record))
-
-
-def listed(items: list) -> str:
-    return ", ".join(map(str, items[:3])) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
-
-
-def ranges(numbers: list[int]) -> list[list[int]]:
+def runs(numbers: list[int]) -> list[list[int]]:
     """[0, 1, 2, 5] -> [[0, 2], [5, 5]]."""
     found: list[list[int]] = []
     for number in numbers:
-        if found and found[-1][1] == number - 1:
+        if found and number == found[-1][1] + 1:
             found[-1][1] = number
         else:
             found.append([number, number])

@@ -107,8 +107,8 @@ def as_float(output: Output) -> Output:
 
 
 def gradient_norms(output: Output, terms: Mapping[str, tuple[float, Tensor]]) -> dict[str, float]:
-    """Norm of each weighted term's gradient at the student's features and logits: what a term really asks of the student."""
-    leaves = [t for t in (output.logits, *output.features.values()) if t.requires_grad]
+    """Norm of each weighted term's gradient at the student's features: what a term really asks of the encoder."""
+    leaves = [feature for feature in output.features.values() if feature.requires_grad]
     norms = {}
     for name, (weight, value) in terms.items():
         if not value.requires_grad:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline import cache, lookup, loading, prepared, runs, training as steps, views as geometry
 from pipeline.config import Plugin, Prepare, Teacher, Term, Training, Views
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.loading import CachedTargets, Loader
 from pipeline.models.base import set_precision
 from pipeline.store import Reader, Store
@@ -35,11 +35,14 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
               "prepared": {"identity": pixels.identity, "digest": pixels.digest_of(images, range(1), [sample])}}
     cached = None
     names = [name for term in method for name in term.reads]
+    if names and training.fresh_views:
+        raise ConfigError(f"{config}: training.fresh_views: cached targets exist for the {views.count} stored views only; "
+                          f"write false, or train with a method that reads none")
     if names:
         named = cache.target_passes({name: targets[name] for name in names}, context)
         passes = {pass_.folder: (pass_, target.uses_labels) for target, pass_ in named.values()}
+        identity = cache.identity(source, prepare, views, teacher, cache.weights_digest(weights_file))
         try:
-            identity = cache.identity(source, prepare, views, teacher, cache.weights_digest(weights_file))
             store = Store.find(root, "targets", dataset.name, identity)
             wanted = [(cache.MATRIX, False), *passes.values()]
             store.check(images, range(views.count), wanted)

@@ -23,6 +23,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, te
     else:
         _train(model, source, dataset, prepare, views, teacher, teacher_training, root, folder, device)
         line = f"{weights_file}: {teacher.model.name}, {teacher_training.steps} steps"
+    weights_file.parent.mkdir(parents=True, exist_ok=True)
     weights.save_file(weights_file, model.state_dict())
     write_json(report, {"weights": weights.digest(model.state_dict())})
     return line

@@ -1,6 +1,5 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from pipeline.datasets.base import DatasetBase
 from pipeline.errors import ConfigError
 from pipeline.loading import photometric
 from pipeline.losses.base import Batch
+from pipeline.models.base import Output
 
 SETTINGS = Training(steps=10, batch=2, lr=0.1, momentum=0.9, weight_decay=1e-4, power=0.9, background_weight=0.4,
                     existence_weight=0.0, fresh_views=False, precision="fp32", photometric=Photometric(brightness=0, contrast=0, noise=0),
@@ -121,13 +121,15 @@ def test_a_weight_of_zero_leaves_the_plain_step():
     assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), pulled.model.parameters()))
 
 
-def test_gradient_norms_equal_finite_differences():
-    step = steps.Step(student(), terms(2.0), [Pull()], SETTINGS, torch.ones(5), seed=0)
-    step.model.eval()
-    output, weighed = step.loss_terms(batch(0))
-    norm = steps.gradient_norms(output, weighed)["pull"]
-    exact = 2.0 * 2.0 * output.logits.detach().double().norm() / output.logits.numel()
-    assert norm == pytest.approx(float(exact), rel=1e-5)
+def test_gradient_norms_are_those_of_the_weighted_terms_at_the_features():
+    mid, high = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 5, 4, 4, requires_grad=True)
+    output = Output(3 * high, {"mid": mid, "high": high})
+    weighed = {"labels": (1.0, output.logits.sum()), "pull": (2.0, output.logits.square().mean() + mid.sum()), "none": (1.0, torch.tensor(0.0))}
+    norms = steps.gradient_norms(output, weighed)
+    high_part = (2 * 9 * high.detach() / high.numel()).double().square().sum()
+    assert norms["labels"] == pytest.approx(3 * high.numel() ** 0.5)
+    assert norms["pull"] == pytest.approx(2 * float(high_part + mid.numel()) ** 0.5, rel=1e-6)
+    assert norms["none"] == 0
 
 
 def test_a_step_depends_on_seed_and_step_alone():

@@ -1,0 +1,47 @@
+"""What a thing was made from: records (plain JSON values), their digests, and where two of them differ."""
+
+import hashlib
+import json
+
+import numpy as np
+
+ABSENT = object()
+
+
+def identity_digest(record: dict) -> str:
+    """SHA-256 of the record as canonical JSON."""
+    return sha256(json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+
+
+def digest_array(array: np.ndarray | None) -> str:
+    """16 digits over dtype, shape and bytes; "-" for None."""
+    if array is None:
+        return "-"
+    array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())[:16]
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def difference(here: dict, asked: dict) -> list[str]:
+    """Where two records differ: ["teacher.weights: '1a2b' here, '9f8e' asked for"]. A tuple is a list, as in JSON."""
+    def compare(mine, theirs, path):
+        if isinstance(mine, dict) and isinstance(theirs, dict):
+            for key in [*mine, *(key for key in theirs if key not in mine)]:
+                yield from compare(mine.get(key, ABSENT), theirs.get(key, ABSENT), [*path, str(key)])
+        elif mine != theirs:
+            yield f"{'.'.join(path)}: {short(mine)} here, {short(theirs)} asked for"
+
+    return list(compare(here, json.loads(json.dumps(asked)), []))
+
+
+def short(value) -> str:
+    text = "nothing" if value is ABSENT else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def listed(items: list[str]) -> str:
+    """The first three, and how many more."""
+    return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")

@@ -1,0 +1,260 @@
+"""The files of a store (format 1): sealed JSON, lists of images, Zarr arrays; each is written whole or not at all.
+
+Sealed JSON ends in the SHA-256 of all bytes before `, "checksum"`; a list of images has it in its header; zarr.json
+follows from the pass file and the number of blocks, byte for byte. So every byte of metadata can be checked.
+
+An array is Zarr v3, one image's row after the other: chunk files `c.<k>.0.0` of `chunk_rows` rows, whole in the other
+dimensions; codecs bytes (little-endian), perhaps Blosc, crc32c. The crc32c of a file that ends in its own crc32c is the
+same number for every file, so "a file's crc" is that of what precedes it. The fill value is NaN or the largest integer;
+0 for crc arrays, as the crc32c of four 0xFF bytes is 0xFFFFFFFF and would make four bytes of fill look like a row.
+
+zarr-python doesn't write here: it neither fsyncs nor, by default, keeps chunks that equal the fill value, and its
+metadata differs from version to version. It encodes and decodes what is compressed. Nothing else imports it.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from google_crc32c import value as crc32c
+
+from pipeline.errors import StoreError
+from pipeline.identity import sha256
+
+FORMAT = 1
+GROUP = json.dumps({"attributes": {}, "zarr_format": 3, "node_type": "group"}, indent=2).encode()
+CRC = np.dtype("<u4")
+
+
+def view_name(view: int) -> str:
+    return f"v{view:03d}"
+
+
+# Sealed JSON
+
+def seal(content: dict, indent: int | None = 1) -> bytes:
+    body = json.dumps(content, indent=indent, sort_keys=True, allow_nan=False)[:-1].rstrip()
+    return f'{body}, "checksum": "{sha256(body.encode())}"}}\n'.encode()
+
+
+def unseal(data: bytes, path: Path) -> dict:
+    """The content without its checksum. Raises StoreError if any byte was changed."""
+    body, _, end = data.rpartition(b', "checksum": "')
+    if end != f'{sha256(body)}"}}\n'.encode():
+        raise StoreError(f"{path}: damaged, its checksum does not fit")
+    return json.loads(body + b"}")
+
+
+# Reading and writing files
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from error
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all. One writer per path at a time: a killed one's leftover is written over."""
+    unfinished = path.with_name(path.name + ".tmp")
+    with open(unfinished, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names in a folder as lasting as the files."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_folder(path: Path) -> None:
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """A full disk, a read-only one, or no permission: the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{error.filename or folder}: {error.strerror}; what is finished is safe") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Around what changes the extent of a store. Blocks are written without it."""
+    with writing(folder), open(folder / ".lock", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def claimed(mark: Path) -> Iterator[BinaryIO]:
+    """The mark's unfinished file, held, so that two fills of one store cannot mix their bytes in a block.
+
+    The hold ends with its process; what a killed one left behind is taken over. Other blocks wait for nothing.
+    """
+    unfinished = mark.with_name(mark.name + ".tmp")
+    while True:
+        with open(unfinished, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                ours = os.path.samestat(os.fstat(file.fileno()), os.stat(unfinished))
+            except FileNotFoundError:                       # whoever held it has made it the mark
+                ours = False
+            if ours:
+                file.truncate(0)
+                yield file
+                return
+
+
+def note(folder: Path, action: str, **details) -> None:
+    """Appends a line to the history. Under the lock."""
+    versions = {"python": platform.python_version(), **{name: version(name) for name in ("numpy", "torch", "zarr")}}
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    line = {"action": action, "time": now, "host": platform.node(), "versions": versions, **details}
+    with open(folder / "history.jsonl", "ab", buffering=0) as file:
+        file.write(seal(line, indent=None))
+        os.fsync(file.fileno())
+
+
+# The images of a block
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    id: str                                      # any characters but tab and newline
+    image_digest: str
+    label_digest: str                            # "-": no label
+
+
+def images_tsv(rows: list[ImageRow]) -> bytes:
+    lines = "".join(f"{row.id}\t{row.image_digest}\t{row.label_digest}\n" for row in rows)
+    body = lines.encode("utf-8", "surrogateescape")
+    return f"image\timage_digest\tlabel_digest\t{sha256(body)}\n".encode() + body
+
+
+def parse_images(data: bytes, path: Path) -> list[ImageRow]:
+    """Raises StoreError if any byte was changed."""
+    lines = data.decode("utf-8", "surrogateescape").split("\n")[1:-1]
+    rows = [ImageRow(*cells) for line in lines if len(cells := line.split("\t")) == 3]
+    if images_tsv(rows) != data:
+        raise StoreError(f"{path}: damaged, its checksum does not fit")
+    return rows
+
+
+# Arrays
+
+@dataclass(frozen=True)
+class Array:
+    path: str                                    # below the store's folder
+    shape: tuple[int, ...]                       # of one row
+    dtype: np.dtype
+    dims: tuple[str, ...]
+    chunk_rows: int
+    codecs: list
+    fill: float
+
+    @property
+    def raw(self) -> bool:
+        return [codec["name"] for codec in self.codecs] == ["bytes", "crc32c"]
+
+    @property
+    def row_bytes(self) -> int:
+        return self.dtype.itemsize * int(np.prod(self.shape))
+
+    def chunk_path(self, chunk: int) -> str:
+        return f"{self.path}/c.{chunk}" + ".0" * len(self.shape)
+
+    def block_chunks(self, block: int, block_rows: int) -> list[str]:
+        num = block_rows // self.chunk_rows
+        return [self.chunk_path(chunk) for chunk in range(block * num, (block + 1) * num)]
+
+    def split(self, rows: np.ndarray) -> list[np.ndarray]:
+        """A block's rows by chunk."""
+        return [rows[start:start + self.chunk_rows] for start in range(0, len(rows), self.chunk_rows)]
+
+    def metadata(self, num_rows: int) -> bytes:
+        """Its zarr.json."""
+        return json.dumps({
+            "shape": [num_rows, *self.shape],
+            "data_type": self.dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [self.chunk_rows, *self.shape]}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            "fill_value": "NaN" if self.dtype.kind == "f" else self.fill,
+            "codecs": self.codecs,
+            "attributes": {},
+            "dimension_names": ["image", *self.dims],
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
+        }, indent=2).encode()
+
+    def encode(self, rows: np.ndarray) -> bytes:
+        """The chunk file of [chunk_rows, ...]."""
+        if not self.raw:
+            return self._through_zarr(rows)
+        data = rows.tobytes()
+        return data + crc32c(data).to_bytes(4, "little")
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """[chunk_rows, ...] of a chunk file whose crc was checked."""
+        if not self.raw:
+            return self._through_zarr(data)
+        return np.frombuffer(data[:-4], self.dtype).reshape(self.chunk_rows, *self.shape)
+
+    def _through_zarr(self, chunk: np.ndarray | bytes) -> bytes | np.ndarray:
+        import zarr                              # 0.4 s
+        from zarr.core.buffer.cpu import Buffer
+
+        key = self.chunk_path(0).rpartition("/")[2]
+        files = {"zarr.json": Buffer.from_bytes(self.metadata(self.chunk_rows))}
+        if isinstance(chunk, bytes):
+            files[key] = Buffer.from_bytes(chunk)
+            return zarr.open_array(zarr.storage.MemoryStore(files), mode="r")[...]
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            zarr.open_array(zarr.storage.MemoryStore(files), mode="r+")[...] = chunk
+        return files[key].to_bytes()
+
+
+def codec_chain(codec: str, dtype: np.dtype) -> list:
+    """The Zarr codecs of a setting: raw, or Blosc's lz4 or zstd with shuffled bits."""
+    order = {"name": "bytes", "configuration": {"endian": "little"}} if dtype.itemsize > 1 else {"name": "bytes"}
+    blosc = {"typesize": dtype.itemsize, "cname": codec, "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}
+    return [order, *([] if codec == "raw" else [{"name": "blosc", "configuration": blosc}]), {"name": "crc32c"}]
+
+
+def read_chunk(path: Path, size: int, crc: str) -> bytes:
+    """A chunk file, if it has the size and crc of its mark; StoreError otherwise."""
+    data = read(path)
+    if len(data) != size:
+        raise StoreError(f"{path}: {len(data)} bytes, but {size} were written")
+    if not f"{crc32c(data[:-4]):08x}" == stored_crc(data) == crc:
+        raise StoreError(f"{path}: damaged, its crc32c does not fit")
+    return data
+
+
+def stored_crc(data: bytes) -> str:
+    return f"{int.from_bytes(data[-4:], 'little'):08x}"
+
+
+def row_crcs(rows: np.ndarray) -> np.ndarray:
+    """crc32c of each row's bytes."""
+    return np.array([crc32c(row) for row in rows.reshape(len(rows), -1).view(np.uint8)], CRC)
