@@ -250,6 +250,23 @@ def verify(config, overrides, root, device, recompute, batch):
                          root=root, recompute=recompute, device=_pick(device), batch=batch))
 
 
+@_command("inspect")
+@_root
+@click.option("--id", "image_id", metavar="IMAGE", help="Draw this image's record.")
+@click.option("--view", type=click.IntRange(min=0), default=0, show_default=True, help="Which of its views.")
+@click.option("--out", type=click.Path(path_type=Path), default="record.png", show_default=True, help="Where the figure goes.")
+def inspect(config, overrides, root, image_id, view, out):
+    """Look at a cache: what it was made from and holds, or one record drawn beside its image.
+
+    \b
+    $ pipeline inspect configs/demo.yaml
+    """
+    from stages import inspect as stage
+    cfg = _load(config, overrides)
+    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
+                         weights_file=_teacher_weights(cfg), root=root, image_id=image_id, view=view, out=out))
+
+
 @_command("report")
 def report(config, overrides):
     """Print one table of all scored runs, with the difference to plain training.

@@ -1,0 +1,75 @@
+"""Figures of what is stored: one record (image, regions, teacher's answer, attention, affinity graphs) on one sheet."""
+
+import math
+from typing import Mapping, Sequence
+
+import cv2
+import numpy as np
+
+from pipeline.datasets.base import DatasetBase
+from pipeline.prediction import overlay
+
+MOMENTS = ("mean", "variance", "skewness")
+
+
+def record_figure(title: str, image: np.ndarray, labels: np.ndarray, prediction: np.ndarray | None,
+                  attention: Mapping[str, np.ndarray], graphs: Mapping[str, tuple[np.ndarray, np.ndarray]],
+                  dataset: DatasetBase, regions: Sequence[int]):
+    """A matplotlib figure. `image` [H, W, 3] and `labels` [H, W] as the teacher saw them, `prediction` [H, W] or None,
+    attention maps [h, w] by target name, graphs (graph [3, K, K], cells [K]) by target name."""
+    from matplotlib.figure import Figure
+
+    pictures = [("image", image), ("labels", overlay(image, labels, dataset))]
+    if prediction is not None:
+        pictures.append(("teacher's prediction", overlay(image, prediction, dataset)))
+    pictures += [(name, heat(image, energy)) for name, energy in attention.items()]
+    columns = min(3, len(pictures))
+    top = math.ceil(len(pictures) / columns)
+    picture_height = 4.2 * image.shape[0] / image.shape[1] + 0.3
+    figure = Figure(figsize=(4.2 * columns, top * picture_height + 3.1 * len(graphs)), layout="constrained")
+    upper, *lower = figure.subfigures(1 + len(graphs), 1, height_ratios=[top * picture_height] + [3.1] * len(graphs), squeeze=False)[:, 0]
+    upper.suptitle(title, fontsize=9)
+    for axes, (name, picture) in zip(upper.subplots(top, columns, squeeze=False).flat, pictures):
+        axes.imshow(picture)
+        axes.set_title(name, fontsize=8)
+    for axes in upper.axes:
+        axes.axis("off")
+    for part, (name, (graph, cells)) in zip(lower, graphs.items()):
+        part.suptitle(f"{name}: cosine of two regions' moments", fontsize=9)
+        *matrices, drawing = part.subplots(1, 4)
+        present = np.flatnonzero(cells > 0)
+        words = [dataset.classes[regions[k]] for k in present]
+        for axes, moment, matrix in zip(matrices, MOMENTS, graph):
+            shown = axes.imshow(matrix[np.ix_(present, present)], vmin=-1, vmax=1, cmap="RdBu_r")
+            axes.set_title(moment, fontsize=8)
+            axes.set_xticks(range(len(words)), words, rotation=90, fontsize=6)
+            axes.set_yticks(range(len(words)), words if axes is matrices[0] else [], fontsize=6)
+        part.colorbar(shown, ax=matrices, shrink=0.7)
+        draw_graph(drawing, graph[0][np.ix_(present, present)], words, [dataset.colours[regions[k]] for k in present])
+    return figure
+
+
+def draw_graph(axes, matrix: np.ndarray, names: Sequence[str], colours: Sequence[tuple[int, int, int]]) -> None:
+    """Regions on a circle; the nearer two are (cosine), the thicker and darker their edge. After Fig. 5 of IntRA-KD."""
+    angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False) + np.pi / 2
+    places = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    pairs = [(i, j) for i in range(len(names)) for j in range(i)]
+    values = np.array([matrix[pair] for pair in pairs]) if pairs else np.zeros(0)
+    low, high = (values.min(), values.max()) if len(values) else (0, 1)
+    for (i, j), value in zip(pairs, values):
+        strength = (value - low) / max(high - low, 1e-6)
+        axes.plot(*places[[i, j]].T, color="0.2", linewidth=0.3 + 3 * strength, alpha=0.15 + 0.7 * strength, zorder=1)
+    for place, name, colour in zip(places, names, colours):
+        axes.scatter(*place, s=130, color=np.array(colour) / 255, edgecolor="0.2", zorder=2)
+        axes.text(*(1.28 * place), name, ha="center", va="center", fontsize=6)
+    axes.set_title(f"as a graph (mean, {low:.2f} to {high:.2f})", fontsize=8)
+    axes.set(xlim=(-1.6, 1.6), ylim=(-1.5, 1.5), aspect="equal")
+    axes.axis("off")
+
+
+def heat(image: np.ndarray, energy: np.ndarray) -> np.ndarray:
+    """An attention map over its image; brightest at the map's 99.5th percentile, since a few cells may tower over the rest."""
+    energy = cv2.resize(energy.astype(np.float32), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    energy = (255 * (energy / max(np.percentile(energy, 99.5), 1e-30)).clip(0, 1)).astype(np.uint8)
+    coloured = cv2.cvtColor(cv2.applyColorMap(energy, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    return cv2.addWeighted(image, 0.45, coloured, 0.55, 0)
