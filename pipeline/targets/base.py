@@ -24,7 +24,7 @@ class Field:
     dtype: str
     dims: tuple[str, ...] = ()              # dimension names, unique per grid: ("y26", "x122"); needed as many as shape has
     relative_error: float = 0.0             # the largest rounding error of the stored dtype: |decoded - computed| <=
-    absolute_error: float = 0.0             #   absolute_error + relative_error * |computed| (relative to the row's maximum if scaled)
+    absolute_error: float = 0.0             #   absolute_error * (the row's largest magnitude) + relative_error * |computed|
 
 
 @dataclass(frozen=True)

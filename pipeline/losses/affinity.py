@@ -1,0 +1,49 @@
+"""Affinity distillation, IntRA-KD Eq. 4: squared differences of two graphs, summed and divided by 3 n^2.
+
+Source: Hou, Ma, Liu, Hui, Loy, "Inter-Region Affinity Distillation for Road Marking Segmentation", CVPR 2020; several
+reads (mid, high) add up, images are averaged. Departures: a pair counts only where both regions have `min_cells` (for
+mean, variance, skewness) on the teacher's grid and on the student's: the variance of one cell and the skewness of two
+are identically 0, and that of a few is noise. The diagonal is left out (it is 1 on both sides). The divisor is 3 n^2
+whatever counts, so that a weight means what it means in the paper; `normalise: present` takes the mean over the pairs
+that count instead. `moments` picks those that count (the divisor stays).
+
+B images, K = n regions, R = 3 moments.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.losses.base import Batch, LossModule
+from pipeline.models.base import Output
+
+
+class Loss(LossModule):
+    reads_types = ("affinity",)
+
+    def __init__(self, *, reads, context, student, min_cells: tuple[int, int, int] = (1, 2, 8),
+                 moments: tuple[Literal[1, 2, 3], ...] = (1, 2, 3), normalise: Literal["all", "present"] = "all"):
+        super().__init__(reads=reads, context=context, student=student)
+        self.normalise = normalise
+        needed = [cells if r in moments else math.inf for r, cells in enumerate(min_cells, start=1)]
+        self.register_buffer("needed_R1", torch.tensor(needed, dtype=torch.float32)[:, None], persistent=False)
+
+    def forward(self, output: Output, batch: Batch) -> Tensor:
+        total = 0.0
+        for name, target in self.reads.items():
+            rows = batch.rows[name]
+            mine = target.graph(output.features[target.layer], target.seen(batch.labels_BHW, **rows), self.context)
+            total = total + self.distance(mine, rows)
+        return total
+
+    def distance(self, mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> Tensor:
+        """Eq. 4 on `graph` [B, 3, K, K] and `cells` [B, K] of both."""
+        enough_BRK = torch.minimum(mine["cells"], theirs["cells"])[:, None] >= self.needed_R1
+        diagonal = torch.eye(enough_BRK.shape[-1], dtype=torch.bool, device=enough_BRK.device)
+        counts_BRKK = enough_BRK[..., :, None] & enough_BRK[..., None, :] & ~diagonal
+        squares_B = torch.where(counts_BRKK, mine["graph"] - theirs["graph"], 0).square().sum(dim=(1, 2, 3))
+        if self.normalise == "present":
+            return (squares_B / counts_BRKK.sum(dim=(1, 2, 3)).clamp(min=1)).mean()
+        return squares_B.mean() / diagonal.numel() / 3

@@ -1,0 +1,55 @@
+"""Attention-map distillation, IntRA-KD Eq. 6: squared differences of two normalised maps, summed over positions.
+
+Source: Hou, Ma, Liu, Hui, Loy, "Inter-Region Affinity Distillation for Road Marking Segmentation", CVPR 2020, after
+Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017: energies L2-normalised over positions. A
+mean over positions, common in code, makes the term thousands of times smaller. `normalise: softmax` is a softmax over
+positions instead (Hou et al., "Learning Lightweight Lane Detection CNNs by Self Attention Distillation", ICCV 2019).
+The student's energy is resized to the teacher's grid first; images are averaged; cells that lie more than half
+outside the image are left out on both sides.
+
+B images, h w the teacher's grid of the layer.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.losses.base import Batch, LossModule
+from pipeline.models.base import Output
+
+
+class Loss(LossModule):
+    reads_types = ("attention",)
+
+    def __init__(self, *, reads, context, student, normalise: Literal["l2", "softmax"] = "l2"):
+        super().__init__(reads=reads, context=context, student=student)
+        self.normalised = {"l2": unit, "softmax": softmax}[normalise]
+
+    def forward(self, output: Output, batch: Batch) -> Tensor:
+        total = 0.0
+        for name, target in self.reads.items():
+            theirs_Bhw = batch.rows[name]["energy"]
+            grid = theirs_Bhw.shape[-2:]
+            mine_Bhw = target.compute(output, batch.labels_BHW, self.context)["energy"]
+            if mine_Bhw.shape[-2:] != grid:
+                mine_Bhw = F.interpolate(mine_Bhw[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
+            inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), grid)[:, 0] >= 0.5
+            difference = self.normalised(mine_Bhw, inside_Bhw) - self.normalised(theirs_Bhw, inside_Bhw)
+            total = total + difference.square().sum(dim=(1, 2)).mean()
+        return total
+
+
+def unit(energy_Bhw: Tensor, inside_Bhw: Tensor) -> Tensor:
+    """Of norm 1 over the positions inside, 0 outside; a map of zeros stays zeros, with a finite gradient."""
+    energy_Bhw = torch.where(inside_Bhw, energy_Bhw, 0)
+    peak_B11 = energy_Bhw.detach().amax(dim=(1, 2), keepdim=True)
+    energy_Bhw = energy_Bhw / torch.where(peak_B11 > 0, peak_B11, 1)            # or the squares leave float32's range
+    return energy_Bhw * energy_Bhw.square().sum(dim=(1, 2), keepdim=True).clamp(min=0.5).rsqrt()    # 1 or more, or 0
+
+
+def softmax(energy_Bhw: Tensor, inside_Bhw: Tensor) -> Tensor:
+    """Of sum 1 over the positions inside; where all are outside, a constant without gradient."""
+    lowest = torch.finfo(energy_Bhw.dtype).min
+    return torch.where(inside_Bhw, energy_Bhw, lowest).flatten(1).softmax(dim=1).view_as(energy_Bhw)

@@ -1,0 +1,46 @@
+"""Knowledge distillation: T^2 KL(teacher || student) of the class probabilities at temperature T, at every pixel.
+
+Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015. The teacher's logits are
+upsampled bilinearly to the student's logit grid before the softmax; `grid: teacher` averages the student's over the
+teacher's cells instead, which is cheaper. Every pixel inside the image counts, whatever its label; mean over these,
+then over images.
+
+B images, K classes, h w the grid of the comparison.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.losses.base import Batch, LossModule
+from pipeline.models.base import Output
+
+
+class Loss(LossModule):
+    reads_types = ("logits",)
+
+    def __init__(self, *, reads, context, student, temperature: float, grid: Literal["student", "teacher"] = "student"):
+        super().__init__(reads=reads, context=context, student=student)
+        self.temperature, self.grid = temperature, grid
+
+    def forward(self, output: Output, batch: Batch) -> Tensor:
+        total = 0.0
+        for name in self.reads:
+            mine, theirs = output.logits.float(), batch.rows[name]["logits"]
+            if self.grid == "student":
+                theirs = F.interpolate(theirs, mine.shape[-2:], mode="bilinear", align_corners=False)
+            else:
+                mine = F.adaptive_avg_pool2d(mine, theirs.shape[-2:])
+            inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), mine.shape[-2:])[:, 0] >= 0.5
+            divergence_Bhw = torch.where(inside_Bhw, divergence(mine / self.temperature, theirs / self.temperature), 0)
+            mean_B = divergence_Bhw.sum(dim=(1, 2)) / inside_Bhw.sum(dim=(1, 2)).clamp(min=1)
+            total = total + self.temperature**2 * mean_B.mean()
+        return total
+
+
+def divergence(mine_BKhw: Tensor, theirs_BKhw: Tensor) -> Tensor:
+    """KL(theirs || mine) in nats at each position, from logits."""
+    mine_BKhw, theirs_BKhw = mine_BKhw.log_softmax(dim=1), theirs_BKhw.log_softmax(dim=1)
+    return F.kl_div(mine_BKhw, theirs_BKhw, reduction="none", log_target=True).sum(dim=1)

@@ -1,0 +1,52 @@
+"""Spatial attention energy: where a layer responds, with the channels averaged away.
+
+Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, the map that IntRA-KD's Eq. 6
+follows: the mean over channels of F^2. Stored un-normalised, because cells outside the image are masked before a loss
+normalises, and divided by its maximum, because energies of large activations overflow float16. `uint8` halves the
+bytes at 8 times the largest error.
+
+B images, C channels, h w the layer's grid.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.models.base import Output
+from pipeline.targets.base import Context, Field, TargetType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target(TargetType):
+    layer: str                                          # a role: mid or high
+    dtype: Literal["float16", "uint8"] = "float16"
+
+    def fields(self, context: Context) -> dict[str, Field]:
+        if self.layer not in context.grids:
+            raise ConfigError(f"attention.layer: the teacher has no {self.layer!r}; it has {', '.join(context.grids)}")
+        h, w = context.grids[self.layer]
+        relative, absolute = (2**-11, 2**-24) if self.dtype == "float16" else (0.0, 1 / 509)
+        return {
+            "energy": Field((h, w), self.dtype, (f"y{h}", f"x{w}"), relative_error=relative, absolute_error=absolute),
+            "scale": Field(shape=(), dtype="float32"),  # the row's maximum, to which its absolute error is relative
+        }
+
+    def compute(self, output: Output, labels_BHW: Tensor, context: Context) -> dict[str, Tensor]:
+        return {"energy": output.features[self.layer].float().square().mean(dim=1)}
+
+    def encode(self, values: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        energy_Bhw = values["energy"].detach()
+        scale_B = energy_Bhw.amax(dim=(1, 2))
+        if not scale_B.isfinite().all():
+            raise OverflowError(f"attention of {self.layer!r}: not finite; look for NaN in the teacher's features")
+        share_Bhw = energy_Bhw / torch.where(scale_B > 0, scale_B, 1)[:, None, None]
+        stored_Bhw = share_Bhw.half() if self.dtype == "float16" else (share_Bhw * 255).round().to(torch.uint8)
+        return {"energy": stored_Bhw.cpu().numpy(), "scale": scale_B.cpu().numpy()}
+
+    def decode(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        steps = 1 if self.dtype == "float16" else 255
+        return {"energy": rows["energy"].float() * (rows["scale"] / steps)[:, None, None]}

@@ -1,0 +1,60 @@
+"""The teacher's logits on its own grid (stride 8), from which every loss on logits or probabilities can be computed.
+
+Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, gives the use; logits instead of
+probabilities are stored because they serve any temperature, and every loss that takes a softmax of its own over
+classes or over positions. `uint8` is affine per image and class, between the class's least and largest logit.
+
+B images, K classes, h w the teacher's logit grid.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.models.base import Output
+from pipeline.targets.base import Context, Field, TargetType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target(TargetType):
+    dtype: Literal["float16", "uint8"] = "float16"
+
+    def fields(self, context: Context) -> dict[str, Field]:
+        h, w = context.grids["logits"]
+        shape, dims = (context.num_classes, h, w), ("class", f"y{h}", f"x{w}")
+        if self.dtype == "float16":
+            return {"logits": Field(shape, "float16", dims, relative_error=2**-11, absolute_error=2**-24)}
+        return {
+            # Half a step of the widest class, whose range is at most twice the row's maximum.
+            "logits": Field(shape, "uint8", dims, absolute_error=1 / 254),
+            "scale": Field(shape[:1], "float32", dims[:1]),
+            "offset": Field(shape[:1], "float32", dims[:1]),
+        }
+
+    def compute(self, output: Output, labels_BHW: Tensor, context: Context) -> dict[str, Tensor]:
+        return {"logits": output.logits.float()}
+
+    def encode(self, values: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        logits_BKhw = values["logits"].detach()
+        if self.dtype == "float16":
+            arrays = {"logits": logits_BKhw.half()}
+            fits = arrays["logits"].isfinite().all()
+        else:
+            offset_BK = logits_BKhw.amin(dim=(2, 3))
+            scale_BK = (logits_BKhw.amax(dim=(2, 3)) - offset_BK) / 255
+            fits = scale_BK.isfinite().all()
+            steps_BK = torch.where(scale_BK > 0, scale_BK, 1)
+            levels_BKhw = ((logits_BKhw - offset_BK[..., None, None]) / steps_BK[..., None, None]).round()
+            arrays = {"logits": levels_BKhw.clamp(0, 255).to(torch.uint8), "scale": scale_BK, "offset": offset_BK}
+        if not fits:
+            raise OverflowError(f"logits of {logits_BKhw.abs().max().item():g} do not fit {self.dtype}")
+        return {name: array.cpu().numpy() for name, array in arrays.items()}
+
+    def decode(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        logits_BKhw = rows["logits"].float()
+        if self.dtype == "uint8":
+            logits_BKhw = logits_BKhw * rows["scale"][..., None, None] + rows["offset"][..., None, None]
+        return {"logits": logits_BKhw}
