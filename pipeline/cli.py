@@ -154,6 +154,27 @@ def train_teacher(config, overrides, root, device):
                          device=_pick(device)))
 
 
+@_command("plan")
+@_root
+@_device
+@click.option("--images", type=click.IntRange(min=1), help="Plan for this many images, without a dataset on disk.")
+@click.option("--measure", is_flag=True, help="Also time teacher, disk and student here, for about a minute.")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images a teacher pass takes at a time.")
+def plan(config, overrides, root, device, images, measure, batch):
+    """How big the cache will be; with --measure, how long the fill takes and when it has paid for itself.
+
+    Exit code 1 if the disk is too small.
+
+    \b
+    $ pipeline plan configs/demo.yaml --images 200
+    """
+    from stages import plan as stage
+    cfg = _load(config, overrides)
+    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
+                         training=cfg.training, students=cfg.students, root=root, images=images, measure=measure,
+                         device=_pick(device) if measure else "cpu", batch=batch))
+
+
 @_command("cache-teacher")
 @_root
 @_device

@@ -5,7 +5,7 @@ from typing import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.store import Pass
+from pipeline.store import MAX_CHUNK_BYTES, Pass
 from pipeline.targets.base import Field
 
 
@@ -44,3 +44,62 @@ def tasks(missing: Mapping[tuple[int, str], Sequence[int]]) -> list[Task]:
         for block in blocks:
             wanted.setdefault((view, block), []).append(folder)
     return [Task(view, block, tuple(folders)) for (view, block), folders in sorted(wanted.items())]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a cache will weigh. Bytes of a target are those of one (image, view), its crcs included."""
+
+    num_images: int
+    num_views: int
+    rows_of_block: int
+    target_bytes: Mapping[str, int]             # equal targets under two names are stored, and counted, once
+    num_files: int
+    probability_bytes: int                      # of one view, for comparison: float16 class probabilities at input size
+    feature_bytes: int                          # and float16 features of every layer that a target reads
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_images // self.rows_of_block)
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(self.target_bytes.values())
+
+    @property
+    def total_bytes(self) -> int:
+        """Blocks are whole on disk, so the last one's padding counts."""
+        return self.num_blocks * self.rows_of_block * self.num_views * self.row_bytes
+
+
+def sizes(num_images: int, num_views: int, named: Mapping[str, Pass], always: Pass, context) -> Sizes:
+    """`named` target passes beside the one that is `always` there (the views' matrices)."""
+    passes = {pass_.folder: pass_ for pass_ in (always, *named.values())}
+    target_bytes, counted = {always.name: row_bytes(always)}, {always.folder}
+    for name, pass_ in named.items():
+        target_bytes[name] = 0 if pass_.folder in counted else row_bytes(pass_)
+        counted.add(pass_.folder)
+    rows = block_rows(num_images, list(passes.values()))
+    blocks = -(-num_images // rows)
+    chunks = sum(-(-rows * field_bytes(field) // MAX_CHUNK_BYTES) + 1 for pass_ in passes.values() for field in pass_.fields.values())
+    area = context.size[0] * context.size[1]
+    features = sum(2 * context.channels[role] * context.grids[role][0] * context.grids[role][1] for role in ("mid", "high"))
+    return Sizes(num_images, num_views, rows, target_bytes, blocks * num_views * (chunks + len(passes)) + blocks,
+                 2 * context.num_classes * area, features)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Measured: seconds of the bare teacher, of the whole fill (targets, encoding, writing) for one view, and of one student
+    image in a plain step."""
+
+    teacher_s: float
+    fill_s: float
+    student_s: float
+
+    def fill_total_s(self, sizes: Sizes) -> float:
+        return sizes.num_images * sizes.num_views * self.fill_s
+
+    def break_even_epochs(self, sizes: Sizes) -> float:
+        """Student epochs after which the fill has cost less than a teacher in every step: K fill / teacher."""
+        return sizes.num_views * self.fill_s / self.teacher_s

@@ -38,6 +38,13 @@ class Progress:
             left = (self.total - self.done) / max(rate, 1e-9)
             print(f"{self.what}: {self.done}/{self.total} {self.unit}, {words}, {left:.0f} s left", file=sys.stderr, flush=True)
 
+    def reach(self, done: int, total: int) -> None:
+        """For callers that count for themselves."""
+        self.total = total
+        if self.bar is not None:
+            self.bar.update(self.task, total=total)
+        self.advance(done - self.done)
+
     @property
     def rate(self) -> float:
         return (self.done - self.before) / max(time.monotonic() - self.start, 1e-9)

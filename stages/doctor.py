@@ -12,10 +12,7 @@ def run(*, dataset: Plugin, splits: Sequence[str], workers: int) -> str:
     """Returns the counts in words. Raises DatasetError with every fault, one a line."""
     source = dataset.build()
     with Progress("reading", 0, "files") as progress:
-        def advance(done, total):
-            progress.total = total
-            progress.advance(done - progress.done)
-        report = doctor.check(source, list(splits) or list(source.splits), workers=workers, progress=advance)
+        report = doctor.check(source, list(splits) or list(source.splits), workers=workers, progress=progress.reach)
     counts = [f"{split}: {c.images} images, {c.labelled} labelled" for split, c in report.counts.items()]
     if report.faults:
         listed = [f"{fault.file}: {fault.what}; {fault.what_to_do}" for fault in report.faults]

@@ -14,5 +14,5 @@ def run(*, dataset: Plugin, workers: int) -> str:
     roads = dataset.build()
     total = sum(roads.counts.values())
     with Progress("drawing roads", total, "images") as progress:
-        roads.generate(workers=workers, progress=progress.advance)
+        roads.generate(workers=workers, progress=progress.reach)
     return f"{Path(dataset.args['root'])}: {total} images in CULane's layout"

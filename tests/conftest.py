@@ -13,7 +13,7 @@ TRAINING = dict(steps=60, batch=4, lr=5.0e-2, momentum=0.9, weight_decay=1.0e-4,
                 existence_weight=0.0, fresh_views=False, precision="fp32",
                 photometric=dict(brightness=0.1, contrast=0.1, noise=2.0), checkpoint_every=4, norm_every=3)
 EXPERIMENT = {
-    "dataset": dict(name="roads", root="data/toy", train=13, val=2, test=3, size=[148, 410], seed=1),
+    "dataset": dict(name="roads", root="data/toy", train=13, val=2, test=3, size=[148, 410], seed=1, difficulty=0.5),
     "prepare": dict(size=[44, 125], codec="raw"),
     "views": dict(count=3, seed=0, scale=[0.85, 1.15], rotate_deg=3.0, shift=0.05, mirror=True),
     "teacher": dict(name="resnet18", width=8, head="pyramid", checkpoint=None, backbone=None, precision="fp32"),

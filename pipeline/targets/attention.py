@@ -23,7 +23,7 @@ from pipeline.targets.base import Context, Field, TargetType
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
     layer: str                                          # a role: mid or high
-    dtype: Literal["float16", "uint8"] = "float16"
+    dtype: Literal["float32", "float16", "uint8"] = "float16"
 
     def fields(self, context: Context) -> dict[str, Field]:
         if self.layer not in context.grids:
@@ -43,10 +43,12 @@ class Target(TargetType):
         scale_B = energy_Bhw.amax(dim=(1, 2))
         if not scale_B.isfinite().all():
             raise OverflowError(f"attention of {self.layer!r}: not finite; look for NaN in the teacher's features")
+        if self.dtype == "float32":
+            return {"energy": energy_Bhw.cpu().numpy(), "scale": torch.ones_like(scale_B).cpu().numpy()}
         share_Bhw = energy_Bhw / torch.where(scale_B > 0, scale_B, 1)[:, None, None]
         stored_Bhw = share_Bhw.half() if self.dtype == "float16" else (share_Bhw * 255).round().to(torch.uint8)
         return {"energy": stored_Bhw.cpu().numpy(), "scale": scale_B.cpu().numpy()}
 
     def decode(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        steps = 1 if self.dtype == "float16" else 255
+        steps = 255 if self.dtype == "uint8" else 1
         return {"energy": rows["energy"].float() * (rows["scale"] / steps)[:, None, None]}

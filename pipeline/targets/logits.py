@@ -20,11 +20,13 @@ from pipeline.targets.base import Context, Field, TargetType
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
-    dtype: Literal["float16", "uint8"] = "float16"
+    dtype: Literal["float32", "float16", "uint8"] = "float16"
 
     def fields(self, context: Context) -> dict[str, Field]:
         h, w = context.grids["logits"]
         shape, dims = (context.num_classes, h, w), ("class", f"y{h}", f"x{w}")
+        if self.dtype == "float32":
+            return {"logits": Field(shape, "float32", dims)}
         if self.dtype == "float16":
             return {"logits": Field(shape, "float16", dims, relative_error=2**-11, absolute_error=2**-24)}
         return {
@@ -39,8 +41,8 @@ class Target(TargetType):
 
     def encode(self, values: dict[str, Tensor]) -> dict[str, np.ndarray]:
         logits_BKhw = values["logits"].detach()
-        if self.dtype == "float16":
-            arrays = {"logits": logits_BKhw.half()}
+        if self.dtype != "uint8":
+            arrays = {"logits": logits_BKhw.to(getattr(torch, self.dtype))}
             fits = arrays["logits"].isfinite().all()
         else:
             offset_BK = logits_BKhw.amin(dim=(2, 3))

@@ -41,7 +41,7 @@ def test_eight_bits_err_by_half_a_step_of_each_class():
     assert (error_BK < half_step_BK + 1e-6).all() and (error_BK > 0.8 * half_step_BK).all()
 
 
-@pytest.mark.parametrize("dtype", ["float16", "uint8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
 def test_constant_logits_survive(dtype):
     logits_BKhw = torch.full((1, 3, 2, 3), -1.5)
     assert torch.equal(stored(logits_BKhw, dtype), logits_BKhw)
