@@ -5,12 +5,16 @@ One pass, `sample`, of one view: `image` [H, W, 3] uint8 RGB, `label` [H, W] uin
 networks' multiple.
 """
 
+from pathlib import Path
+from typing import Sequence
+
 import numpy as np
 
-from pipeline.config import Prepare
+from pipeline.config import Plugin, Prepare
 from pipeline.datasets.base import IGNORE, DatasetBase
+from pipeline.errors import StoreError
 from pipeline.frames import VERSION, canvas, frame
-from pipeline.store import ImageRow, Pass, digest_array
+from pipeline.store import ImageRow, Pass, Store, digest_array
 from pipeline.targets.base import Field
 from pipeline.views import FILL
 
@@ -50,3 +54,16 @@ def identity(dataset: DatasetBase, prepare: Prepare) -> dict:
         "fill": list(FILL), "classes": list(dataset.classes), "lanes": dataset.lanes,
     }
 
+
+def open_whole(root: Path, plugin: Plugin, dataset: DatasetBase, prepare: Prepare,
+               ids: Sequence[str]) -> tuple[Store, Pass, list[ImageRow]]:
+    """The prepared store, its pass, and the lines of these images, all of them whole. Raises StoreError with what to run."""
+    sample = sample_pass(prepare.size, dataset.lanes)
+    try:
+        store = Store.find(root, "prepared", plugin.name, identity(dataset, prepare))
+        store.check_ids(ids)
+        images = [store.images[store.row_of[image_id]] for image_id in ids]
+        store.check(images, range(1), [(sample, True)])
+    except StoreError as error:
+        raise StoreError(f"{error}; run `pipeline prepare` with this config") from None
+    return store, sample, images

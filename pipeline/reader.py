@@ -20,7 +20,7 @@ from google_crc32c import value as crc32c
 
 from pipeline.errors import StoreError
 from pipeline.identity import listed
-from pipeline.storefiles import Array, parse_images, read, read_chunk, row_crcs, unseal, view_name
+from pipeline.storefiles import Array, finite, parse_images, read, read_chunk, row_crcs, unseal, view_name
 
 if TYPE_CHECKING:
     from pipeline.store import Pass, Store
@@ -52,10 +52,12 @@ class Reader:
             fields = store.layout(folder)
             crcs = [store.stored_crcs(view, folder, self._rows) for view in views]
             self._crcs[folder] = {name: np.stack([crc[name] for crc in crcs]) for name in fields}
-            arrays = [store.arrays(view, folder) for view in views]
-            self._arrays[folder] = [{name: array[name] for name in fields} for array in arrays]
-            for array in (array for group in self._arrays[folder] for array in group.values()):
-                check_metadata(store.folder, array)
+            self._arrays[folder] = []
+            for view in views:
+                arrays = store.arrays(view, folder)
+                for array in arrays.values():
+                    check_metadata(store.folder, array)
+                self._arrays[folder].append({name: arrays[name] for name in fields})
         room = limit_bytes if limit_bytes is not None else int(RAM_SHARE * free_bytes())
         self._in_ram = []
         for folder in sorted(folders, key=self._num_bytes):
@@ -173,12 +175,13 @@ def check_metadata(folder: Path, array: Array) -> None:
 
 
 def free_bytes() -> int:
-    """What Linux says can be had without swapping; elsewhere the free pages."""
-    try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except FileNotFoundError:
+    """What can be had without swapping, or the container's limit if that is less; without /proc, half of the RAM."""
+    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if not meminfo.exists():
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    free = int(dict(line.split(":") for line in meminfo.read_text().splitlines())["MemAvailable"].split()[0]) * 1024
+    allowed = limit.read_text().strip() if limit.exists() else "max"
+    return free if allowed == "max" else min(free, int(allowed))
 
 
 # Verification
@@ -209,7 +212,7 @@ def _faults_of_metadata(store: Store) -> Iterator[str]:
             unseal(line, history)
         except StoreError as error:
             yield f"{error} (line {number})"
-    for folder in store.stored_passes():
+    for folder in sorted({*store.stored_passes(), *(folder for _, folder in store.stored_groups())}):
         try:
             store.pass_file(folder)
         except StoreError as error:
@@ -266,10 +269,9 @@ def _faults_of_block(store: Store, view: str, folder: str, block: int, deep: boo
             rows[name] = np.concatenate(parts)[:len(images)]
     for name in store.layout(folder):
         if name in rows and f"{name}_crc" in rows:
-            fine = (row_crcs(rows[name]) == rows[f"{name}_crc"]) \
-                & np.isfinite(rows[name]).reshape(len(images), -1).all(axis=1)
-            if not fine.all():
-                bad = listed([repr(images[i].id) for i in np.flatnonzero(~fine)])
+            fine = (row_crcs(rows[name]) == rows[f"{name}_crc"]) & finite(rows[name])
+            bad = listed([repr(image.id) for image, good in zip(images, fine) if not good])
+            if bad:
                 yield f"{store.folder}: {name!r} differs from its crc, or is not finite, for image {bad}"
 
 

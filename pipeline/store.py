@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,8 +33,8 @@ from pipeline.errors import StoreError
 from pipeline.identity import difference, digest_array, identity_digest, listed, sha256
 from pipeline.reader import Reader, verify
 from pipeline.storefiles import (
-    CRC, FORMAT, GROUP, Array, ImageRow, claimed, codec_chain, images_tsv, locked, make_folder, note, parse_images,
-    read, read_chunk, replace, row_crcs, seal, stored_crc, sync_folder, unseal, view_name, writing)
+    CRC, FORMAT, GROUP, Array, ImageRow, claimed, codec_chain, finite, images_tsv, locked, make_folder, note,
+    parse_images, read, read_chunk, row_crcs, seal, stored_crc, sync, unseal, view_name, write, writing)
 
 if TYPE_CHECKING:
     from pipeline.targets.base import Field      # imports torch, which a process that only stores bytes can do without
@@ -101,13 +101,11 @@ class Store:
                     make_folder(folder / name)
             with locked(folder):
                 if not (folder / "store.json").exists():
-                    replace(folder / f"{kind}.zarr/zarr.json", GROUP)
-                    sync_folder(folder / f"{kind}.zarr")
+                    content = {"format": FORMAT, "kind": kind, "identity": identity,
+                               "block_rows": block_rows, "codec": codec, "card": card}
+                    write([(folder / f"{kind}.zarr/zarr.json", GROUP)])
                     note(folder, "create")
-                    replace(folder / "store.json", seal({
-                        "format": FORMAT, "kind": kind, "identity": identity,
-                        "block_rows": block_rows, "codec": codec, "card": card}))
-                    sync_folder(folder)
+                    write([(folder / "store.json", seal(content))])
         return cls(folder)._of(identity_record)
 
     @classmethod
@@ -174,10 +172,9 @@ class Store:
         with locked(self.folder):
             self._load_images()                  # another process may have grown it
             unknown = self._unknown(rows)
-            for start in range(0, len(unknown), self.block_rows):
-                path = self.folder / f"images/{self.num_blocks + start // self.block_rows:06d}.tsv"
-                replace(path, images_tsv(unknown[start:start + self.block_rows]))
-            sync_folder(self.folder / "images")
+            parts = [unknown[start:start + self.block_rows] for start in range(0, len(unknown), self.block_rows)]
+            write((self.folder / f"images/{block:06d}.tsv", images_tsv(part))
+                  for block, part in enumerate(parts, start=self.num_blocks))
             self._load_images()
             for group in self.stored_groups():
                 self._write_metadata(*group)
@@ -217,8 +214,7 @@ class Store:
             if not self.has_pass(pass_):
                 content = {"format": FORMAT, "store": self.identity["digest"], "name": pass_.name,
                            "record": pass_.record, "fields": self._new_layout(pass_)}
-                replace(self.folder / f"passes/{pass_.folder}.json", seal(content))
-                sync_folder(self.folder / "passes")
+                write([(self.folder / f"passes/{pass_.folder}.json", seal(content))])
             for view, path in zip(names, marks):
                 make_folder(path)
                 self._write_metadata(view, pass_.folder)
@@ -293,10 +289,10 @@ class Store:
         return {path: data for path, data in meant.items() if not path.exists() or path.read_bytes() != data}
 
     def _write_metadata(self, view: str, folder: str) -> None:
-        for path, data in self._stale(view, folder).items():
+        stale = self._stale(view, folder)
+        for path in stale:
             make_folder(path.parent)
-            replace(path, data)
-            sync_folder(path.parent)
+        write(stale.items())
 
     # Blocks
 
@@ -330,6 +326,7 @@ class Store:
                     return f"{path}: missing, or not the {size} bytes that were written"
         except StoreError as error:
             return str(error)
+        return None
 
     def missing(self, pass_: Pass, view: int, deep: bool = False) -> list[int]:
         """The blocks to fill."""
@@ -349,31 +346,29 @@ class Store:
                     os.unlink(unfinished.name)
                     return
                 mark.unlink()                    # before any of its files changes
-                sync_folder(mark.parent)
-            files = {}
-            for name in pass_.fields:
-                values = np.ascontiguousarray(rows[name], arrays[name].dtype)
-                files |= self._write_rows(arrays[name], block, values)
-                files |= self._write_rows(arrays[f"{name}_crc"], block, row_crcs(values))
-            for array in arrays.values():
-                sync_folder(self.folder / array.path)
+                sync(mark.parent)
+            files: dict[str, tuple[int, str]] = {}
+            write(self._chunks(arrays, block, rows, files))
             for chunk, (size, crc) in files.items():         # what the disk has against what was meant
                 read_chunk(self.folder / chunk, size, crc)
-            unfinished.write(seal(self._mark_head(*key) | {"files": files}))
+            unfinished.write(seal(self._mark_head(*key) | {"files": files}, indent=None))
             unfinished.flush()
             os.fsync(unfinished.fileno())
             os.replace(unfinished.name, mark)
-            sync_folder(mark.parent)
+            sync(mark.parent)
 
-    def _write_rows(self, array: Array, block: int, rows: np.ndarray) -> dict[str, tuple[int, str]]:
-        padded = np.full((self.block_rows, *array.shape), array.fill, array.dtype)
-        padded[:len(rows)] = rows
-        files = {}
-        for chunk, part in zip(array.block_chunks(block, self.block_rows), array.split(padded)):
-            data = array.encode(part)
-            replace(self.folder / chunk, data)
-            files[chunk] = (len(data), stored_crc(data))
-        return files
+    def _chunks(self, arrays: dict[str, Array], block: int, rows: Mapping[str, np.ndarray],
+                files: dict[str, tuple[int, str]]) -> Iterator[tuple[Path, bytes]]:
+        """A block's files one after the other, each noted in `files` with its size and crc."""
+        for name in rows:
+            values = np.ascontiguousarray(rows[name], arrays[name].dtype)
+            for array, part in ((arrays[name], values), (arrays[f"{name}_crc"], row_crcs(values))):
+                padding = np.full((self.block_rows - len(part), *array.shape), array.fill, array.dtype)
+                padded = np.concatenate([part, padding]) if len(padding) else part
+                for chunk, piece in zip(array.block_chunks(block, self.block_rows), array.split(padded)):
+                    data = array.encode(piece)
+                    files[chunk] = (len(data), stored_crc(data))
+                    yield self.folder / chunk, data
 
     def _refuse_bad(self, pass_: Pass, block: int, rows: Mapping[str, np.ndarray]) -> None:
         images = self.block_images(block)
@@ -385,9 +380,8 @@ class Store:
             if given.shape != meant or given.dtype != np.dtype(field.dtype):
                 raise StoreError(f"{where}: field {name!r} is {given.dtype} {given.shape}, not {field.dtype} {meant} "
                                  f"(images {images[0].id!r} to {images[-1].id!r})")
-            finite = np.isfinite(given).reshape(len(images), -1).all(axis=1)
-            if not finite.all():
-                bad = listed([repr(image.id) for image, fine in zip(images, finite) if not fine])
+            bad = listed([repr(image.id) for image, fine in zip(images, finite(given)) if not fine])
+            if bad:
                 raise StoreError(f"{where}: field {name!r} is not finite for image {bad}")
 
     def finalise(self) -> None:
@@ -397,9 +391,10 @@ class Store:
             return
         with locked(self.folder):
             self._load_images()
-            replace(path, self._manifest())
-            sync_folder(self.folder)
-            note(self.folder, "finalise", images=len(self.row_of))
+            data = self._manifest()
+            if not path.exists() or path.read_bytes() != data:
+                write([(path, data)])
+                note(self.folder, "finalise", images=len(self.row_of))
 
     def _manifest(self) -> bytes:
         passes: dict[str, dict] = {}
@@ -415,7 +410,7 @@ class Store:
     # What a run asks for
 
     def check(self, rows: list[ImageRow], views: Iterable[int], passes: Iterable[tuple[Pass, bool]]) -> None:
-        """Refuses, naming the difference, unless the passes (each with: does it use labels?) are whole for these rows."""
+        """Refuses, naming the difference, unless the passes (each with: does it use labels?) are whole for them."""
         passes = list(passes)
         self.check_ids([row.id for row in rows])
         self._refuse_changed(rows, "image")

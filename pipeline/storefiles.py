@@ -18,7 +18,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -63,18 +64,22 @@ def read(path: Path) -> bytes:
         raise StoreError(f"{path}: {error.strerror}") from error
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all. One writer per path at a time: a killed one's leftover is written over."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with open(unfinished, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+def write(files: Iterable[tuple[Path, bytes]]) -> None:
+    """Writes each file whole or not at all, and lastingly. One writer per path at a time: a killed one's leftover is
+    written over. The fsyncs run side by side, since a journal commits them together."""
+    paths = []
+    for path, data in files:
+        path.with_name(path.name + ".tmp").write_bytes(data)
+        paths.append(path)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(sync, [path.with_name(path.name + ".tmp") for path in paths]))
+        for path in paths:
+            os.replace(path.with_name(path.name + ".tmp"), path)
+        list(pool.map(sync, {path.parent for path in paths}))
 
 
-def sync_folder(path: Path) -> None:
-    """Makes the names in a folder as lasting as the files."""
+def sync(path: Path) -> None:
+    """Makes a file's bytes, or the names in a folder, outlast a power cut."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -86,7 +91,7 @@ def make_folder(path: Path) -> None:
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -258,3 +263,10 @@ def stored_crc(data: bytes) -> str:
 def row_crcs(rows: np.ndarray) -> np.ndarray:
     """crc32c of each row's bytes."""
     return np.array([crc32c(row) for row in rows.reshape(len(rows), -1).view(np.uint8)], CRC)
+
+
+def finite(rows: np.ndarray) -> np.ndarray:
+    """[n] bool: no NaN or infinity in the row."""
+    if rows.dtype.kind != "f":
+        return np.ones(len(rows), bool)
+    return np.isfinite(rows).reshape(len(rows), -1).all(axis=1)

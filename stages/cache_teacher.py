@@ -21,12 +21,8 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     """
     source = dataset.build()
     cache.check_views(views, source, dataset.name)
-    sample = prepared.sample_pass(prepare.size, source.lanes)
-    pixels = Store.find(root, "prepared", dataset.name, prepared.identity(source, prepare))
     ids = source.ids("train")
-    pixels.check_ids(ids)
-    images = [pixels.images[pixels.row_of[image_id]] for image_id in ids]
-    pixels.check(images, range(1), [(sample, True)])
+    pixels, sample, images = prepared.open_whole(root, dataset, source, prepare, ids)
 
     set_precision(teacher.precision)
     state = weights.load_file(weights_file)
@@ -44,9 +40,11 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     every = [cache.MATRIX, *(pass_ for _, pass_ in passes.values())]
     for pass_ in every:
         store.add_pass(pass_, range(views.count))
-    tasks = plan.tasks({(view, pass_.folder): store.missing(pass_, view)
+    asked_for = {store.row_of[image_id] // store.block_rows for image_id in ids}
+    tasks = plan.tasks({(view, pass_.folder): sorted(asked_for.intersection(store.missing(pass_, view)))
                         for view in range(views.count) for pass_ in every})
-    reader = Reader(pixels, [sample], [image.id for image in pixels.images if image.id], 1)
+    together = [image.id for block in sorted({task.block for task in tasks}) for image in store.block_images(block)]
+    reader = Reader(pixels, [sample], together, 1)
     place = {image_id: position for position, image_id in enumerate(reader.ids)}
     answers = cache.Answers(model, source, context, prepare.size, precision=teacher.precision, batch=batch, device=device)
 

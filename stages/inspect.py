@@ -27,8 +27,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     if image_id not in store.row_of:
         raise StoreError(f"{store.folder}: no image {image_id!r}{did_you_mean(image_id, store.row_of)}; there are "
                          f"{listed([image.id for image in store.images if image.id])}")
-    sample = prepared.sample_pass(prepare.size, source.lanes)
-    pixels = Store.find(root, "prepared", dataset.name, prepared.identity(source, prepare))
+    pixels, sample, _ = prepared.open_whole(root, dataset, source, prepare, [image_id])
     rows = Reader(pixels, [sample], [image_id], 1).read(sample, np.array([0]), np.array([0]))
     reader = Reader(store, [cache.MATRIX, *(pass_ for _, pass_ in named.values())], [image_id], view + 1, memory="disk")
     here = np.array([0]), np.array([view])

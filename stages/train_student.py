@@ -22,14 +22,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     source = dataset.build()
     cache.check_views(views, source, dataset.name)
     ids = source.ids("train")
-    sample = prepared.sample_pass(prepare.size, source.lanes)
-    try:
-        pixels = Store.find(root, "prepared", dataset.name, prepared.identity(source, prepare))
-        pixels.check_ids(ids)
-        images = [pixels.images[pixels.row_of[image_id]] for image_id in ids]
-        pixels.check(images, range(1), [(sample, True)])
-    except StoreError as error:
-        raise StoreError(f"{error}; run `pipeline prepare {config}`") from None
+    pixels, sample, images = prepared.open_whole(root, dataset, source, prepare, ids)
     context = cache.context(teacher.model, source, prepare.size)
     record = {"student": student, "method": method, "training": training, "views": views, "seed": seed,
               "prepared": {"identity": pixels.identity, "digest": pixels.digest_of(images, range(1), [sample])}}

@@ -8,7 +8,7 @@ from pipeline.config import Plugin, Prepare, Teacher, Training, Views
 from pipeline.files import write_json
 from pipeline.loading import Loader
 from pipeline.models.base import set_precision
-from pipeline.store import Reader, Store
+from pipeline.store import Reader
 
 
 def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, teacher_training: Training | None, root: Path,
@@ -31,11 +31,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, te
 
 def _train(model, source, dataset, prepare, views, teacher, training, root, folder, device):
     ids = source.ids("train")
-    sample = prepared.sample_pass(prepare.size, source.lanes)
-    store = Store.find(root, "prepared", dataset.name, prepared.identity(source, prepare))
-    store.check_ids(ids)
-    images = [store.images[store.row_of[image_id]] for image_id in ids]
-    store.check(images, range(1), [(sample, True)])
+    store, sample, images = prepared.open_whole(root, dataset, source, prepare, ids)
     code = runs.code_digest(runs, steps, loading, geometry, lookup.find("models", teacher.model.name))
     record = {"teacher": teacher.model, "training": training, "views": views, "code": code,
               "prepared": {"identity": store.identity, "digest": store.digest_of(images, range(1), [sample])}}

@@ -21,8 +21,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     teacher. `recompute` rows, chosen at random, are answered again by the teacher."""
     source = dataset.build()
     ids = source.ids("train")
-    sample = prepared.sample_pass(prepare.size, source.lanes)
-    pixels = Store.find(root, "prepared", dataset.name, prepared.identity(source, prepare))
+    pixels, sample, images = prepared.open_whole(root, dataset, source, prepare, ids)
     identity = cache.identity(source, prepare, views, teacher, cache.weights_digest(weights_file))
     store = Store.find(root, "targets", dataset.name, identity)
     faults = [*pixels.verify(), *store.verify()]
@@ -30,7 +29,6 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
         raise StoreError("\n".join(faults))
     context = cache.context(teacher.model, source, prepare.size)
     named = cache.target_passes(targets, context)
-    images = [pixels.images[pixels.row_of[image_id]] for image_id in ids]
     passes = [(cache.MATRIX, False), *((pass_, target.uses_labels) for target, pass_ in named.values())]
     store.check(images, range(views.count), passes)
     lines = [f"{store.folder}: whole and undamaged: {len(ids)} images x {views.count} views, {len(named)} targets"]

@@ -1,0 +1,280 @@
+"""Both ways of reading give the stored rows bit for bit, or refuse; verify names the file of every flipped byte."""
+
+import multiprocessing
+import pickle
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+import zarr
+from toy_store import GRAPH, MATRIX, PASSES, VIEWS, create, fill, filled, images, values
+
+from pipeline.errors import StoreError
+from pipeline.reader import free_bytes
+from pipeline.store import Reader, Store
+from pipeline.storefiles import ImageRow, images_tsv, parse_images, seal, unseal
+
+IDS = [row.id for row in images(10)]
+
+
+def asked(count=40, ids=IDS):
+    generator = np.random.default_rng(0)
+    return generator.integers(0, len(ids), count), generator.integers(0, len(VIEWS), count)
+
+
+@pytest.mark.parametrize("codec", ["raw", "lz4", "zstd"])
+@pytest.mark.parametrize("memory", ["ram", "disk"])
+def test_rows_are_those_that_were_written_and_those_zarr_reads(tmp_path, codec, memory):
+    store = filled(tmp_path, 10, codec=codec)
+    store.grow(images(13))                           # positions are not row indices: two rows of padding lie between
+    fill(store)
+    ids = [row.id for row in images(13)][::-1]
+    reader = Reader(store, PASSES, ids, len(VIEWS), memory=memory)
+    positions, views = asked(ids=ids)
+    group = zarr.open_group(store.folder / "targets.zarr", mode="r")
+    for pass_ in PASSES:
+        found = reader.read(pass_, positions, views)
+        assert set(found) == set(pass_.fields)
+        for name, rows in found.items():
+            meant = [values(pass_, view, [images(13)[12 - position]])[name][0]
+                     for position, view in zip(positions, views)]
+            theirs = [group[f"v{view:03d}/{pass_.folder}/{name}"][store.row_of[ids[position]]]
+                      for position, view in zip(positions, views)]
+            assert rows.dtype == pass_.fields[name].dtype and rows.flags.c_contiguous
+            assert rows.tobytes() == np.stack(meant).tobytes() == np.stack(theirs).tobytes()
+
+
+def test_chunks_smaller_than_a_block_are_read_at_the_right_place(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.store.MAX_CHUNK_BYTES", 100)      # two graphs, or two matrices, a file
+    store = filled(tmp_path, 10)
+    rows = {name: array.chunk_rows for name, array in store.arrays("v000", GRAPH.folder).items()}
+    assert rows == {"graph": 2, "graph_crc": 4, "cells": 4, "cells_crc": 4}
+    monkeypatch.undo()
+    positions, views = asked()
+    for memory in ("ram", "disk"):
+        found = Reader(store, [GRAPH], IDS, len(VIEWS), memory=memory).read(GRAPH, positions, views)
+        for i, (position, view) in enumerate(zip(positions, views)):
+            assert np.array_equal(found["graph"][i], values(GRAPH, view, [images(10)[position]])["graph"][0])
+    assert store.verify() == []
+
+
+def test_memory_goes_to_the_smallest_passes_and_the_log_says_so(tmp_path):
+    store = filled(tmp_path, 10)
+    sizes = {pass_.folder: 30 * sum(np.dtype(f.dtype).itemsize * int(np.prod(f.shape)) for f in pass_.fields.values())
+             for pass_ in PASSES}
+    assert sizes[GRAPH.folder] == 30 * 39 < sizes[MATRIX.folder] == 30 * 48
+    def strategy(**options):
+        return Reader(store, PASSES, IDS, len(VIEWS), **options).strategy.split("; ")
+    assert strategy() == [f"{GRAPH.folder}: 0.0 MB in RAM", f"{MATRIX.folder}: 0.0 MB in RAM"]
+    assert strategy(limit_bytes=30 * 39 + 5)[0].endswith("in RAM")
+    assert strategy(limit_bytes=30 * 39 + 5)[1].endswith("from disk")
+    assert all(text.endswith("from disk") for text in strategy(memory="disk"))
+    assert free_bytes() > 2**20
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_loader_workers_read_the_same(tmp_path, start):
+    store = filled(tmp_path, 10)
+    positions, views = asked()
+    zarr.open_group(store.folder / "targets.zarr")[f"v000/{GRAPH.folder}/graph"][:]      # its threads must not matter
+    readers = [Reader(store, [MATRIX], IDS, len(VIEWS), memory=memory) for memory in ("ram", "disk")]
+    meant = readers[0].read(MATRIX, positions, views)["matrix"]
+    with ProcessPoolExecutor(1 if start == "spawn" else 2, multiprocessing.get_context(start)) as pool:
+        found = [pool.submit(reader.read, MATRIX, positions, views) for reader in readers * 2]
+        assert all(np.array_equal(each.result(60)["matrix"], meant) for each in found)
+
+
+def test_a_reader_keeps_reading_while_the_store_grows(tmp_path):
+    store = filled(tmp_path, 10)
+    positions, views = asked()
+    readers = [Reader(store, PASSES, IDS, len(VIEWS), memory=memory) for memory in ("ram", "disk")]
+    meant = readers[0].read(GRAPH, positions, views)["graph"]
+    other = Store.open(store.folder)
+    other.grow(images(17))
+    fill(other, views=range(4))
+    other.finalise()
+    for reader in [*readers, Reader(store, PASSES, IDS, len(VIEWS)), pickle.loads(pickle.dumps(readers[1]))]:
+        assert np.array_equal(reader.read(GRAPH, positions, views)["graph"], meant)
+
+
+def test_what_is_not_there_is_refused(tmp_path):
+    store = filled(tmp_path, 10, [GRAPH])
+    with pytest.raises(StoreError, match="1 of 2 images are not in it: 'nobody'"):
+        Reader(store, [GRAPH], [IDS[0], "nobody"], 1)
+    with pytest.raises(StoreError, match="never stored"):
+        Reader(store, [MATRIX], IDS, 1)
+    with pytest.raises(StoreError, match="v003"):
+        Reader(store, [GRAPH], IDS, 4)
+    store.grow(images(11))
+    with pytest.raises(StoreError, match="no mark"):
+        Reader(store, [GRAPH], [row.id for row in images(11)], 1)
+    with pytest.raises(StoreError, match="not in it"):
+        Reader(store, [GRAPH], [""], 1)              # padding has no name to ask for
+
+
+# Damage
+
+def reads_wrongly(folder, memory):
+    """Whether any row comes back other than it was written; False if reading is refused."""
+    try:
+        store = Store.open(folder)
+        store.check(images(6), range(2), [(pass_, True) for pass_ in PASSES])
+        reader = Reader(store, PASSES, IDS[:6], 2, memory=memory)
+        for view in range(2):
+            for pass_ in PASSES:
+                found = reader.read(pass_, np.arange(6), np.full(6, view))
+                meant = values(pass_, view, images(6))
+                if any(found[name].tobytes() != meant[name].tobytes() for name in meant):
+                    return True
+    except StoreError:
+        pass
+    return False
+
+
+def faults(folder):
+    try:
+        return Store.open(folder).verify()
+    except StoreError as error:
+        return [str(error)]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return filled(tmp_path_factory.mktemp("small"), 6, views=range(2)).folder
+
+
+def data_files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+
+
+def test_a_flipped_byte_anywhere_is_named_and_no_wrong_row_is_read(small):
+    generator = np.random.default_rng(0)
+    for path in data_files(small):
+        data = path.read_bytes()
+        for position in {0, len(data) - 1, *generator.integers(0, len(data), 2).tolist()}:
+            harmed = bytearray(data)
+            harmed[position] ^= 1 << generator.integers(8)
+            path.write_bytes(harmed)
+            found = faults(small)
+            assert found and any(str(path) in fault for fault in found), (path, position)
+            if "c." in path.name or "done" in path.parts:
+                assert any("block" in fault for fault in found)
+            assert not reads_wrongly(small, "disk") and not reads_wrongly(small, "ram"), (path, position)
+        path.write_bytes(data)
+    assert faults(small) == []
+
+
+def test_a_lost_emptied_cut_or_lengthened_file_is_named_and_no_wrong_row_is_read(small):
+    for path in data_files(small):
+        data = path.read_bytes()
+        for content in (None, b"", data[:len(data) // 2], data + b"\0"):
+            if content is None and path.name in ("history.jsonl", "manifest.json"):
+                continue                             # a store that was never finalised has neither
+            path.unlink(missing_ok=True)
+            if content is not None:
+                path.write_bytes(content)
+            named = path if path.suffix != ".tsv" or content is not None or path.name == "000000.tsv" else "zarr.json"
+            if content != b"" or path.name != "history.jsonl":
+                assert any(str(named) in fault for fault in faults(small)), (path, content)
+            assert not reads_wrongly(small, "disk") and not reads_wrongly(small, "ram"), (path, content)
+        path.write_bytes(data)
+    assert faults(small) == []
+
+
+def test_strays_are_named_and_leftovers_and_neighbours_are_not(small):
+    top = small / "targets.zarr"
+    strays = [small / "images/note.txt", top / "v000/foo", top / f"v000/{GRAPH.folder}/graph/c.9.0.0.0",
+              small / "done/v000/000009.00000000.json", small / "passes/old.json"]
+    harmless = [small / "done/v000/000001.0.json.tmp", small / "sources.tsv",
+                top / f"v001/{GRAPH.folder}/cells/c.0.0.tmp"]
+    for path in strays + harmless:
+        path.write_text("x")
+    found = faults(small)
+    assert all(any(str(path) in fault for fault in found) for path in strays) and len(found) == len(strays)
+    for path in strays + harmless:
+        path.unlink()
+    assert faults(small) == []
+
+
+def test_files_of_equal_size_that_changed_places_are_noticed(small):
+    first, second = Store.open(small).arrays("v000", MATRIX.folder), Store.open(small).arrays("v001", MATRIX.folder)
+    for name in ("matrix", "matrix_crc"):
+        a, b = small / first[name].chunk_path(0), small / second[name].chunk_path(0)
+        before = a.read_bytes(), b.read_bytes()
+        a.write_bytes(before[1])
+        b.write_bytes(before[0])
+        for memory in ("ram", "disk"):
+            with pytest.raises(StoreError, match="not what was written" if name == "matrix" else "crc32c"):
+                reader = Reader(Store.open(small), [MATRIX], IDS[:6], 2, memory=memory)
+                reader.read(MATRIX, np.arange(6), np.zeros(6, int))
+        assert {path for path in (a, b) if any(f"{path}:" in fault for fault in faults(small))} == {a, b}
+        a.write_bytes(before[0])
+        b.write_bytes(before[1])
+
+
+def test_a_wrong_row_is_refused_by_image_view_field_and_block(tmp_path):
+    store = filled(tmp_path, 10)
+    reader = Reader(store, PASSES, IDS, len(VIEWS), memory="disk")
+    path = store.folder / store.arrays("v002", GRAPH.folder)["graph"].chunk_path(1)
+    data = path.read_bytes()
+    path.write_bytes(data[:36 + 4] + bytes([data[40] ^ 1]) + data[41:])
+    assert len(reader.read(GRAPH, np.array([4, 6, 5]), np.array([2, 2, 1]))["graph"]) == 3
+    message = r"image 'seq/05 ü.png', view 2, field 'graph' of affinity-\w{8} \(block 1\)"
+    with pytest.raises(StoreError, match=message):
+        reader.read(GRAPH, np.array([4, 5]), np.array([2, 2]))
+    with pytest.raises(StoreError, match="damaged"):
+        Reader(store, [GRAPH], IDS, len(VIEWS), memory="ram")
+    assert any("block 1" in fault and "images 'seq/04 ü.png' to 'seq/07" in fault for fault in store.verify())
+
+
+@pytest.mark.parametrize("codec", ["raw", "lz4"])
+def test_fill_is_never_read(tmp_path, codec):
+    store = filled(tmp_path, 10, codec=codec)
+    reader = Reader(store, [GRAPH], IDS, len(VIEWS), memory="disk")
+    array = store.arrays("v000", GRAPH.folder)["cells"]
+    (store.folder / array.chunk_path(0)).unlink()    # zarr would now hand out 255
+    assert (zarr.open_array(store.folder / array.path)[:4] == 255).all()
+    with pytest.raises(StoreError, match="No such file"):
+        reader.read(GRAPH, np.array([1]), np.array([0]))
+    (store.folder / array.chunk_path(0)).write_bytes(array.encode(np.full((4, 3), 255, np.uint8)))
+    with pytest.raises(StoreError, match="not what was written"):
+        reader.read(GRAPH, np.array([1]), np.array([0]))
+
+
+def test_rows_that_are_not_finite_are_found(tmp_path, monkeypatch):
+    store = create(tmp_path)
+    store.grow(images(6))
+    store.add_pass(GRAPH, range(1))
+    rows = values(GRAPH, 0, images(4))
+    rows["graph"][2, 0, 0, 0] = np.nan
+    monkeypatch.setattr(Store, "_refuse_bad", lambda *given: None)
+    store.write_block(GRAPH, 0, 0, rows)
+    fault, = store.verify()
+    assert "not finite" in fault and "seq/02" in fault and "block 0" in fault and "seq/01" not in fault
+    assert store.verify(deep=False) == []
+
+
+def test_verify_names_blocks_that_were_whole_once(small, tmp_path):
+    folder = shutil.copytree(small, tmp_path / "copy")
+    store = Store.open(folder)
+    store.mark_path("v001", GRAPH.folder, 1).unlink()
+    fault, = store.verify()
+    assert f"block 1 of {GRAPH.folder}, v001" in fault
+    shutil.rmtree(folder / "targets.zarr/v001" / GRAPH.folder)
+    assert any("v001" in fault for fault in store.verify())
+
+
+def test_every_byte_of_sealed_json_and_of_a_list_of_images_counts(tmp_path):
+    for data, parse in [(seal({"a": [1, 2.5, "ü\n"], "b": {}}), unseal), (seal({"a": 1}, indent=None), unseal),
+                        (images_tsv([ImageRow("x y", "ab", "-"), ImageRow("\udcff", "1", "2")]), parse_images)]:
+        parse(data, tmp_path)
+        for position in range(len(data)):
+            for change in (1, 32, 128):
+                harmed = bytearray(data)
+                harmed[position] ^= change
+                with pytest.raises(StoreError, match="damaged"):
+                    parse(bytes(harmed), tmp_path)
+        for end in range(len(data)):
+            with pytest.raises(StoreError, match="damaged"):
+                parse(data[:end], tmp_path)
