@@ -17,6 +17,7 @@ from pipeline.errors import DatasetError
 
 UNKNOWN = 254           # in a table of train ids: a value that is none of the dataset's, so 254 classes at most
 
+_END_OF_IMAGE, _START_OF_SCAN = b"\xff\xd9", b"\xff\xda"     # JPEG markers; neither can occur inside a scan
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
@@ -39,7 +40,12 @@ def read_rgb(path: Path) -> np.ndarray:
     with opened(path) as image:
         if image.mode.startswith(("I", "F")):
             raise DatasetError(f"{path}: has {image.mode!r} pixels, not 8 bits a channel; convert it to 8 bits")
-        return np.array(image.convert("RGB"))
+        pixels = np.array(image.convert("RGB"))
+    if path.suffix.lower() in (".jpg", ".jpeg"):            # Pillow notices a missing tail, but not one filled with zeros
+        data = path.read_bytes()
+        if data.rfind(_END_OF_IMAGE) < data.rfind(_START_OF_SCAN):
+            raise DatasetError(f"{path}: is cut off, the JPEG has no end; fetch it again")
+    return pixels
 
 
 def read_index_png(path: Path) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""The procedural road set: scenes drawn from a seed, rendered in bird's eye view, projected, written in public layouts."""
+"""The procedural road set: scenes drawn from a seed, painted in bird's-eye view, projected, written as CULane is."""

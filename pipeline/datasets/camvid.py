@@ -1,0 +1,77 @@
+"""CamVid in SegNet's version: 480 x 360, 11 classes, void ignored.
+
+    <split>.txt                      "train/<name>.png trainannot/<name>.png" a line
+    <split>/<name>.png               frames, .png or .jpg
+    <split>annot/<name>.png          labels 0..11, 11 = void
+
+SegNet's own lists say "/SegNet/CamVid/train/<name>.png ..."; of any path only the last folder and the name are used. An
+image id is "<split>/<name>". The class "pavement" is the sidewalk; lane markings are part of the road in this version.
+
+Sources: Brostow, Fauqueur, Cipolla, "Semantic Object Classes in Video: A High-Definition Ground Truth Database",
+Pattern Recognition Letters 30(2), 2009; Badrinarayanan, Kendall, Cipolla, "SegNet", TPAMI 2017 (split, classes,
+colours).
+"""
+
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from pipeline.datasets._images import UNKNOWN, image_size, read_index_png, read_rgb, require_size, train_ids
+from pipeline.datasets._lists import by_id, read_list, require_split
+from pipeline.datasets.base import IGNORE, DatasetBase
+from pipeline.errors import DatasetError
+
+CLASSES = (
+    ("sky", (128, 128, 128)), ("building", (128, 0, 0)), ("pole", (192, 192, 128)), ("road", (128, 64, 128)),
+    ("pavement", (60, 40, 222)), ("tree", (128, 128, 0)), ("sign_symbol", (192, 128, 128)), ("fence", (64, 64, 128)),
+    ("car", (64, 0, 128)), ("pedestrian", (64, 64, 0)), ("bicyclist", (0, 128, 192)),
+)
+VOID = 11
+TRAIN_IDS = np.full(256, UNKNOWN, np.uint8)
+TRAIN_IDS[:VOID] = range(VOID)
+TRAIN_IDS[VOID] = IGNORE
+
+
+class Dataset(DatasetBase):
+    classes = tuple(name for name, _ in CLASSES)
+    colours = tuple(colour for _, colour in CLASSES)
+    mirror = tuple(range(len(CLASSES)))         # no class knows left from right
+    official_counts = {"train": 367, "val": 101, "test": 233}
+
+    def __init__(self, *, root: str):
+        self.root = Path(root)
+        self._lists: dict[str, dict[str, list[Path]]] = {}
+
+    def ids(self, split: str) -> list[str]:
+        require_split(split, self.splits, self.root)
+        return list(self._read(split))
+
+    def image(self, image_id: str) -> np.ndarray:
+        return read_rgb(self.files(image_id)[0])
+
+    def label(self, image_id: str) -> np.ndarray:
+        image, path = self.files(image_id)
+        values = read_index_png(path)
+        require_size(path, values.shape, image_size(image), image.name)
+        return train_ids(values, TRAIN_IDS, path, f"0 to {VOID}, as in SegNet's version")
+
+    def files(self, image_id: str) -> list[Path]:
+        return self._read(image_id.split("/")[0])[image_id]
+
+    def _read(self, split: str) -> dict[str, list[Path]]:
+        """{image id: [image, label]} in the list's order, read once."""
+        if split not in self._lists:
+            rows = [(where, *pair_of(where, text, split)) for where, text in read_list(self.root / f"{split}.txt")]
+            ids = by_id((where, str(image.with_suffix(""))) for where, image, _ in rows)
+            self._lists[split] = {image_id: [self.root / image, self.root / label]
+                                  for image_id, (_, image, label) in zip(ids, rows)}
+        return self._lists[split]
+
+
+def pair_of(where: str, text: str, split: str) -> tuple[PurePosixPath, PurePosixPath]:
+    """Image and label below the root."""
+    paths = [PurePosixPath(*PurePosixPath(word).parts[-2:]) for word in text.split()]
+    if len(paths) != 2 or paths[0].parent.name != split:
+        raise DatasetError(f"{where}: expected '{split}/<name>.png {split}annot/<name>.png', got {text!r}; "
+                           "fetch the list again")
+    return paths[0], paths[1]
