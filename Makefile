@@ -19,7 +19,7 @@ demo: install
 	@cat reports/demo.md
 
 test: install
-	$(VENV)/bin/python -m pytest --cov --cov-report=term:skip-covered
+	$(VENV)/bin/python -m pytest -n auto --cov --cov-report=term:skip-covered
 
 clean-demo:
 	rm -rf data/demo cache/roads runs/demo reports teachers/demo.safetensors dvc.lock

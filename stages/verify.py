@@ -64,7 +64,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
             continue
         for student, plugin in students.items():
             torch.manual_seed(0)
-            network = plugin.build(num_classes=len(source.classes), size=context.size, lanes=0).to(device).eval()
+            network = plugin.build(num_classes=len(source.classes), size=context.size, lanes=0).to(device)
             own = cache.context(plugin, source, prepare.size)
             loader = Loader(samples, sample, ids, dataset=source, content=prepare.size, views=views, training=training, seed=0,
                             device=device, cached=CachedTargets(reader, cache.MATRIX, wanted))

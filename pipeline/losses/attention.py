@@ -1,11 +1,11 @@
 """Attention-map distillation, IntRA-KD Eq. 6: squared differences of two normalised maps, summed over positions.
 
 Source: Hou, Ma, Liu, Hui, Loy, "Inter-Region Affinity Distillation for Road Marking Segmentation", CVPR 2020, after
-Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017: energies L2-normalised over positions. A
-mean over positions, common in code, makes the term thousands of times smaller. `normalise: softmax` is a softmax over
-positions instead (Hou et al., "Learning Lightweight Lane Detection CNNs by Self Attention Distillation", ICCV 2019).
-The student's energy is resized to the teacher's grid first; images are averaged; cells that lie more than half
-outside the image are left out on both sides.
+Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017: energies L2-normalised over positions.
+`reduction: mean` over positions inside the image is theirs (AT), with a weight of 1000; at the sum's weight it is
+thousands of times smaller. `normalise: softmax` is a softmax over positions instead (Hou et al., "Learning Lightweight
+Lane Detection CNNs by Self Attention Distillation", ICCV 2019). The student's energy is resized to the teacher's grid
+first; images are averaged; cells that lie more than half outside the image are left out on both sides.
 
 B images, h w the teacher's grid of the layer.
 """
@@ -23,22 +23,29 @@ from pipeline.models.base import Output
 class Loss(LossModule):
     reads_types = ("attention",)
 
-    def __init__(self, *, reads, context, student, normalise: Literal["l2", "softmax"] = "l2"):
+    def __init__(self, *, reads, context, student, normalise: Literal["l2", "softmax"] = "l2",
+                 reduction: Literal["sum", "mean"] = "sum"):
         super().__init__(reads=reads, context=context, student=student)
-        self.normalised = {"l2": unit, "softmax": softmax}[normalise]
+        self.normalised, self.reduction = {"l2": unit, "softmax": softmax}[normalise], reduction
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
         total = 0.0
         for name, target in self.reads.items():
-            theirs_Bhw = batch.rows[name]["energy"]
-            grid = theirs_Bhw.shape[-2:]
             mine_Bhw = target.compute(output, batch.labels_BHW, self.context)["energy"]
-            if mine_Bhw.shape[-2:] != grid:
-                mine_Bhw = F.interpolate(mine_Bhw[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
-            inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), grid)[:, 0] >= 0.5
-            difference = self.normalised(mine_Bhw, inside_Bhw) - self.normalised(theirs_Bhw, inside_Bhw)
-            total = total + difference.square().sum(dim=(1, 2)).mean()
+            total = total + self.distance(mine_Bhw, batch.rows[name]["energy"], batch.inside_BHW)
         return total
+
+    def distance(self, mine_Bhw: Tensor, theirs_Bhw: Tensor, inside_BHW: Tensor) -> Tensor:
+        """Eq. 6 on two un-normalised energies; `mine` may have another grid."""
+        grid = theirs_Bhw.shape[-2:]
+        if mine_Bhw.shape[-2:] != grid:
+            mine_Bhw = F.interpolate(mine_Bhw[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
+        inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), grid)[:, 0] >= 0.5
+        difference_Bhw = self.normalised(mine_Bhw, inside_Bhw) - self.normalised(theirs_Bhw, inside_Bhw)
+        squares_B = difference_Bhw.square().sum(dim=(1, 2))
+        if self.reduction == "mean":
+            squares_B = squares_B / inside_Bhw.sum(dim=(1, 2)).clamp(min=1)
+        return squares_B.mean()
 
 
 def unit(energy_Bhw: Tensor, inside_Bhw: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from pipeline.models.base import Output
 from pipeline.targets.base import Context
 from pipeline.targets.class_similarity import Target, cell_labels
 
-CONTEXT = Context(num_classes=4, regions=(1, 2), size=(24, 40), grids={"mid": (6, 10), "high": (3, 5), "logits": (3, 5)})
+CONTEXT = Context(num_classes=4, regions=(1, 2), size=(24, 40),
+                  grids={"mid": (6, 10), "high": (3, 5), "logits": (3, 5)})
 
 
 def labels(num_images=2):
@@ -23,7 +24,8 @@ def labels(num_images=2):
 
 def similarity(features_BChw, labels_BHW=None):
     labels_BHW = labels(len(features_BChw)) if labels_BHW is None else labels_BHW
-    return Target(layer="high").compute(Output(torch.empty(0), {"high": features_BChw}), labels_BHW, CONTEXT)["similarity"]
+    output = Output(torch.empty(0), {"high": features_BChw})
+    return Target(layer="high").compute(output, labels_BHW, CONTEXT)["similarity"]
 
 
 def random_features(*shape, seed=0):
@@ -78,9 +80,10 @@ def test_a_cell_takes_the_label_of_its_middle_pixel():
     labels_BHW = torch.arange(35).view(1, 5, 7).to(torch.uint8)
     assert cell_labels(labels_BHW, (5, 7)).equal(labels_BHW)
     assert cell_labels(labels_BHW, (1, 1)).item() == 2 * 7 + 3
-    assert cell_labels(labels_BHW, (2, 3)).tolist() == [[[8, 10, 12], [22, 24, 26]]]       # rows 1.25, 3.75; columns 1.17, 3.5, 5.83
+    # Middles at rows 1.25 and 3.75, columns 1.17, 3.5 and 5.83.
+    assert cell_labels(labels_BHW, (2, 3)).tolist() == [[[8, 10, 12], [22, 24, 26]]]
     even = torch.arange(16).view(1, 4, 4).to(torch.uint8)
-    assert cell_labels(even, (2, 2)).tolist() == [[[5, 7], [13, 15]]]                       # the lower right of four
+    assert cell_labels(even, (2, 2)).tolist() == [[[5, 7], [13, 15]]]
 
 
 def test_ignored_cells_are_zero_and_touch_nothing():
@@ -92,7 +95,8 @@ def test_ignored_cells_are_zero_and_touch_nothing():
     np.testing.assert_allclose(after, before, atol=1e-4)
 
 
-@pytest.mark.parametrize("case, expected", [("constant", 1.0), ("zero", 0.0), ("one cell lives", None), ("nothing labelled", 0.0)])
+@pytest.mark.parametrize("case, expected", [
+    ("constant", 1.0), ("zero", 0.0), ("one cell lives", None), ("nothing labelled", 0.0)])
 def test_corner_cases_have_a_value_and_a_finite_gradient(case, expected):
     features_BChw, labels_BHW = random_features(1, 7, 3, 5), labels(1)
     if case == "constant":
@@ -130,7 +134,8 @@ def test_the_gradient_equals_differences_of_the_loops():
 def test_what_is_stored_keeps_minus_one_zero_and_one_and_errs_by_half_a_step(dtype, error):
     target = Target(layer="high", dtype=dtype)
     values_Bhw = (torch.arange(-2000, 2001) / 2000).view(1, 1, -1)
-    decoded = target.decode({name: torch.from_numpy(array) for name, array in target.encode({"similarity": values_Bhw}).items()})
+    arrays = target.encode({"similarity": values_Bhw})
+    decoded = target.decode({name: torch.from_numpy(array) for name, array in arrays.items()})
     errors = (decoded["similarity"] - values_Bhw).abs().ravel()
     assert errors[[0, 2000, 4000]].tolist() == [0, 0, 0] and 0.9 * error < errors.max() <= error
 

@@ -11,7 +11,8 @@ from pipeline.models.base import Output
 from pipeline.targets.base import Context
 from pipeline.targets.features import Target
 
-CONTEXT = Context(num_classes=2, regions=(0, 1), size=(40, 56), grids={"high": (5, 7), "logits": (5, 7)}, channels={"high": 3})
+CONTEXT = Context(num_classes=2, regions=(0, 1), size=(40, 56), grids={"high": (5, 7), "logits": (5, 7)},
+                  channels={"high": 3})
 LABELS = torch.zeros(2, 40, 56, dtype=torch.uint8)
 
 
@@ -20,18 +21,21 @@ def random_features(*shape, seed=0):
 
 
 def computed(features_BChw, **keys):
-    return Target(layer="high", **keys).compute(Output(torch.empty(0), {"high": features_BChw}), LABELS, CONTEXT)["features"]
+    output = Output(torch.empty(0), {"high": features_BChw})
+    return Target(layer="high", **keys).compute(output, LABELS, CONTEXT)["features"]
 
 
 def stored(features_BChw, dtype):
     target = Target(layer="high", dtype=dtype)
-    return target.decode({name: torch.from_numpy(array) for name, array in target.encode({"features": features_BChw}).items()})["features"]
+    arrays = target.encode({"features": features_BChw})
+    return target.decode({name: torch.from_numpy(array) for name, array in arrays.items()})["features"]
 
 
 def slow_pool(map_hw, rows, columns):
     (h, w), found = map_hw.shape, np.zeros((rows, columns))
     for i, j in np.ndindex(rows, columns):
-        found[i, j] = map_hw[i * h // rows:math.ceil((i + 1) * h / rows), j * w // columns:math.ceil((j + 1) * w / columns)].mean()
+        down, right = math.ceil((i + 1) * h / rows), math.ceil((j + 1) * w / columns)
+        found[i, j] = map_hw[i * h // rows:down, j * w // columns:right].mean()
     return found
 
 
@@ -41,7 +45,8 @@ def test_features_are_averaged_over_the_areas_of_the_stored_cells(pool, rows, co
     features_BChw = random_features(2, 3, *grid)
     found = computed(features_BChw, pool=pool)
     for b, c in np.ndindex(2, 3):
-        np.testing.assert_allclose(found[b, c], slow_pool(features_BChw[b, c].double().numpy(), rows, columns), atol=1e-6)
+        expected = slow_pool(features_BChw[b, c].double().numpy(), rows, columns)
+        np.testing.assert_allclose(found[b, c], expected, atol=1e-6)
 
 
 def test_without_pooling_the_teachers_features_are_untouched():
@@ -70,7 +75,8 @@ def test_half_precision_errs_by_its_rounding():
     assert 0 < errors.max() <= 2**-11
 
 
-@pytest.mark.parametrize("dtype, value", [("float16", 65520.0), ("float16", math.nan), ("uint8", math.inf), ("uint8", math.nan)])
+@pytest.mark.parametrize("dtype, value", [
+    ("float32", math.inf), ("float16", 65520.0), ("float16", math.nan), ("uint8", math.inf), ("uint8", math.nan)])
 def test_what_does_not_fit_is_refused(dtype, value):
     features_BChw = torch.zeros(1, 3, 5, 7)
     features_BChw[0, 1, 1, 1] = value

@@ -1,0 +1,73 @@
+"""Instance relationship graph: how a batch's images relate, by their distances in each layer and between layers.
+
+Source: Liu, Cao, Li, Yuan, Hu, Li, Duan, "Knowledge Distillation via Instance Relationship Graph", CVPR 2019. Edges:
+squared distances between the images of the batch in one layer, divided by the batch's largest. Transformations:
+squared distances between two layers of an image, divided by the batch's largest. Both: mean squared difference between
+student and teacher, added up over layers. Vertices, where a `logits` target is read: mean squared difference of logits
+over classes and the pixels inside, the teacher's upsampled to the student's grid. `edges`, `transformations` and
+`vertices` are their weights inside this term.
+
+The teacher's edges come from sketches (targets/sketch.py), for any batch, and err by a few per cent; the student's are
+exact. Distances that vanish against the features' own size are 0, without gradient. Images that see nothing are in no
+edge. The loss relates images, so it is no mean over them. Edges of two images say nothing (the largest is 1 on both
+sides).
+
+B images, N values of a layer's map, K classes, h w the student's logit grid, L layers.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.losses.base import Batch, LossModule
+from pipeline.models.base import Output
+
+VANISHING = 1e-10                           # a squared distance, in units of the mean squared length
+
+
+class Loss(LossModule):
+    reads_types = ("sketch", "logits")
+
+    def __init__(self, *, reads, context, student, edges: float = 5.0, transformations: float = 5.0,
+                 vertices: float = 0.1):
+        super().__init__(reads=reads, context=context, student=student)
+        self.edges, self.transformations, self.vertices = edges, transformations, vertices
+
+    def forward(self, output: Output, batch: Batch) -> Tensor:
+        total = 0.0
+        seen_B = batch.inside_BHW.flatten(1).any(dim=1)
+        for name, target in self.reads.items():
+            rows = batch.rows[name]
+            if "logits" in rows:
+                total = total + self.vertices * vertices(output.logits.float(), rows["logits"], batch.inside_BHW)
+                continue
+            for layer, theirs_BS in zip(target.layers, rows["sketch"].unbind(dim=1)):
+                mine_BB, theirs_BB = distances(output.features[layer].float().flatten(1)), distances(theirs_BS)
+                total = total + self.edges * difference(mine_BB, theirs_BB, seen_B[:, None] & seen_B)
+            mine_BL, theirs_BL = target.transformations(output), rows["transformation"]
+            for mine_B, theirs_B in zip(mine_BL.unbind(dim=1), theirs_BL.unbind(dim=1)):
+                total = total + self.transformations * difference(mine_B, theirs_B, seen_B)
+        return total
+
+
+def distances(values_BN: Tensor) -> Tensor:
+    """[B, B] squared, of float32's precision relative to the images' spread about their mean."""
+    centred_BN = values_BN - values_BN.detach().mean(dim=0)
+    products_BB = centred_BN @ centred_BN.mT
+    lengths_B = products_BB.diagonal()
+    squares_BB = (lengths_B[:, None] + lengths_B - 2 * products_BB).fill_diagonal_(0)
+    return torch.where(squares_BB > VANISHING * values_BN.detach().square().sum(dim=1).mean(), squares_BB, 0)
+
+
+def difference(mine: Tensor, theirs: Tensor, counts: Tensor) -> Tensor:
+    """Mean squared difference where it counts, each side divided by its own largest."""
+    mine, theirs = (torch.where(counts, side, 0) for side in (mine, theirs))
+    mine, theirs = (side / torch.where(side.max() > 0, side.max(), 1) for side in (mine, theirs))
+    return (mine - theirs).square().sum() / counts.sum().clamp(min=1)
+
+
+def vertices(mine_BKhw: Tensor, theirs_BKhw: Tensor, inside_BHW: Tensor) -> Tensor:
+    theirs_BKhw = F.interpolate(theirs_BKhw, mine_BKhw.shape[-2:], mode="bilinear", align_corners=False)
+    inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), mine_BKhw.shape[-2:])[:, 0] >= 0.5
+    squares_Bhw = torch.where(inside_Bhw, (mine_BKhw - theirs_BKhw).square().mean(dim=1), 0)
+    return (squares_Bhw.sum(dim=(1, 2)) / inside_Bhw.sum(dim=(1, 2)).clamp(min=1)).mean()

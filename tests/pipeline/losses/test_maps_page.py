@@ -1,0 +1,47 @@
+"""docs/methods-maps.md names targets and losses that exist, and the bytes that they take."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.lookup import find_class
+from pipeline.targets.base import Context
+
+PAGE = (Path(__file__).parents[3] / "docs" / "methods-maps.md").read_text()
+ENTRIES = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
+
+
+def teacher(size, num_classes):
+    grid = (size[0] // 8, size[1] // 8)
+    return Context(num_classes=num_classes, regions=tuple(range(num_classes)), size=size,
+                   grids={"mid": grid, "high": grid, "logits": grid},
+                   channels={"mid": 512, "high": 2048, "logits": num_classes})
+
+
+CONTEXTS = [teacher((208, 976), 5), teacher((512, 1024), 19), teacher((360, 480), 11)]
+
+
+def target_of(entry):
+    keys = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items() if key != "type"}
+    return find_class("targets", entry["type"])(**keys)
+
+
+@pytest.mark.parametrize("row", re.findall(r"\| `(\{type.*?\})` \| (.*) \|", PAGE), ids=lambda row: row[0])
+def test_the_pages_bytes_are_those_of_the_fields(row):
+    target, found = target_of(yaml.safe_load(row[0])), []
+    for context in CONTEXTS:
+        fields = target.fields(context).values()
+        found.append(sum(np.dtype(field.dtype).itemsize * int(np.prod(field.shape)) for field in fields))
+    assert found == [int(cell.replace(",", "")) for cell in row[1].split(" | ")]
+
+
+@pytest.mark.parametrize("term", sum(ENTRIES["methods"].values(), []), ids=lambda term: term["loss"])
+def test_the_pages_methods_can_be_built(term):
+    reads = {name: target_of(ENTRIES["targets"][name]) for name in term["reads"]}
+    keys = {key: value for key, value in term.items() if key not in ("loss", "reads", "weight")}
+    cls = find_class("losses", term["loss"])
+    assert {ENTRIES["targets"][name]["type"] for name in reads} <= set(cls.reads_types)
+    assert cls(reads=reads, context=CONTEXTS[2], student=CONTEXTS[2], **keys).reads == reads
