@@ -25,6 +25,7 @@ from pipeline.loading import Loader
 from pipeline.progress import Progress
 from pipeline.training import Step
 
+PLUGINS = ("pipeline.models.", "pipeline.targets.", "pipeline.losses.")
 POINTS = 400                                   # of a curve, whatever the number of steps
 
 
@@ -124,10 +125,18 @@ def plain(value):
 
 
 def code_digest(*modules: ModuleType) -> str:
-    """Digest of source files, so that a run made by other code is not continued."""
+    """Digest of source files, so that a run made by other code is not continued. What a plug-in takes from other plug-in files
+    counts too."""
+    found, left = {}, list(modules)
+    while left:
+        module = left.pop()
+        if module.__name__ not in found:
+            found[module.__name__] = Path(module.__file__).read_bytes()
+            homes = {getattr(value, "__module__", None) or "" for value in vars(module).values()}
+            left += [sys.modules[name] for name in homes if name.startswith(PLUGINS)]
     digest = hashlib.sha256()
-    for path in sorted({Path(module.__file__) for module in modules}):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for name in sorted(found):
+        digest.update(name.encode() + b"\0" + found[name])
     return digest.hexdigest()[:16]
 
 

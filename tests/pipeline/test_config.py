@@ -15,7 +15,7 @@ def write(tmp_path, change=None):
     if change:
         change(raw)
     path = tmp_path / "experiment.yaml"
-    path.write_text(yaml.safe_dump(raw))
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
     return path
 
 

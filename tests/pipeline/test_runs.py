@@ -1,0 +1,37 @@
+import json
+
+import pytest
+
+from pipeline import lookup, runs
+
+
+def test_code_digests_follow_what_a_plugin_takes_from_other_plugin_files(monkeypatch):
+    resnet, shared = lookup.find("models", "resnet18"), lookup.find("models", "resnet50")
+    before = runs.code_digest(resnet)
+    assert before == runs.code_digest(resnet, resnet) != runs.code_digest(shared)
+    from pathlib import Path
+    whole = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: whole(path) + (b"#" if path.name == "_resnet.py" else b""))
+    assert runs.code_digest(resnet) != before
+
+
+def test_a_record_survives_json_unchanged(tmp_path):
+    from pipeline.config import Photometric
+    record = runs.plain({"a": (1, 2), "b": Photometric(brightness=0.1, contrast=0.0, noise=0.0), "c": tmp_path})
+    assert record == json.loads(json.dumps(record)) and record["a"] == [1, 2] and record["b"]["brightness"] == 0.1
+
+
+def test_set_aside_folders_never_overwrite_each_other(tmp_path, capsys):
+    for number in range(3):
+        runs.Run(tmp_path / "run", {"number": number})
+        (tmp_path / "run" / "mine").write_text(str(number))
+    assert (tmp_path / "run.before-1" / "mine").read_text() == "0"
+    assert (tmp_path / "run.before-2" / "mine").read_text() == "1"
+    assert capsys.readouterr().err.count("set aside") == 2
+
+
+@pytest.mark.parametrize("names", [1, 4])
+def test_curves_are_drawn_one_panel_a_term(tmp_path, names):
+    curves = [{"step": s, **{f"term {n}": s * n for n in range(names)}} for s in range(5)]
+    runs.draw_curves(tmp_path / "curves.png", curves)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
