@@ -8,12 +8,11 @@ then over images.
 B images, K classes, h w the grid of the comparison.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.losses._logits import Grid, compared
 from pipeline.losses.base import Batch, LossModule
 from pipeline.models.base import Output
 
@@ -21,19 +20,14 @@ from pipeline.models.base import Output
 class Loss(LossModule):
     reads_types = ("logits",)
 
-    def __init__(self, *, reads, context, student, temperature: float, grid: Literal["student", "teacher"] = "student"):
+    def __init__(self, *, reads, context, student, temperature: float, grid: Grid = "student"):
         super().__init__(reads=reads, context=context, student=student)
         self.temperature, self.grid = temperature, grid
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
         total = 0.0
         for name in self.reads:
-            mine, theirs = output.logits.float(), batch.rows[name]["logits"]
-            if self.grid == "student":
-                theirs = F.interpolate(theirs, mine.shape[-2:], mode="bilinear", align_corners=False)
-            else:
-                mine = F.adaptive_avg_pool2d(mine, theirs.shape[-2:])
-            inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), mine.shape[-2:])[:, 0] >= 0.5
+            mine, theirs, inside_Bhw = compared(output, batch, name, self.grid)
             divergence_Bhw = torch.where(inside_Bhw, divergence(mine / self.temperature, theirs / self.temperature), 0)
             mean_B = divergence_Bhw.sum(dim=(1, 2)) / inside_Bhw.sum(dim=(1, 2)).clamp(min=1)
             total = total + self.temperature**2 * mean_B.mean()

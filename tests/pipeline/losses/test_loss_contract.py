@@ -17,7 +17,7 @@ from pipeline.targets.base import Context
 
 REQUIRED_OF_TARGETS = {"layer": "high"}         # a value for each key that has no default
 REQUIRED_OF_LOSSES = {"temperature": 2.0}
-RELATE_IMAGES = {"irg"}                         # whose loss of a batch is no mean over its images
+RELATE_IMAGES = {"irg", "dist"}                         # whose loss of a batch is no mean over its images
 TEACHER = Context(num_classes=6, regions=(0, 1, 3, 4), size=(32, 48), channels={"mid": 16, "high": 32, "logits": 6},
                   grids={"mid": (4, 6), "high": (4, 6), "logits": (4, 6)})
 STUDENT = Context(num_classes=6, regions=(0, 1, 3, 4), size=(32, 48), channels={"mid": 4, "high": 8, "logits": 6},

@@ -1,0 +1,32 @@
+"""Logits of student and teacher brought to one grid; what the losses on logits share.
+
+B images, K classes, h w the grid of the comparison, P = h w its positions.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.losses.base import Batch
+from pipeline.models.base import Output
+
+Grid = Literal["student", "teacher"]
+
+
+def compared(output: Output, batch: Batch, name: str, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of student and teacher [B, K, h, w] on one grid; which of its cells [B, h, w] lie at least half inside."""
+    mine, theirs = output.logits.float(), batch.rows[name]["logits"]
+    if grid == "student":
+        theirs = F.interpolate(theirs, mine.shape[-2:], mode="bilinear", align_corners=False)
+    else:
+        mine = F.adaptive_avg_pool2d(mine, theirs.shape[-2:])
+    inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), mine.shape[-2:])[:, 0] >= 0.5
+    return mine, theirs, inside_Bhw
+
+
+def log_spatial(logits_BKhw: Tensor, inside_Bhw: Tensor) -> Tensor:
+    """[B, K, P] log-softmax over the positions inside, hugely negative outside; a constant where all are outside."""
+    lowest = torch.finfo(logits_BKhw.dtype).min             # not -inf: 0 * inf is NaN
+    return torch.where(inside_Bhw[:, None], logits_BKhw, lowest).flatten(2).log_softmax(dim=2)

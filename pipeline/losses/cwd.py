@@ -1,0 +1,33 @@
+"""Channel-wise distillation: T^2 / K KL(teacher || student) summed over classes, each a distribution over positions.
+
+Source: Shu, Liu, Gao, Yan, Shen, "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021, on the logits,
+where it does best: each class's logits go through a softmax over positions. Mean over all classes, absent ones too, and
+over images. It needs logits: class probabilities have lost every pixel's shift. Cells that lie more than half outside
+the image have probability 0 on both sides. `grid` is as for `kd`.
+
+B images, K classes, h w the grid of the comparison, P = h w its positions.
+"""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.losses._logits import Grid, compared, log_spatial
+from pipeline.losses.base import Batch, LossModule
+from pipeline.models.base import Output
+
+class Loss(LossModule):
+    reads_types = ("logits",)
+
+    def __init__(self, *, reads, context, student, temperature: float, grid: Grid = "student"):
+        super().__init__(reads=reads, context=context, student=student)
+        self.temperature, self.grid = temperature, grid
+
+    def forward(self, output: Output, batch: Batch) -> Tensor:
+        total = 0.0
+        for name in self.reads:
+            mine_BKhw, theirs_BKhw, inside_Bhw = compared(output, batch, name, self.grid)
+            mine_BKP = log_spatial(mine_BKhw / self.temperature, inside_Bhw)
+            theirs_BKP = log_spatial(theirs_BKhw / self.temperature, inside_Bhw)
+            divergence = F.kl_div(mine_BKP, theirs_BKP, reduction="sum", log_target=True)
+            total = total + self.temperature**2 * divergence / mine_BKP[..., 0].numel()
+        return total

@@ -1,0 +1,58 @@
+"""DIST: 1 - Pearson correlation of class probabilities, over a pixel's classes and over a class's pixels.
+
+Source: Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022:
+    inter * mean over pixels (1 - r over classes) + intra * mean over classes (1 - r over all pixels of the batch).
+The intra term joins the images: a batch counts as one here, so the loss is no mean over images and its value depends on
+the batch size. Pixels outside the image are left out. Departure: a pixel or class where the teacher's probabilities
+deviate from their mean by less than 1 % is left out (the official code scores it 1, whatever the student does), and a
+student's that vary less are not scaled up to full correlation, so that constant logits have a finite gradient. `grid`
+is as for `kd`.
+
+B images, K classes, h w the grid of the comparison.
+"""
+
+import torch
+from torch import Tensor
+
+from pipeline.losses._logits import Grid, compared
+from pipeline.losses.base import Batch, LossModule
+from pipeline.models.base import Output
+
+LEAST_DEVIATION = 0.01                      # relative to the mean
+LEAST_MEAN = 1e-12                          # of a probability
+
+
+class Loss(LossModule):
+    reads_types = ("logits",)
+
+    def __init__(self, *, reads, context, student, inter: float = 1.0, intra: float = 1.0, grid: Grid = "student"):
+        super().__init__(reads=reads, context=context, student=student)
+        self.inter, self.intra, self.grid = inter, intra, grid
+
+    def forward(self, output: Output, batch: Batch) -> Tensor:
+        total = 0.0
+        for name in self.reads:
+            mine_BKhw, theirs_BKhw, inside_Bhw = compared(output, batch, name, self.grid)
+            inside_B1hw = inside_Bhw[:, None].to(mine_BKhw)
+            mine_BKhw, theirs_BKhw = mine_BKhw.softmax(dim=1) * inside_B1hw, theirs_BKhw.softmax(dim=1) * inside_B1hw
+            total = total + self.inter * distance(mine_BKhw, theirs_BKhw, inside_B1hw, over=(1,))
+            total = total + self.intra * distance(mine_BKhw, theirs_BKhw, inside_B1hw, over=(0, 2, 3))
+        return total
+
+
+def distance(mine: Tensor, theirs: Tensor, inside: Tensor, over: tuple[int, ...]) -> Tensor:
+    """1 - Pearson correlation over the dimensions `over`, mean over the others where `theirs` varies; 0 outside."""
+    count = inside.expand_as(mine).sum(dim=over, keepdim=True).clamp(min=1)
+    mine, my_deviation, _ = deviations(mine, inside, count, over)
+    theirs, deviation, varies = deviations(theirs, inside, count, over)
+    correlation = (mine * theirs).sum(dim=over, keepdim=True) / count / my_deviation / deviation
+    return torch.where(varies, 1 - correlation, 0).sum() / varies.sum().clamp(min=1)
+
+
+def deviations(values: Tensor, inside: Tensor, count: Tensor, over: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Deviations from the mean, 0 outside; their standard deviation, kept above the least; whether it is above."""
+    mean = values.detach().sum(dim=over, keepdim=True) / count              # deviations sum to 0: no slope through it
+    values = torch.addcmul(values, mean, inside, value=-1)
+    variance = values.square().sum(dim=over, keepdim=True) / count
+    least = (LEAST_DEVIATION * mean.clamp(min=LEAST_MEAN)).square()
+    return values, variance.clamp(min=least).sqrt(), variance >= least

@@ -1,0 +1,144 @@
+"""Pearson correlations over classes and over the pixels of a batch, against loops."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.losses.base import Batch
+from pipeline.losses._logits import compared
+from pipeline.losses.dist import Loss
+from pipeline.models.base import Output
+from pipeline.parity import loss_error
+from pipeline.targets.base import Context
+from pipeline.targets.logits import Target
+
+CONTEXT = Context(num_classes=4, regions=(0, 1, 2, 3), size=(40, 56), grids={"logits": (5, 7)})
+
+
+def loss_of(**keys):
+    return Loss(reads={"logits": Target()}, context=CONTEXT, student=CONTEXT, **keys)
+
+
+def batch_of(theirs_BKhw, inside_BHW=None, labels_BHW=None):
+    everywhere = torch.ones(len(theirs_BKhw), *CONTEXT.size, dtype=torch.bool)
+    labels_BHW = torch.full(everywhere.shape, 255, dtype=torch.uint8) if labels_BHW is None else labels_BHW
+    return Batch(images_B3HW=torch.empty(0), labels_BHW=labels_BHW, existence_BL=None,
+                 inside_BHW=everywhere if inside_BHW is None else inside_BHW,
+                 rows={"logits": {"logits": theirs_BKhw}}, step=0)
+
+
+def toy(grid=(5, 7), seed=0):
+    """Confident as trained networks are: the largest of 4 probabilities is 0.9 on average."""
+    generator = torch.Generator().manual_seed(seed)
+    theirs_BKhw = 6 * torch.randn(2, 4, 5, 7, generator=generator)
+    return theirs_BKhw, (6 * torch.randn(2, 4, *grid, generator=generator)).requires_grad_()
+
+
+def partly_outside():
+    """One view lacks half of column 5 of the 8x8 cells (it stays) and column 6, the other half of row 1 and row 0."""
+    inside_BHW = torch.ones(2, *CONTEXT.size, dtype=torch.bool)
+    inside_BHW[0, :, 44:], inside_BHW[1, :12] = False, False
+    return inside_BHW
+
+
+def cells_inside():
+    inside_Bhw = np.ones((2, 5, 7), dtype=bool)
+    inside_Bhw[0, :, 6], inside_Bhw[1, 0] = False, False
+    return inside_Bhw
+
+
+def slow_dist(mine_BKhw, theirs_BKhw, inside_Bhw, inter=1.0, intra=1.0):
+    """The official definition, with numpy's correlation, of the pixels inside the images."""
+    pixels = np.argwhere(inside_Bhw)
+    q_KP, p_KP = (np.stack([np.exp(logits_BKhw[b, :, i, j].astype(float)) for b, i, j in pixels], axis=1)
+                  for logits_BKhw in (mine_BKhw, theirs_BKhw))
+    q_KP, p_KP = q_KP / q_KP.sum(axis=0), p_KP / p_KP.sum(axis=0)
+    of_pixels = np.mean([1 - np.corrcoef(q_K, p_K)[0, 1] for q_K, p_K in zip(q_KP.T, p_KP.T)])
+    of_classes = np.mean([1 - np.corrcoef(q_P, p_P)[0, 1] for q_P, p_P in zip(q_KP, p_KP)])
+    return inter * of_pixels + intra * of_classes
+
+
+@pytest.mark.parametrize("weights", [{}, {"inter": 2.0, "intra": 0.0}, {"inter": 0.0, "intra": 3.0}])
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_loss_equals_the_loops(weights, inside):
+    theirs_BKhw, mine_BKhw = toy()
+    batch = batch_of(theirs_BKhw) if inside else batch_of(theirs_BKhw, partly_outside())
+    found = loss_of(**weights)(Output(mine_BKhw, {}), batch).item()
+    cells = np.ones((2, 5, 7), dtype=bool) if inside else cells_inside()
+    expected = slow_dist(mine_BKhw.detach().numpy(), theirs_BKhw.numpy(), cells, **weights)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gradient_is_that_of_the_definition():
+    theirs_BKhw, mine_BKhw = toy()
+    loss_of()(Output(mine_BKhw, {}), batch_of(theirs_BKhw, partly_outside())).backward()
+    mine = mine_BKhw.detach().double().numpy()
+    for place in ((0, 1, 2, 3), (1, 0, 1, 6), (0, 3, 4, 5), (1, 2, 0, 0)):
+        above, below = mine.copy(), mine.copy()
+        above[place], below[place] = mine[place] + 1e-5, mine[place] - 1e-5
+        above, below = (slow_dist(logits, theirs_BKhw.numpy(), cells_inside()) for logits in (above, below))
+        assert mine_BKhw.grad[place].item() == pytest.approx((above - below) / 2e-5, rel=1e-3, abs=1e-7)
+
+
+def test_a_loss_worked_by_hand():
+    """Two classes, one image of two pixels: opposite orders correlate by -1 over classes and over pixels, so 2 + 2."""
+    theirs_1212 = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).view(1, 2, 1, 2)
+    assert loss_of()(Output(-3 * theirs_1212, {}), batch_of(theirs_1212)).item() == pytest.approx(4)
+
+
+def test_classes_are_correlated_over_all_images_of_the_batch():
+    theirs_BKhw, mine_BKhw = toy()
+    loss = loss_of(inter=0.0)
+    together = loss(Output(mine_BKhw, {}), batch_of(theirs_BKhw)).item()
+    alone = [loss(Output(mine_BKhw[i:i + 1], {}), batch_of(theirs_BKhw[i:i + 1])).item() for i in range(2)]
+    assert abs(together - sum(alone) / 2) > 1e-3
+
+
+@pytest.mark.parametrize("absent", [0.0, -10.0, -200.0])
+def test_a_student_that_equals_the_teacher_loses_nothing_even_where_a_class_is_absent(absent):
+    theirs_BKhw = toy()[0].clone()
+    theirs_BKhw[:, 2] += absent
+    theirs_BKhw[0, :, 1] = 0.5                                              # pixels that favour no class
+    mine_BKhw = theirs_BKhw.clone().requires_grad_()
+    loss = loss_of()(Output(mine_BKhw, {}), batch_of(theirs_BKhw, partly_outside()))
+    loss.backward()
+    assert abs(loss.item()) < 1e-6 and mine_BKhw.grad.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("grid", ["student", "teacher"])
+def test_logits_are_compared_on_the_named_grid(grid):
+    theirs_BKhw, mine_BKhw = toy((7, 11))
+    output, batch = Output(mine_BKhw, {}), batch_of(theirs_BKhw, partly_outside())
+    mine, theirs, inside = (values.detach().numpy() for values in compared(output, batch, "logits", grid))
+    assert loss_of(grid=grid)(output, batch).item() == pytest.approx(slow_dist(mine, theirs, inside), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1e4])
+def test_constant_and_huge_logits_keep_the_gradient_finite(scale):
+    theirs_BKhw, mine_BKhw = toy()
+    for theirs_by, mine_by in ((scale, scale), (1, scale), (scale, 1)):
+        theirs, mine = theirs_by * theirs_BKhw, mine_by * mine_BKhw
+        loss = loss_of()(Output(mine, {}), batch_of(theirs, partly_outside()))
+        slope_BKhw, = torch.autograd.grad(loss, mine_BKhw)
+        assert loss.isfinite() and slope_BKhw.isfinite().all()
+
+
+def test_images_wholly_outside_give_nothing():
+    theirs_BKhw, mine_BKhw = toy()
+    nowhere_BHW = torch.zeros(2, *CONTEXT.size, dtype=torch.bool)
+    loss = loss_of()(Output(mine_BKhw, {}), batch_of(theirs_BKhw, nowhere_BHW))
+    loss.backward()
+    assert loss.item() == 0 and (mine_BKhw.grad == 0).all()
+
+
+@pytest.mark.parametrize("dtype, of_loss, of_gradient", [("float16", 3e-4, 3e-3), ("uint8", 5e-3, 5e-2)])
+def test_offline_equals_online_within_the_stored_dtype(dtype, of_loss, of_gradient):
+    theirs_BKhw, mine_BKhw = toy()
+    assert 0.85 < theirs_BKhw.softmax(dim=1).amax(dim=1).mean() < 0.95
+    arrays = Target(dtype=dtype).encode({"logits": theirs_BKhw})
+    stored = Target(dtype=dtype).decode({name: torch.from_numpy(array) for name, array in arrays.items()})
+    loss, output, online = loss_of(), Output(mine_BKhw, {}), batch_of(theirs_BKhw)
+    error = loss_error("dist", loss, output, batch_of(stored["logits"]), online)
+    assert 0 < error.difference < of_loss and 0 < error.gradient_difference < of_gradient
+    neighbour = loss_error("dist", loss, output, batch_of(stored["logits"].roll(1, 0)), online)
+    assert neighbour.gradient_difference > 10 * of_gradient

@@ -1,0 +1,123 @@
+"""Gram matrices of the logits against loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.losses.base import Batch
+from pipeline.losses._logits import compared
+from pipeline.losses.ickd import Loss
+from pipeline.models.base import Output
+from pipeline.parity import loss_error
+from pipeline.targets.base import Context
+from pipeline.targets.logits import Target
+
+CONTEXT = Context(num_classes=4, regions=(0, 1, 2, 3), size=(40, 56), grids={"logits": (5, 7)})
+
+
+def loss_of(**keys):
+    return Loss(reads={"logits": Target()}, context=CONTEXT, student=CONTEXT, **keys)
+
+
+def batch_of(theirs_BKhw, inside_BHW=None, labels_BHW=None):
+    everywhere = torch.ones(len(theirs_BKhw), *CONTEXT.size, dtype=torch.bool)
+    labels_BHW = torch.full(everywhere.shape, 255, dtype=torch.uint8) if labels_BHW is None else labels_BHW
+    return Batch(images_B3HW=torch.empty(0), labels_BHW=labels_BHW, existence_BL=None,
+                 inside_BHW=everywhere if inside_BHW is None else inside_BHW,
+                 rows={"logits": {"logits": theirs_BKhw}}, step=0)
+
+
+def toy(grid=(5, 7), seed=0):
+    """Confident as trained networks are: the largest of 4 probabilities is 0.9 on average."""
+    generator = torch.Generator().manual_seed(seed)
+    theirs_BKhw = 6 * torch.randn(2, 4, 5, 7, generator=generator)
+    return theirs_BKhw, (6 * torch.randn(2, 4, *grid, generator=generator)).requires_grad_()
+
+
+def partly_outside():
+    """One view lacks half of column 5 of the 8x8 cells (it stays) and column 6, the other half of row 1 and row 0."""
+    inside_BHW = torch.ones(2, *CONTEXT.size, dtype=torch.bool)
+    inside_BHW[0, :, 44:], inside_BHW[1, :12] = False, False
+    return inside_BHW
+
+
+def cells_inside():
+    inside_Bhw = np.ones((2, 5, 7), dtype=bool)
+    inside_Bhw[0, :, 6], inside_Bhw[1, 0] = False, False
+    return inside_Bhw
+
+
+def slow_ickd(mine_BKhw, theirs_BKhw, inside_Bhw):
+    total = 0.0
+    for mine_Khw, theirs_Khw, inside_hw in zip(mine_BKhw.astype(float), theirs_BKhw.astype(float), inside_Bhw):
+        for i in range(4):
+            mine_row, theirs_row = (np.array([sum((logits_Khw[i] * logits_Khw[j])[inside_hw]) for j in range(4)])
+                                    for logits_Khw in (mine_Khw, theirs_Khw))
+            total += ((mine_row / math.hypot(*mine_row) - theirs_row / math.hypot(*theirs_row))**2).sum() / 4
+    return total / len(mine_BKhw)
+
+
+def test_the_loss_equals_the_loops():
+    theirs_BKhw, mine_BKhw = toy()
+    found = loss_of()(Output(mine_BKhw, {}), batch_of(theirs_BKhw, partly_outside())).item()
+    expected = slow_ickd(mine_BKhw.detach().numpy(), theirs_BKhw.numpy(), cells_inside())
+    assert found == pytest.approx(expected, rel=1e-5) and found > 0
+
+
+def test_a_loss_worked_by_hand():
+    """Classes (1, 0) and (0, 1) over two pixels: Gram 1; both (1, 1): all rows (1, 1) / sqrt 2. So 2 - sqrt 2."""
+    theirs_1212, mine_1212 = torch.eye(2).view(1, 2, 1, 2), torch.ones(1, 2, 1, 2)
+    found = loss_of()(Output(mine_1212, {}), batch_of(theirs_1212)).item()
+    assert found == pytest.approx(2 - math.sqrt(2))
+
+
+def test_the_size_of_the_logits_does_not_matter():
+    theirs_BKhw, mine_BKhw = toy()
+    plain, tripled = (loss_of()(Output(scale * mine_BKhw, {}), batch_of(theirs_BKhw)).item() for scale in (1, 3))
+    assert tripled == pytest.approx(plain, rel=1e-5)
+
+
+def test_a_student_that_equals_the_teacher_loses_nothing():
+    theirs_BKhw, _ = toy()
+    assert loss_of()(Output(theirs_BKhw, {}), batch_of(theirs_BKhw, partly_outside())).item() == 0
+
+
+@pytest.mark.parametrize("grid", ["student", "teacher"])
+def test_logits_are_compared_on_the_named_grid(grid):
+    theirs_BKhw, mine_BKhw = toy((7, 11))
+    output, batch = Output(mine_BKhw, {}), batch_of(theirs_BKhw, partly_outside())
+    mine, theirs, inside = (values.detach().numpy() for values in compared(output, batch, "logits", grid))
+    assert loss_of(grid=grid)(output, batch).item() == pytest.approx(slow_ickd(mine, theirs, inside), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1e4])
+def test_constant_and_huge_logits_keep_the_gradient_finite(scale):
+    theirs_BKhw, mine_BKhw = toy()
+    for theirs_by, mine_by in ((scale, scale), (1, scale), (scale, 1)):
+        theirs, mine = theirs_by * theirs_BKhw, mine_by * mine_BKhw
+        loss = loss_of()(Output(mine, {}), batch_of(theirs, partly_outside()))
+        slope_BKhw, = torch.autograd.grad(loss, mine_BKhw)
+        assert loss.isfinite() and slope_BKhw.isfinite().all()
+
+
+def test_images_wholly_outside_give_nothing():
+    theirs_BKhw, mine_BKhw = toy()
+    nowhere_BHW = torch.zeros(2, *CONTEXT.size, dtype=torch.bool)
+    loss = loss_of()(Output(mine_BKhw, {}), batch_of(theirs_BKhw, nowhere_BHW))
+    loss.backward()
+    assert loss.item() == 0 and (mine_BKhw.grad == 0).all()
+
+
+@pytest.mark.parametrize("dtype, of_loss, of_gradient", [("float16", 3e-4, 3e-3), ("uint8", 5e-3, 5e-2)])
+def test_offline_equals_online_within_the_stored_dtype(dtype, of_loss, of_gradient):
+    theirs_BKhw, mine_BKhw = toy()
+    assert 0.85 < theirs_BKhw.softmax(dim=1).amax(dim=1).mean() < 0.95
+    arrays = Target(dtype=dtype).encode({"logits": theirs_BKhw})
+    stored = Target(dtype=dtype).decode({name: torch.from_numpy(array) for name, array in arrays.items()})
+    loss, output, online = loss_of(), Output(mine_BKhw, {}), batch_of(theirs_BKhw)
+    error = loss_error("ickd", loss, output, batch_of(stored["logits"]), online)
+    assert 0 < error.difference < of_loss and 0 < error.gradient_difference < of_gradient
+    neighbour = loss_error("ickd", loss, output, batch_of(stored["logits"].roll(1, 0)), online)
+    assert neighbour.gradient_difference > 10 * of_gradient
