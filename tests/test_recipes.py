@@ -201,21 +201,6 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
-def page_commands():
-    lines = [line.split("#")[0].split() for block in blocks("") for line in block.splitlines()]
-    return [words[1:] for words in lines if words[:1] == ["pipeline"]] + \
-           [words.split()[1:] for words in re.findall(r"`(pipeline [^`]*configs/[^`]*)`", PAGE)]
-
-
-@pytest.mark.parametrize("words", page_commands(), ids=" ".join)
-def test_a_command_of_the_page_is_one(words):
-    """Its options and values are understood, and its configuration loads; it is not run, for want of the data."""
-    from pipeline.cli import main
-    command = main.commands[words[0]]
-    parameters = command.make_context(words[0], words[1:]).params
-    config.load(CONFIGS.parent / parameters["config"], parameters["overrides"])
-
-
 def test_the_page_names_every_config():
     named = set(re.findall(r"`([\w-]+)`", " ".join(line for line in PAGE.splitlines() if line.startswith("| ["))))
     assert named == {path.stem for path in CONFIGS.glob("*.yaml")} - {"demo"}
