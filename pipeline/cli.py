@@ -3,6 +3,7 @@
 The only file that imports click or a stage. Heavy imports happen inside commands, so that `--help` answers at once.
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -13,11 +14,15 @@ from pipeline import __version__
 from pipeline.errors import PipelineError
 
 
-class _Group(click.Group):
-    """Commands in the order of the work, and errors a user can mend as one line without a traceback."""
+class _Commands(click.Group):
+    """Commands in the order of the work."""
 
     def list_commands(self, ctx):
         return list(self.commands)
+
+
+class _Group(_Commands):
+    """And errors a user can mend as one line without a traceback."""
 
     def invoke(self, ctx):
         try:
@@ -40,19 +45,32 @@ def main():
     """
 
 
+_set = click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
+                    help="Override a value of the file; recorded with the run. May be repeated.")
+
+
 def _command(name):
     """A command over one YAML file, with `--set`."""
     def wrap(function):
-        function = click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
-                                help="Override a value of the file; recorded with the run. May be repeated.")(function)
+        function = _set(function)
         function = click.argument("config", type=click.Path(path_type=Path))(function)
         return main.command(name)(function)
     return wrap
 
 
-_root = click.option("--root", type=click.Path(path_type=Path), envvar="PIPELINE_CACHE_ROOT", default="cache", show_default=True,
+def _place(text: str):
+    """A path, or a URL of object storage, which pathlib would spoil."""
+    if "://" not in str(text):
+        return Path(text)
+    from pipeline.storefiles import place
+    return place(text)
+
+
+_root = click.option("--root", type=_place, metavar="FOLDER|URL", envvar="PIPELINE_CACHE_ROOT", default="cache", show_default=True,
                      show_envvar=True, help="Folder of the prepared stores and caches; may lie outside the checkout.")
 _device = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
+_deterministic = click.option("--deterministic", is_flag=True,
+                              help="Resume to the same bits on a GPU too, at some cost in speed; a CPU always does.")
 _workers = click.option("--workers", type=click.IntRange(min=1), default=os.cpu_count(), show_default="cores",
                         help="Threads or processes for decoding and drawing.")
 _student = click.option("--student", required=True, help="An entry of the file's `students`.")
@@ -65,8 +83,11 @@ def _load(config, overrides):
     return load(config, overrides)
 
 
-def _pick(device: str) -> str:
+def _pick(device: str, deterministic: bool = False) -> str:
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
+    torch.use_deterministic_algorithms(deterministic)
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -78,6 +99,26 @@ def _pick(device: str) -> str:
 
 def _teacher_weights(cfg) -> Path:
     return Path("teachers") / f"{cfg.name}.safetensors"
+
+
+@contextlib.contextmanager
+def _stoppable():
+    """SIGTERM and Ctrl-C end the command with one line, and exit code 75 or 130."""
+    from pipeline.executors import Stopped, stoppable
+    try:
+        with stoppable():
+            yield
+    except Stopped as stopped:
+        click.echo(f"Stopped: {stopped.said}; run the same command again, and it goes on from there", err=True)
+        sys.exit(stopped.exit_code)
+
+
+def _share(ctx, param, value) -> tuple[int, int]:
+    """Of "I/N". Arrays count from 0 or from 1: N is the same share as 0."""
+    index, _, count = (value or "0/1").partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 0 <= int(index) <= int(count) != 0):
+        raise click.BadParameter(f"{value!r} is not a share such as 3/8")
+    return int(index), int(count)
 
 
 def _run_name(student, method, seed) -> str:
@@ -120,25 +161,30 @@ def doctor(config, overrides, splits, workers):
 @_command("prepare")
 @_root
 @_workers
-def prepare(config, overrides, root, workers):
+@click.option("--skip-bad/--no-skip-bad", default=None,
+              help="Leave out images that can't be read, here and in all later stages, and put them on record in the "
+                   "store's skipped.tsv; or clear that record. Without either it stands, and other bad images are errors.")
+def prepare(config, overrides, root, workers, skip_bad):
     """Decode, crop and resize the training images once, into a Zarr store.
 
     Reads the dataset, writes ROOT/<dataset>/prepared-<identity> and reports/prepare/<config>.json. Run again after an
-    interruption, it goes on where it stopped.
+    interruption, it goes on where it stopped. Images that can't be read are listed at the end, with exit code 1.
 
     \b
     $ pipeline prepare configs/demo.yaml
     """
-    from stages import prepare as stage
-    cfg = _load(config, overrides)
-    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, root=root, workers=workers,
-                         report=Path("reports/prepare") / f"{cfg.name}.json"))
+    with _stoppable():
+        from stages import prepare as stage
+        cfg = _load(config, overrides)
+        click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, root=root, workers=workers, skip_bad=skip_bad,
+                             report=Path("reports/prepare") / f"{cfg.name}.json"))
 
 
 @_command("train-teacher")
 @_root
 @_device
-def train_teacher(config, overrides, root, device):
+@_deterministic
+def train_teacher(config, overrides, root, device, deterministic):
     """Train the teacher, or copy the checkpoint that the file names.
 
     Reads the prepared store, writes teachers/<config>.safetensors. Resumes from its last checkpoint.
@@ -151,7 +197,7 @@ def train_teacher(config, overrides, root, device):
     click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher,
                          teacher_training=cfg.teacher_training, root=root, folder=Path("runs") / cfg.name / "teacher",
                          weights_file=_teacher_weights(cfg), report=Path("reports/teacher") / f"{cfg.name}.json",
-                         device=_pick(device)))
+                         settings=cfg.text, device=_pick(device, deterministic)))
 
 
 @_command("plan")
@@ -179,7 +225,12 @@ def plan(config, overrides, root, device, images, measure, batch):
 @_root
 @_device
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images a teacher pass takes at a time.")
-def cache_teacher(config, overrides, root, device, batch):
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Processes, each with a teacher; one a GPU where there are several.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each teacher; if not given, they share the cores.")
+@click.option("--scheduler", metavar="ADDRESS", help="Let the workers of this Dask scheduler fill; they see the same files.")
+@click.option("--blocks", "share", metavar="I/N", callback=_share, help="Fill only the I-th of N shares: for array jobs.")
+def cache_teacher(config, overrides, root, device, batch, workers, threads, scheduler, share):
     """Stage one: run the teacher once over every view and store its targets.
 
     Reads the prepared store and the teacher's weights, writes ROOT/<dataset>/targets-<identity> and
@@ -187,12 +238,17 @@ def cache_teacher(config, overrides, root, device, batch):
 
     \b
     $ pipeline cache-teacher configs/demo.yaml
+    $ pipeline cache-teacher configs/demo.yaml --workers 2
     """
-    from stages import cache_teacher as stage
-    cfg = _load(config, overrides)
-    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
-                         weights_file=_teacher_weights(cfg), root=root, report=Path("reports/cache") / f"{cfg.name}.json",
-                         device=_pick(device), batch=batch))
+    if scheduler is not None and workers > 1:
+        raise click.UsageError("--workers is for this machine; a Dask scheduler has its own")
+    with _stoppable():
+        from stages import cache_teacher as stage
+        cfg = _load(config, overrides)
+        click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
+                             weights_file=_teacher_weights(cfg), root=root, report=Path("reports/cache") / f"{cfg.name}.json",
+                             device=_pick(device) if scheduler is None else device, batch=batch, workers=workers,
+                             threads=threads, scheduler=scheduler, share=share))
 
 
 @_command("train-student")
@@ -201,7 +257,8 @@ def cache_teacher(config, overrides, root, device, batch):
 @_seed
 @_root
 @_device
-def train_student(config, overrides, student, method, seed, root, device):
+@_deterministic
+def train_student(config, overrides, student, method, seed, root, device, deterministic):
     """Stage two: train a student with a method against the cached targets, without the teacher.
 
     Reads the prepared store and the cache, writes runs/<config>/<student>-<method>-<seed>/. Refuses a cache that was made from
@@ -215,7 +272,7 @@ def train_student(config, overrides, student, method, seed, root, device):
     click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
                          training=cfg.training, student=cfg.student(student), method=cfg.method(method), seed=seed, root=root,
                          folder=Path("runs") / cfg.name / _run_name(student, method, seed), weights_file=_teacher_weights(cfg),
-                         config=config, device=_pick(device)))
+                         config=config, settings=cfg.text, device=_pick(device, deterministic)))
 
 
 @_command("evaluate")
@@ -224,10 +281,13 @@ def train_student(config, overrides, student, method, seed, root, device):
 @click.option("--seed", type=int, help="The run's seed.")
 @click.option("--teacher", is_flag=True, help="Score the teacher instead of a student.")
 @_device
-def evaluate(config, overrides, student, method, seed, teacher, device):
-    """Score a trained student, or the teacher, on full frames.
+@_workers
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Frames a pass of the network takes.")
+def evaluate(config, overrides, student, method, seed, teacher, device, workers, batch):
+    """Score a trained student, or the teacher, on full frames: mean IoU, and as the dataset's own evaluator does.
 
-    Reads the dataset and the run's weights, writes reports/scores/<config>/<run>.json and a picture beside it.
+    Reads the dataset and the run's weights, writes reports/scores/<config>/<run>.json and a picture beside it, and below
+    runs/<config>/<run>/predictions/<split> the files that the dataset's evaluator or server takes, if it has one.
 
     \b
     $ pipeline evaluate configs/demo.yaml --student erfnet --method intra --seed 0
@@ -246,29 +306,191 @@ def evaluate(config, overrides, student, method, seed, teacher, device):
     out = Path("reports/scores") / cfg.name
     click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, training=training, evaluate=cfg.evaluate, model=model,
                          weights_file=weights_file, report=out / f"{name}.json", picture=out / f"{name}.png",
-                         device=_pick(device)))
+                         predictions=Path("runs") / cfg.name / name / "predictions", device=_pick(device), batch=batch,
+                         workers=workers))
 
 
-@_command("verify")
+@main.group("score")
+def score():
+    """Score files of predictions, of whatever origin, as CULane's, LLAMAS's, ApolloScape's and Cityscapes' evaluators do."""
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def _size_option(*default):
+    return click.option("--size", type=int, nargs=2, default=default, show_default=True, metavar="H W", help="Of the frames.")
+
+
+@score.command("culane")
+@click.argument("predictions", metavar="PRED", type=click.Path(path_type=Path))
+@click.argument("truth", metavar="TRUTH", type=click.Path(path_type=Path))
+@click.option("--list", "lists", multiple=True, required=True, type=click.Path(path_type=Path),
+              help="A list of frames, or a folder of lists, one a category. May be repeated.")
+@click.option("--iou", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="A lane is found above it.")
+@click.option("--width", type=click.IntRange(min=1), default=30, show_default=True, help="Of the drawn lanes, in pixels.")
+@_size_option(590, 1640)
+@_workers
+@_json
+def score_culane(predictions, truth, lists, iou, width, size, workers, as_json):
+    """F1 of the .lines.txt below PRED against those below TRUTH, with the counts of the official program.
+
+    F1 = 2PR / (P + R), from TP, FP and FN summed over the frames. Crossroads have no lanes: their FP counts.
+
+    \b
+    $ pipeline score culane runs/culane/erfnet-intra-0/predictions/test data/culane --list data/culane/list/test_split
+    """
+    from stages import score as stage
+    click.echo(stage.culane(predictions=predictions, truth=truth, lists=lists, iou=iou, width=width, size=size, workers=workers,
+                            as_json=as_json))
+
+
+@score.command("llamas")
+@click.argument("predictions", metavar="PRED", type=click.Path(path_type=Path))
+@click.argument("labels", metavar="LABELS", type=click.Path(path_type=Path))
+@click.option("--recording", "recordings", multiple=True, help="Score only this folder of LABELS. May be repeated.")
+@_size_option(717, 1276)
+@_workers
+@_json
+def score_llamas(predictions, labels, recordings, size, workers, as_json):
+    """AP of the probability maps below PRED, and their mean over l1, l0, r0, r1, as officially.
+
+    LABELS holds recordings of JSON files, as labels/valid does. Of each frame PRED has <recording>/<stamp>.json_0.png to _4.png.
+
+    \b
+    $ pipeline score llamas runs/llamas/erfnet-intra-0/predictions/test data/llamas/labels/valid \\
+        --recording images-2014-12-22-14-19-07_mapping_280S_3rd_lane
+    """
+    from stages import score as stage
+    click.echo(stage.llamas(predictions=predictions, labels=labels, recordings=recordings, size=size, workers=workers,
+                            as_json=as_json))
+
+
+@score.command("segmentation")
+@click.argument("predictions", metavar="PRED", type=click.Path(path_type=Path))
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--split", help="Of the dataset; without it the file's `evaluate.split`.")
+@_workers
+@_json
+def score_segmentation(predictions, config, split, workers, as_json):
+    """Mean IoU of PNGs of official ids below PRED, for the ApolloScape or Cityscapes dataset that CONFIG describes.
+
+    PRED is laid out as for the server: test/<road>/<stem>.png, or <city>_<sequence>_<frame>.png.
+
+    \b
+    $ pipeline score segmentation runs/cityscapes/erfnet-intra-0/predictions/val configs/cityscapes.yaml
+    """
+    from stages import score as stage
+    cfg = _load(config, ())
+    click.echo(stage.segmentation(predictions=predictions, dataset=cfg.dataset, split=split or cfg.evaluate.split,
+                                  workers=workers, as_json=as_json))
+
+
+@main.command("verify")
+@click.argument("what", metavar="CONFIG|FOLDER")
+@_set
 @_root
 @_device
 @click.option("--recompute", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
               help="Let the teacher answer N random views again and compare.")
+@click.option("--repair", is_flag=True, help="First mend what is damaged: with a config, its bad blocks are filled again.")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images a teacher pass takes at a time.")
-def verify(config, overrides, root, device, recompute, batch):
+@_workers
+def verify(what, overrides, root, device, recompute, repair, batch, workers):
     """Check the stores on disk: whole, undamaged, and made from what the file says. Offline equals online?
 
-    Reads both stores; with --recompute also runs the teacher, and prints the error of every target against what it declares,
-    and what it changes in each loss and its gradient. Exit code 1 if anything is wrong.
+    Given the folder or URL of a store, checks it by itself, without its teacher, and prints the range of its values. Given a
+    config, reads both its stores; with --recompute also runs the teacher, and prints the error of every target against what it
+    declares, and what it changes in each loss and its gradient. Exit code 1 if anything is wrong.
 
     \b
     $ pipeline verify configs/demo.yaml --recompute 32
+    $ pipeline verify cache/roads/targets-0123456789ab
     """
+    from pipeline.errors import StoreError
     from stages import verify as stage
-    cfg = _load(config, overrides)
-    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
-                         training=cfg.training, students=cfg.students, methods=cfg.methods, weights_file=_teacher_weights(cfg),
-                         root=root, recompute=recompute, device=_pick(device), batch=batch))
+    folder = _place(what)
+    if "://" in what or folder.is_dir():
+        if recompute:
+            raise click.UsageError("--recompute needs the config: a store by itself knows no teacher")
+        text, faults = stage.check_folder(folder=folder, mend=repair)
+        click.echo(text)
+        if faults:
+            raise StoreError("\n".join(faults))
+        return
+    cfg = _load(folder, overrides)
+    sections = dict(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
+                    weights_file=_teacher_weights(cfg), root=root)
+    if repair:
+        done, unfilled = stage.mend(**sections)
+        for line in done:
+            click.echo(line, err=True)
+        with _stoppable():
+            if "prepared" in unfilled:
+                from stages import prepare as fill
+                fill.run(dataset=cfg.dataset, prepare=cfg.prepare, root=root, workers=workers,
+                         report=Path("reports/prepare") / f"{cfg.name}.json")
+            if "targets" in unfilled:
+                from stages import cache_teacher as fill
+                click.echo(fill.run(**sections, report=Path("reports/cache") / f"{cfg.name}.json", device=_pick(device),
+                                    batch=batch), err=True)
+    click.echo(stage.run(**sections, training=cfg.training, students=cfg.students, methods=cfg.methods, recompute=recompute,
+                         device=_pick(device), batch=batch))
+
+
+@main.group("cache", cls=_Commands)
+def cache():
+    """Stores under the root: list them, bring one from elsewhere, remove one.
+
+    \b
+    $ pipeline cache list
+    """
+
+
+@cache.command("list")
+@_root
+def cache_list(root):
+    """Every store under the root: what it is, holds, lacks, and weighs.
+
+    \b
+    $ pipeline cache list
+    """
+    from stages import cache as stage
+    click.echo(stage.run(root=root))
+
+
+@cache.command("pull")
+@click.argument("source", metavar="URL")
+@click.argument("root", metavar="DEST")
+@click.option("--views", type=click.IntRange(min=1), help="Only the first so many views.")
+def cache_pull(source, root, views):
+    """Copy a store, or all stores below a root, into the root DEST. Either may be a folder or a URL.
+
+    Every file is compared with its checksum on the way. Broken off, it goes on where it stopped; what has come can be used.
+
+    \b
+    $ pipeline cache pull s3://bucket/cache/roads/targets-0123456789ab cache
+    """
+    from stages import cache as stage
+    with _stoppable():
+        click.echo(stage.pull(source=_place(source), root=_place(root), num_views=views))
+
+
+@cache.command("rm")
+@click.argument("folder")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def cache_rm(folder, yes):
+    """Remove a store. Asks first.
+
+    \b
+    $ pipeline cache rm cache/roads/targets-0123456789ab
+    """
+    from stages import cache as stage
+    folder = _place(folder)
+    found = stage.check_is_store(folder)
+    if not yes:
+        click.confirm(f"Remove {folder} ({stage.words(found.num_bytes)})?", abort=True)
+    click.echo(stage.remove(folder=folder))
 
 
 @_command("inspect")

@@ -129,6 +129,12 @@ class Config:
     def name(self) -> str:
         return self.path.stem
 
+    @property
+    def text(self) -> str:
+        """The file as it was used: overrides applied, and named at the top."""
+        said = "".join(f"# --set {override}\n" for override in self.overrides)
+        return said + yaml.safe_dump(self.raw, sort_keys=False, default_flow_style=None, width=120)
+
     def student(self, name: str) -> Plugin:
         return self._entry("students", name)
 
@@ -194,7 +200,10 @@ def _override(raw, text):
         section = section.get(parent) if isinstance(section, dict) else None
     if not isinstance(section, dict) or not parents:
         raise ConfigError(f"--set {text}: there is no section {'.'.join(parents) or key!r} in the file")
-    section[last] = yaml.safe_load(value)
+    try:
+        section[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {text}: {value!r} is not a YAML value") from None
 
 
 # --- values -------------------------------------------------------------------------------------------------------------
@@ -389,8 +398,13 @@ def _check_across(values, faults):
         faults.add("teacher", "has no checkpoint and there is no teacher_training; give one of them")
     for section in ("training", "teacher_training"):
         training = values[section]
-        if training is not None and (training.steps < 1 or training.batch < 1):
-            faults.add(section, f"steps and batch must be positive, got {training.steps} and {training.batch}")
+        for name in ("steps", "batch", "checkpoint_every", "norm_every"):
+            if training is not None and getattr(training, name) < 1:
+                faults.add(f"{section}.{name}", f"must be positive, got {getattr(training, name)}")
+    for section in ("students", "methods"):
+        for name in values[section]:
+            if "-" in name:                     # a run is called student-method-seed
+                faults.add(f"{section}.{name}", f"a name with a dash; write {name.replace('-', '_')!r}")
 
 
 def term_name(terms: typing.Sequence[Term], i: int) -> str:

@@ -1,6 +1,25 @@
-"""Run a plan's tasks. Serial is the reference; threads overlap what releases Python's lock (decoding, resizing, writing)."""
+"""Run a plan's tasks: one after the other (the reference), in threads, or in worker processes by Dask; and stop them.
 
-from typing import Callable, Iterator, Sequence
+Worker processes are local, or those of a Dask scheduler that runs already. What a process needs (a teacher, open
+stores) it makes once, from a small description that travels with every task. Tasks are idempotent, since their marks
+decide what is done: a worker that dies costs the tasks it had, and when this process dies, running it again goes on.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+from itertools import islice
+from typing import Any, Callable, Iterator, Sequence
+
+from pipeline.errors import PipelineError
+
+IN_FLIGHT = 2                        # tasks per worker, one at work and one waiting: stopping or dying costs little
+CONNECT_S = 10
 
 
 def serial(tasks: Sequence, work: Callable) -> Iterator:
@@ -16,3 +35,170 @@ def threads(tasks: Sequence, work: Callable, workers: int) -> Iterator:
     for start in range(0, len(tasks), 4 * workers):
         group = [dask.delayed(work, pure=False)(task) for task in tasks[start:start + 4 * workers]]
         yield from dask.compute(*group, scheduler="threads", num_workers=workers)
+
+
+def processes(tasks: Sequence, make: Callable[[Any, str], Callable], spec, *, device: str, workers: int = 1,
+              num_threads: int | None = None, scheduler: str | None = None) -> Iterator:
+    """`make(spec, device)(task)` for each: here, in `workers` local processes, or by the workers of a Dask scheduler.
+
+    `make` is importable, `spec` small and picklable. From several processes results come in any order. `num_threads` is
+    torch's CPU threads in each; without it a single process has torch's own number, local ones share the cores, and a
+    scheduler's worker has as many as Dask threads (`dask worker --nthreads`), but one task at a time. PipelineError if
+    the scheduler can't be reached, or a task kills every worker it is given to; the first error stops the rest.
+    """
+    if not tasks:
+        return
+    if scheduler is None and workers == 1:
+        if num_threads is not None:
+            import torch
+            torch.set_num_threads(num_threads)
+        yield from serial(tasks, make(spec, device))
+        return
+    with _local(workers) if scheduler is None else _remote(scheduler) as client:
+        if scheduler is None and num_threads is None:
+            num_threads = max(1, len(os.sched_getaffinity(0)) // workers)
+        devices = _devices(device) if scheduler is None else [device]
+        arguments = pickle.dumps((make, spec)), devices, num_threads
+        yield from _distributed(client, tasks, functools.partial(client.submit, _in_worker, *arguments, pure=False))
+
+
+def _distributed(client, tasks: Sequence, submit: Callable) -> Iterator:
+    """Results as they come, with a few tasks per worker in flight, however many workers there are by then."""
+    from concurrent.futures import CancelledError
+    from distributed import KilledWorker, as_completed
+
+    waiting, running, done = iter(tasks), {}, as_completed()
+
+    def refill():
+        room = IN_FLIGHT * max(1, len(client.nthreads())) - len(running)
+        for task in islice(waiting, max(0, room)):
+            future = submit(task)
+            running[future] = task
+            done.add(future)
+
+    try:
+        refill()
+        for future in done:
+            try:
+                result = future.result()
+            except KilledWorker as error:
+                times = error.allowed_failures + 1
+                raise PipelineError(f"{running[future]}: the worker it was given to died, {times} times over; look into "
+                                    f"its log (memory?) and run this again: what is finished is safe") from None
+            except CancelledError:
+                raise PipelineError("the Dask scheduler is gone; start it and run this again: what is finished is "
+                                    "safe") from None
+            del running[future]
+            refill()
+            yield result
+    finally:
+        client.cancel(list(running))
+
+
+# The worker's side
+
+_one_at_a_time = threading.Lock()    # a worker may have several Dask threads, but has one teacher
+
+
+def _in_worker(made_from: bytes, devices: Sequence[str], num_threads: int | None, task):
+    """Runs in a worker process, which has a number in a local cluster."""
+    import torch
+    from distributed import get_worker
+
+    worker = get_worker()
+    device = devices[worker.name % len(devices)] if isinstance(worker.name, int) else devices[0]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    with _one_at_a_time:
+        torch.set_num_threads(num_threads or worker.state.nthreads)      # here: threads that run already keep theirs
+        return _made(made_from, device)(task)
+
+
+@functools.lru_cache(maxsize=1)
+def _made(made_from: bytes, device: str) -> Callable:
+    """Once in a process; its next description replaces it."""
+    make, spec = pickle.loads(made_from)
+    return make(spec, device)
+
+
+def _devices(device: str) -> list[str]:
+    """For local workers: each its own GPU if none is named and there are several."""
+    import torch
+
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device == "cuda" else [device]
+
+
+@contextlib.contextmanager
+def _local(workers: int):
+    import dask
+    from distributed import Client, LocalCluster
+
+    # Dask's defaults give every library one thread, and leave that behind in this process's environment
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}), \
+            LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, preload=[__name__],
+                         dashboard_address=None) as cluster, Client(cluster) as client:
+        try:
+            yield client
+        finally:
+            _quiet(logging.CRITICAL)             # workers are ended at their work, and Dask would say so
+
+
+def dask_setup(worker) -> None:
+    """Called by Dask in each local worker. Ctrl-C, or a batch system, signals all processes of a group at once; a worker
+    leaves it to the process that started it, which ends it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    _quiet(logging.ERROR)
+
+
+def _quiet(level: int) -> None:
+    for handler in logging.getLogger("distributed").handlers:
+        handler.setLevel(level)
+
+
+@contextlib.contextmanager
+def _remote(scheduler: str):
+    from distributed import Client
+
+    try:
+        client = Client(scheduler, timeout=CONNECT_S)
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"--scheduler {scheduler}: cannot be reached ({error}); give the address that "
+                            f"`dask scheduler` prints, e.g. tcp://10.0.0.1:8786") from None
+    with client:
+        if not client.nthreads():
+            print(f"{scheduler}: no workers yet, waiting for the first", file=sys.stderr, flush=True)
+        try:
+            yield client
+        finally:
+            _quiet(logging.CRITICAL)
+
+
+# Stopping
+
+class Stopped(BaseException):
+    """SIGTERM or Ctrl-C; no Exception, so that nothing on its way takes it for a failure to be dealt with."""
+
+    def __init__(self, number: int):
+        self.number = number
+        self.said = "nothing finished is lost"               # a stage that counts says how much is done
+
+    @property
+    def exit_code(self) -> int:
+        """75 (EX_TEMPFAIL, try again) for SIGTERM, which batch systems send; 130, as shells have it, for Ctrl-C."""
+        return 75 if self.number == signal.SIGTERM else 128 + self.number
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """While it lasts, SIGTERM and Ctrl-C raise Stopped in the main thread, wherever that is. The block in flight is
+    abandoned: one may take longer than the half minute that batch systems wait, and stores bear even a SIGKILL."""
+    def stop(number, frame):
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,5 +1,6 @@
 """Small files, written whole or not at all."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -25,3 +26,10 @@ def write_tsv(path: Path, rows: list[dict]) -> None:
 
 def _cell(value) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def plain(value):
+    """Dataclasses, paths and tuples as JSON knows them, so that a record equals itself after a round trip."""
+    if dataclasses.is_dataclass(value):
+        value = dataclasses.asdict(value)
+    return json.loads(json.dumps(value, default=lambda v: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else str(v)))

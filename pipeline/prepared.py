@@ -5,23 +5,30 @@ One pass, `sample`, of one view: `image` [H, W, 3] uint8 RGB, `label` [H, W] uin
 networks' multiple.
 """
 
+import sys
 from pathlib import Path
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import numpy as np
 
 from pipeline.config import Plugin, Prepare
 from pipeline.datasets.base import IGNORE, DatasetBase
-from pipeline.errors import StoreError
+from pipeline.errors import DatasetError, StoreError
 from pipeline.frames import VERSION, canvas, frame
+from pipeline.identity import listed
 from pipeline.store import ImageRow, Pass, Store, digest_array
+from pipeline.storefiles import write
 from pipeline.targets.base import Field
 from pipeline.views import FILL
 
 
 def sample(dataset: DatasetBase, image_id: str, size: tuple[int, int]) -> dict[str, np.ndarray]:
     """The row of one image. Raises DatasetError from the reader."""
-    image, label = frame(dataset.image(image_id), dataset.label(image_id), dataset.crop_top, size)
+    image = dataset.image(image_id)
+    if len(image) <= dataset.crop_top:
+        raise DatasetError(f"{dataset.files(image_id)[0]}: has {len(image)} rows, of which crop_top removes "
+                           f"{dataset.crop_top}; fetch the full frame, or lower crop_top")
+    image, label = frame(image, dataset.label(image_id), dataset.crop_top, size)
     row = {"image": image, "label": label}
     if dataset.lanes:
         flags = dataset.existence(image_id)
@@ -55,13 +62,60 @@ def identity(dataset: DatasetBase, prepare: Prepare) -> dict:
     }
 
 
+def skipped(store: Store) -> dict[str, str]:
+    """The images that `prepare --skip-bad` left out for good, each with the reason."""
+    path = store.folder / "skipped.tsv"
+    lines = path.read_text().splitlines()[1:] if path.exists() else []
+    return dict(line.split("\t", 1) for line in lines)
+
+
+def put_on_record(store: Store, bad: Mapping[str, str]) -> None:
+    path = store.folder / "skipped.tsv"
+    if bad:
+        lines = [f"{image_id}\t{reason}\n" for image_id, reason in sorted(bad.items())]
+        write([(path, "".join(["image\treason\n", *lines]).encode())])
+    else:
+        path.unlink(missing_ok=True)
+
+
+def files_now(dataset: DatasetBase, image_id: str) -> str:
+    """Size and time of the files behind an image; empty where there are none."""
+    try:
+        found = [path.stat() for path in dataset.files(image_id) if path.exists()]
+    except DatasetError:                         # reading it will say so
+        return ""
+    return " ".join(f"{s.st_size}:{s.st_mtime_ns}" for s in found)
+
+
+def known_files(path: Path) -> dict[str, str]:
+    """What `files_now` said when an image was prepared, from a store's sources.tsv."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return dict(line.split("\t", 1) for line in lines if "\t" in line)
+
+
+def meaning(dataset: DatasetBase) -> dict:
+    """What the dataset says beside its pixels and labels, and training depends on."""
+    return {name: getattr(dataset, name) for name in ("classes", "background", "regions", "mirror", "mirror_lanes", "lane_classes")}
+
+
 def open_whole(root: Path, plugin: Plugin, dataset: DatasetBase, prepare: Prepare,
                ids: Sequence[str]) -> tuple[Store, Pass, list[ImageRow]]:
-    """The prepared store, its pass, and the lines of these images, all of them whole. Raises StoreError with what to run."""
+    """The prepared store, its pass, and the lines of these images, all of them whole, without those that are on record
+    as bad (which it says on stderr). Raises StoreError with what to run."""
     sample = sample_pass(prepare.size, dataset.lanes)
     try:
         store = Store.find(root, "prepared", plugin.name, identity(dataset, prepare))
+        bad = skipped(store)
+        left_out = [image_id for image_id in ids if image_id in bad]
+        if left_out:
+            print(f"{store.folder}: {len(left_out)} of {len(ids)} images are left out, as skipped.tsv there says: "
+                  f"{listed(left_out)}", file=sys.stderr)
+        ids = [image_id for image_id in ids if image_id not in bad]
         store.check_ids(ids)
+        known = known_files(store.folder / "sources.tsv")
+        touched = [image_id for image_id in ids if (now := files_now(dataset, image_id)) and known.get(image_id) != now]
+        if touched:                              # where the files are not at hand, the store speaks for them
+            raise StoreError(f"{store.folder}: the files of {len(touched)} images were touched since ({listed(touched)})")
         images = [store.images[store.row_of[image_id]] for image_id in ids]
         store.check(images, range(1), [(sample, True)])
     except StoreError as error:

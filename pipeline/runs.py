@@ -1,13 +1,13 @@
 """A run's folder: what it was made from, checkpoints to resume from, curves, and the trained weights.
 
     run.json                what the run was made from; a folder with another record is set aside, never overwritten
+    config.yaml             the experiment's file with its --set overrides, for people
     checkpoint.pt           model, optimiser, losses and the curves so far; replaced atomically
     curves.tsv .json .png   each term's mean over a window of steps
     norms.tsv               each weighted term's gradient norm at the network's features
     weights.safetensors     the end of the run
 """
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -30,8 +30,9 @@ POINTS = 400                                   # of a curve, whatever the number
 
 
 class Run:
-    def __init__(self, folder: Path, record: dict):
-        self.folder, self.record = Path(folder), record
+    def __init__(self, folder: Path, record: dict, settings: str = ""):
+        """`settings` is the experiment as it was asked for, kept for people; only `record` is compared."""
+        self.folder, self.record, self.settings = Path(folder), record, settings
         self.curves: list[dict] = []
         self.norms: list[dict] = []
         self._open()
@@ -47,6 +48,7 @@ class Run:
                       f"set aside as {aside.name}, starting afresh", file=sys.stderr)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(self.record, indent=1) + "\n")
+        write_text(self.folder / "config.yaml", self.settings)
 
     @property
     def weights(self) -> Path:
@@ -73,10 +75,14 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, self.folder / "checkpoint.pt")
+        self._write_curves()
+
+    def _write_curves(self):
         write_tsv(self.folder / "curves.tsv", self.curves)
         write_tsv(self.folder / "norms.tsv", self.norms)
 
     def finish(self, step: Step) -> None:
+        self._write_curves()                     # again: DVC deletes a stage's outs before it runs a finished one
         write_text(self.folder / "curves.json", json.dumps(self.curves) + "\n")
         draw_curves(self.folder / "curves.png", self.curves)
         weights.save_file(self.weights, step.model.state_dict())
@@ -107,21 +113,14 @@ def fit(run: Run, step: Step, loader: Loader, what: str) -> None:
 
 
 def _window(pending, folder) -> dict:
-    sums = dict.fromkeys(pending[-1][1], 0.0)
+    found: dict[str, list[float]] = {}               # a term that has not begun yet has no values
     for number, values in pending:
         for name, value in values.items():
             if not math.isfinite(value := float(value)):
                 raise PipelineError(f"{folder}: step {number}: the term {name!r} is {value}; lower its weight or the "
                                     f"learning rate (the last checkpoint is from before)")
-            sums[name] += value / len(pending)
-    return {"step": pending[-1][0] + 1, **sums}
-
-
-def plain(value):
-    """Dataclasses, paths and tuples as JSON knows them, so that a record equals itself after a round trip."""
-    if dataclasses.is_dataclass(value):
-        value = dataclasses.asdict(value)
-    return json.loads(json.dumps(value, default=lambda v: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else str(v)))
+            found.setdefault(name, []).append(value)
+    return {"step": pending[-1][0] + 1, **{name: sum(values) / len(values) for name, values in found.items()}}
 
 
 def code_digest(*modules: ModuleType) -> str:
@@ -147,7 +146,8 @@ def draw_curves(path: Path, curves: list[dict]) -> None:
     names = [name for name in curves[-1] if name != "step"]
     figure = Figure(figsize=(3.2 * len(names), 2.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
-        axes.plot([row["step"] for row in curves], [row[name] for row in curves], linewidth=1)
+        known = [row for row in curves if name in row]
+        axes.plot([row["step"] for row in known], [row[name] for row in known], linewidth=1)
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=7)

@@ -20,21 +20,19 @@ block. Nothing finished is rewritten, but zarr.json follows the number of blocks
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.errors import StoreError
 from pipeline.identity import difference, digest_array, identity_digest, listed, sha256
-from pipeline.reader import Reader, verify
+from pipeline.reader import Reader
 from pipeline.storefiles import (
-    CRC, FORMAT, GROUP, Array, ImageRow, claimed, codec_chain, finite, images_tsv, locked, make_folder, note,
-    parse_images, read, read_chunk, row_crcs, seal, stored_crc, sync, unseal, view_name, write, writing)
+    CRC, FORMAT, GROUP, AnyPath, Array, ImageRow, claimed, codec_chain, each, finite, images_tsv, locked, make_folder, note,
+    parse_images, place, read, read_chunk, remove, row_crcs, seal, size_of, stored_crc, unseal, view_name, write, writing)
 
 if TYPE_CHECKING:
     from pipeline.targets.base import Field      # imports torch, which a process that only stores bytes can do without
@@ -69,8 +67,8 @@ def pass_digest(name: str, record: dict) -> str:
 class Store:
     """A store that exists; `create_or_open`, `open` and `find` give one."""
 
-    def __init__(self, folder: Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: AnyPath):
+        self.folder = place(folder)
         content = unseal(read(self.folder / "store.json"), self.folder / "store.json")
         if content["format"] != FORMAT:
             raise StoreError(f"{self.folder}: format {content['format']}, but this version reads format {FORMAT}")
@@ -88,8 +86,13 @@ class Store:
     def __reduce__(self):
         return Store, (self.folder,)
 
+    def head(self) -> dict:
+        """What store.json says."""
+        return {"format": FORMAT, "kind": self.kind, "identity": self.identity, "block_rows": self.block_rows,
+                "codec": self.codec, "card": self.card}
+
     @classmethod
-    def create_or_open(cls, root: Path, kind: str, dataset: str, identity_record: dict, *,
+    def create_or_open(cls, root: AnyPath, kind: str, dataset: str, identity_record: dict, *,
                        block_rows: int, codec: str = "raw", card: dict) -> Store:
         """The store of this identity. One that exists keeps its block_rows, codec and card."""
         assert kind in ("prepared", "targets") and codec in ("raw", "lz4", "zstd") and block_rows > 0
@@ -109,12 +112,12 @@ class Store:
         return cls(folder)._of(identity_record)
 
     @classmethod
-    def open(cls, folder: Path) -> Store:
+    def open(cls, folder: AnyPath) -> Store:
         """Raises StoreError if the folder is no store, is damaged, or is of another format."""
         return cls(folder)
 
     @classmethod
-    def find(cls, root: Path, kind: str, dataset: str, identity_record: dict) -> Store:
+    def find(cls, root: AnyPath, kind: str, dataset: str, identity_record: dict) -> Store:
         """The store of this identity; StoreError with the differences to the nearest one there is."""
         folder = store_folder(root, kind, dataset, identity_record)
         if (folder / "store.json").exists():
@@ -147,7 +150,7 @@ class Store:
             self.images += images + [PADDING] * (self.block_rows - len(images))
             self._image_digests.append(sha256(data))
 
-    def image_files(self) -> list[Path]:
+    def image_files(self) -> list[AnyPath]:
         found = [path for path in (self.folder / "images").glob("*.tsv") if path.stem.isdecimal()]
         return sorted(found, key=lambda path: int(path.stem))
 
@@ -177,7 +180,7 @@ class Store:
                   for block, part in enumerate(parts, start=self.num_blocks))
             self._load_images()
             for group in self.stored_groups():
-                self._write_metadata(*group)
+                self.write_metadata(*group)
             note(self.folder, "grow", images=len(unknown))
 
     def _unknown(self, rows: list[ImageRow]) -> list[ImageRow]:
@@ -212,12 +215,16 @@ class Store:
         with locked(self.folder):
             self._load_images()
             if not self.has_pass(pass_):
-                content = {"format": FORMAT, "store": self.identity["digest"], "name": pass_.name,
-                           "record": pass_.record, "fields": self._new_layout(pass_)}
-                write([(self.folder / f"passes/{pass_.folder}.json", seal(content))])
+                self.write_pass(pass_)
             for view, path in zip(names, marks):
                 make_folder(path)
-                self._write_metadata(view, pass_.folder)
+                self.write_metadata(view, pass_.folder)
+
+    def write_pass(self, pass_: Pass) -> None:
+        """Its file, which follows from the pass and the store."""
+        content = {"format": FORMAT, "store": self.identity["digest"], "name": pass_.name,
+                   "record": pass_.record, "fields": self._new_layout(pass_)}
+        write([(self.folder / f"passes/{pass_.folder}.json", seal(content))])
 
     def has_pass(self, pass_: Pass) -> bool:
         """Whether the pass was ever added. StoreError if it was, with other fields."""
@@ -277,34 +284,40 @@ class Store:
             found[f"{name}_crc"] = Array(f"{path}_crc", (), CRC, (), self.block_rows, codec_chain("raw", CRC), 0)
         return found
 
-    def metadata(self, view: str, folder: str) -> dict[Path, bytes]:
+    def metadata(self, view: str, folder: str) -> dict[AnyPath, bytes]:
         """Every zarr.json of a pass in one view, as it must be now."""
         top, num_rows = self.folder / f"{self.kind}.zarr", len(self.images)
         arrays = {self.folder / array.path: array.metadata(num_rows) for array in self.arrays(view, folder).values()}
         groups = {top: GROUP, top / view: GROUP, top / view / folder: GROUP}
         return {path / "zarr.json": data for path, data in (groups | arrays).items()}
 
-    def _stale(self, view: str, folder: str) -> dict[Path, bytes]:
+    def _stale(self, view: str, folder: str) -> dict[AnyPath, bytes]:
         meant = self.metadata(view, folder)
         return {path: data for path, data in meant.items() if not path.exists() or path.read_bytes() != data}
 
-    def _write_metadata(self, view: str, folder: str) -> None:
+    def write_metadata(self, view: str, folder: str) -> list[AnyPath]:
+        """What of it was not as it must be."""
         stale = self._stale(view, folder)
         for path in stale:
             make_folder(path.parent)
         write(stale.items())
+        return list(stale)
 
     # Blocks
 
-    def mark_path(self, view: str, folder: str, block: int) -> Path:
+    def mark_path(self, view: str, folder: str, block: int) -> AnyPath:
         return self.folder / f"done/{view}/{block:06d}.{folder[-8:]}.json"
 
     def marked_files(self, view: str, folder: str, block: int) -> dict[str, tuple[int, str]]:
         """A block's files with size and crc. StoreError if there is no mark, it is damaged, or about something else."""
         path = self.mark_path(view, folder, block)
-        if not path.exists():
-            raise StoreError(f"{path}: no mark")
-        content = unseal(read(path), path)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise StoreError(f"{path}: no mark") from None
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from error
+        content = unseal(data, path)
         files = content.pop("files")
         apart = difference(content, self._mark_head(view, folder, block))
         if apart:
@@ -322,7 +335,7 @@ class Store:
                 path = self.folder / chunk
                 if deep:
                     read_chunk(path, size, crc)
-                elif not path.exists() or path.stat().st_size != size:
+                elif size_of(path) != size:
                     return f"{path}: missing, or not the {size} bytes that were written"
         except StoreError as error:
             return str(error)
@@ -330,7 +343,9 @@ class Store:
 
     def missing(self, pass_: Pass, view: int, deep: bool = False) -> list[int]:
         """The blocks to fill."""
-        return [block for block in range(self.num_blocks) if self.fault(view_name(view), pass_.folder, block, deep)]
+        view_folder = view_name(view), pass_.folder
+        faults = each(lambda block: self.fault(*view_folder, block, deep), range(self.num_blocks), self.folder)
+        return [block for block, fault in enumerate(faults) if fault]
 
     def write_block(self, pass_: Pass, view: int, block: int, rows: Mapping[str, np.ndarray]) -> None:
         """Writes one block: [n, ...] for each field, n the number of its images; nothing if it is whole already.
@@ -338,37 +353,44 @@ class Store:
         Any number of processes may write, even the same block. StoreError names the field and images that do not fit.
         """
         self._refuse_bad(pass_, block, rows)
-        key = view_name(view), pass_.folder, block
-        mark, arrays = self.mark_path(*key), self.arrays(*key[:2])
-        with writing(self.folder), claimed(mark) as unfinished:
+        self._put(view_name(view), pass_.folder, block, self._chunks(view_name(view), pass_.folder, block, rows))
+
+    def copy_block(self, other: Store, view: str, folder: str, block: int) -> None:
+        """Takes a block of another store of this identity, where it holds the same images, as it is."""
+        files = other.marked_files(view, folder, block)
+        parts = each(lambda chunk: read_chunk(other.folder / chunk, *files[chunk]), list(files), other.folder)
+        self._put(view, folder, block, zip(files, parts))
+
+    def _put(self, view: str, folder: str, block: int, chunks: Iterable[tuple[str, bytes]]) -> None:
+        """A block's files, then its mark."""
+        mark, files = self.mark_path(view, folder, block), {}
+
+        def noted() -> Iterator[tuple[AnyPath, bytes]]:
+            for chunk, data in chunks:
+                files[chunk] = (len(data), stored_crc(data))
+                yield self.folder / chunk, data
+
+        with writing(self.folder), claimed(mark) as claim:
             if mark.exists():
-                if self.fault(*key, deep=True) is None:
-                    os.unlink(unfinished.name)
+                if self.fault(view, folder, block, deep=True) is None:
+                    claim.give_up()
                     return
-                mark.unlink()                    # before any of its files changes
-                sync(mark.parent)
-            files: dict[str, tuple[int, str]] = {}
-            write(self._chunks(arrays, block, rows, files))
+                remove(mark)                     # before any of its files changes
+            write(noted())
             for chunk, (size, crc) in files.items():         # what the disk has against what was meant
                 read_chunk(self.folder / chunk, size, crc)
-            unfinished.write(seal(self._mark_head(*key) | {"files": files}, indent=None))
-            unfinished.flush()
-            os.fsync(unfinished.fileno())
-            os.replace(unfinished.name, mark)
-            sync(mark.parent)
+            claim.finish(seal(self._mark_head(view, folder, block) | {"files": files}, indent=None))
 
-    def _chunks(self, arrays: dict[str, Array], block: int, rows: Mapping[str, np.ndarray],
-                files: dict[str, tuple[int, str]]) -> Iterator[tuple[Path, bytes]]:
-        """A block's files one after the other, each noted in `files` with its size and crc."""
+    def _chunks(self, view: str, folder: str, block: int, rows: Mapping[str, np.ndarray]) -> Iterator[tuple[str, bytes]]:
+        """A block's files one after the other."""
+        arrays = self.arrays(view, folder)
         for name in rows:
             values = np.ascontiguousarray(rows[name], arrays[name].dtype)
             for array, part in ((arrays[name], values), (arrays[f"{name}_crc"], row_crcs(values))):
                 padding = np.full((self.block_rows - len(part), *array.shape), array.fill, array.dtype)
                 padded = np.concatenate([part, padding]) if len(padding) else part
                 for chunk, piece in zip(array.block_chunks(block, self.block_rows), array.split(padded)):
-                    data = array.encode(piece)
-                    files[chunk] = (len(data), stored_crc(data))
-                    yield self.folder / chunk, data
+                    yield chunk, array.encode(piece)
 
     def _refuse_bad(self, pass_: Pass, block: int, rows: Mapping[str, np.ndarray]) -> None:
         images = self.block_images(block)
@@ -399,13 +421,15 @@ class Store:
     def _manifest(self) -> bytes:
         passes: dict[str, dict] = {}
         for view, folder in self.stored_groups():
-            whole = [block for block in range(self.num_blocks) if not self.fault(view, folder, block)]
+            faults = each(lambda block: self.fault(view, folder, block), range(self.num_blocks), self.folder)
+            whole = [block for block, fault in enumerate(faults) if fault is None]
             marks = self.digest_of_marks(view, folder, whole)
             passes.setdefault(folder, {})[view] = {"blocks": runs(whole), "marks": marks}
         return seal({"format": FORMAT, "store": self.identity["digest"], "images": len(self.row_of), "passes": passes})
 
     def digest_of_marks(self, view: str, folder: str, blocks: Iterable[int]) -> str:
-        return sha256(b"".join(read(self.mark_path(view, folder, block)) for block in blocks))
+        marks = [self.mark_path(view, folder, block) for block in blocks]
+        return sha256(b"".join(each(read, marks, self.folder)))
 
     # What a run asks for
 
@@ -422,7 +446,8 @@ class Store:
             if not self.has_pass(pass_):
                 raise StoreError(f"{self.folder}: {pass_.folder} was never stored{self._nearest(pass_)}")
             for view in views:
-                faults = [fault for block in blocks if (fault := self.fault(view_name(view), pass_.folder, block))]
+                key = view_name(view), pass_.folder
+                faults = [fault for fault in each(lambda block: self.fault(*key, block), blocks, self.folder) if fault]
                 if faults:
                     raise StoreError(f"{self.folder}: {len(faults)} of {len(blocks)} blocks of {pass_.folder}, view "
                                      f"{view}, are not filled (first: {faults[0]})")
@@ -435,14 +460,19 @@ class Store:
     def stored_crcs(self, view: str, folder: str, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Of each field the crc of these rows, vouched for by the marks. StoreError where a block is not whole."""
         arrays, blocks = self.arrays(view, folder), rows // self.block_rows
-        found = {name: np.empty(len(rows), CRC) for name in self.layout(folder)}
-        for block in np.unique(blocks).tolist():
-            files, here = self.marked_files(view, folder, block), blocks == block
-            for name, crcs in found.items():
-                array = arrays[f"{name}_crc"]
-                chunk, = array.block_chunks(block, self.block_rows)
-                stored = array.decode(read_chunk(self.folder / chunk, *files[chunk]))
-                crcs[here] = stored[rows[here] % self.block_rows]
+        names = list(self.layout(folder))
+
+        def of_block(block: int) -> list[np.ndarray]:
+            files = self.marked_files(view, folder, block)
+            chunks = [(array, *array.block_chunks(block, self.block_rows)) for array in (arrays[f"{n}_crc"] for n in names)]
+            return [array.decode(read_chunk(self.folder / chunk, *files[chunk])) for array, chunk in chunks]
+
+        found = {name: np.empty(len(rows), CRC) for name in names}
+        numbers = np.unique(blocks).tolist()
+        for block, stored in zip(numbers, each(of_block, numbers, self.folder)):
+            here = blocks == block
+            for name, crcs in zip(names, stored):
+                found[name][here] = crcs[rows[here] % self.block_rows]
         return found
 
     def digest_of(self, rows: list[ImageRow], views: Iterable[int], passes: Iterable[Pass]) -> str:
@@ -458,11 +488,13 @@ class Store:
 
     def verify(self, deep: bool = True) -> list[str]:
         """Every fault of the store, one line each; `deep` reads all data."""
+        from pipeline.verification import verify  # which knows stores
+
         return verify(self, deep)
 
 
-def store_folder(root: Path, kind: str, dataset: str, identity_record: dict) -> Path:
-    return Path(root) / dataset / f"{kind}-{identity_digest(identity_record)[:12]}"
+def store_folder(root: AnyPath, kind: str, dataset: str, identity_record: dict) -> AnyPath:
+    return place(root) / dataset / f"{kind}-{identity_digest(identity_record)[:12]}"
 
 
 def runs(numbers: list[int]) -> list[list[int]]:

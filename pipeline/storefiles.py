@@ -8,28 +8,36 @@ dimensions; codecs bytes (little-endian), perhaps Blosc, crc32c. The crc32c of a
 same number for every file, so "a file's crc" is that of what precedes it. The fill value is NaN or the largest integer;
 0 for crc arrays, as the crc32c of four 0xFF bytes is 0xFFFFFFFF and would make four bytes of fill look like a row.
 
+Paths are pathlib's, or those of object storage (pipeline/remote.py), where a PUT is all that atomicity and lasting take.
+
 zarr-python doesn't write here: it neither fsyncs nor, by default, keeps chunks that equal the fill value, and its
 metadata differs from version to version. It encodes and decodes what is compressed. Nothing else imports it.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import numpy as np
 from google_crc32c import value as crc32c
 
 from pipeline.errors import StoreError
 from pipeline.identity import sha256
+
+if TYPE_CHECKING:
+    from pipeline.remote import RemotePath
+
+AnyPath: TypeAlias = "Path | RemotePath"
 
 FORMAT = 1
 GROUP = json.dumps({"attributes": {}, "zarr_format": 3, "node_type": "group"}, indent=2).encode()
@@ -57,29 +65,75 @@ def unseal(data: bytes, path: Path) -> dict:
 
 # Reading and writing files
 
-def read(path: Path) -> bytes:
+def place(where: "str | Path | RemotePath") -> AnyPath:
+    """A path on this machine, or one of object storage if it is a URL."""
+    text = str(where)
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    if "://" not in text:
+        return Path(where)
+    from pipeline.remote import RemotePath       # a store on disk needs none of it
+
+    return RemotePath.of(text)
+
+
+def local(path: AnyPath) -> bool:
+    return isinstance(path, Path)
+
+
+def each(work: Callable, items: Sequence, folder: AnyPath, at_once: int = 32) -> Iterator:
+    """`work(item)` for each, in order; many at a time where each waits for a network."""
+    if local(folder):
+        yield from map(work, items)
+    else:
+        with ThreadPoolExecutor(at_once) as pool:
+            for start in range(0, len(items), at_once):
+                yield from pool.map(work, items[start:start + at_once])
+
+
+def read(path: AnyPath) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
 
 
-def write(files: Iterable[tuple[Path, bytes]]) -> None:
+def size_of(path: AnyPath) -> int | None:
+    """None: there is no such file."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def write(files: Iterable[tuple[AnyPath, bytes]]) -> None:
     """Writes each file whole or not at all, and lastingly. One writer per path at a time: a killed one's leftover is
-    written over. The fsyncs run side by side, since a journal commits them together."""
-    paths = []
-    for path, data in files:
-        path.with_name(path.name + ".tmp").write_bytes(data)
-        paths.append(path)
+    written over. The fsyncs run side by side, since a journal commits them together; so do PUTs."""
+    paths, puts = [], []
     with ThreadPoolExecutor(8) as pool:
+        for path, data in files:
+            if local(path):
+                path.with_name(path.name + ".tmp").write_bytes(data)
+                paths.append(path)
+            else:
+                puts.append(pool.submit(path.write_bytes, data))
         list(pool.map(sync, [path.with_name(path.name + ".tmp") for path in paths]))
         for path in paths:
             os.replace(path.with_name(path.name + ".tmp"), path)
         list(pool.map(sync, {path.parent for path in paths}))
+        for put in puts:
+            put.result()
 
 
-def sync(path: Path) -> None:
+def remove(path: AnyPath) -> None:
+    path.unlink()
+    sync(path.parent)
+
+
+def sync(path: AnyPath) -> None:
     """Makes a file's bytes, or the names in a folder, outlast a power cut."""
+    if not local(path):
+        return
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -87,16 +141,16 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def make_folder(path: Path) -> None:
-    if not path.is_dir():
+def make_folder(path: AnyPath) -> None:
+    if local(path) and not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
         sync(path.parent)
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """A full disk, a read-only one, or no permission: the user's to mend."""
+def writing(folder: AnyPath) -> Iterator[None]:
+    """A full disk, a read-only one, no permission, or no network: the user's to mend."""
     try:
         yield
     except OSError as error:
@@ -104,19 +158,58 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Around what changes the extent of a store. Blocks are written without it."""
-    with writing(folder), open(folder / ".lock", "ab") as file:
+def locked(folder: AnyPath) -> Iterator[None]:
+    """Around what changes the extent of a store. Blocks are written without it. Object storage has none."""
+    if not local(folder):
+        with writing(folder):
+            yield
+        return
+    with writing(folder), _lock_file(folder / ".lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
+def _lock_file(path: Path) -> BinaryIO:
+    try:
+        return open(path, "ab")
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES) or not path.exists():
+            raise
+        return open(path, "rb")                  # of a whole store on a read-only disk: who finds nothing to write may pass
+
+
+class Claim:
+    """A block that is ours to write until its mark is put in place or the claim is left."""
+
+    def __init__(self, mark: AnyPath, file=None):
+        self.mark, self.file = mark, file
+
+    def give_up(self) -> None:
+        if self.file:
+            os.unlink(self.file.name)
+
+    def finish(self, data: bytes) -> None:
+        """Makes these bytes the mark, lastingly."""
+        if not self.file:
+            self.mark.write_bytes(data)
+            return
+        self.file.write(data)
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        os.replace(self.file.name, self.mark)
+        sync(self.mark.parent)
+
+
 @contextlib.contextmanager
-def claimed(mark: Path) -> Iterator[BinaryIO]:
+def claimed(mark: AnyPath) -> Iterator[Claim]:
     """The mark's unfinished file, held, so that two fills of one store cannot mix their bytes in a block.
 
-    The hold ends with its process; what a killed one left behind is taken over. Other blocks wait for nothing.
+    The hold ends with its process; what a killed one left behind is taken over. Other blocks wait for nothing. Object
+    storage holds nothing: there a mixture is noticed, by the mark's checksums.
     """
+    if not local(mark):
+        yield Claim(mark)
+        return
     unfinished = mark.with_name(mark.name + ".tmp")
     while True:
         with open(unfinished, "ab") as file:
@@ -127,17 +220,21 @@ def claimed(mark: Path) -> Iterator[BinaryIO]:
                 ours = False
             if ours:
                 file.truncate(0)
-                yield file
+                yield Claim(mark, file)
                 return
 
 
-def note(folder: Path, action: str, **details) -> None:
+def note(folder: AnyPath, action: str, **details) -> None:
     """Appends a line to the history. Under the lock."""
     versions = {"python": platform.python_version(), **{name: version(name) for name in ("numpy", "torch", "zarr")}}
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    line = {"action": action, "time": now, "host": platform.node(), "versions": versions, **details}
-    with open(folder / "history.jsonl", "ab", buffering=0) as file:
-        file.write(seal(line, indent=None))
+    line = seal({"action": action, "time": now, "host": platform.node(), "versions": versions, **details}, indent=None)
+    path = folder / "history.jsonl"
+    if not local(path):                          # nothing can be appended there
+        path.write_bytes((path.read_bytes() if path.exists() else b"") + line)
+        return
+    with open(path, "ab", buffering=0) as file:
+        file.write(line)
         os.fsync(file.fileno())
 
 

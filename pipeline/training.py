@@ -58,17 +58,18 @@ class Step:
                                          weight_decay=training.weight_decay)
 
     def loss_terms(self, batch: Batch) -> tuple[Output, dict[str, tuple[float, Tensor]]]:
-        """The student's output, and every term with its weight at this step."""
+        """The student's output as it ran, and every term that counts at this step with its weight."""
         bf16 = self.training.precision == "bf16"
         with torch.autocast(batch.images_B3HW.device.type, torch.bfloat16) if bf16 else nullcontext():
             output = self.model(batch.images_B3HW)
-        output = as_float(output)
+        raw, output = output, as_float(output)
         terms = {"labels": (1.0, cross_entropy(output.logits, batch.labels_BHW, self.weights_K))}
         if output.existence is not None and batch.existence_BL is not None:
             terms["existence"] = (self.training.existence_weight, existence_loss(output.existence, batch.existence_BL))
         for name, (term, loss) in self.terms.items():
-            terms[name] = (term.weight_at(batch.step), loss(output, batch))
-        return output, terms
+            if weight := term.weight_at(batch.step):
+                terms[name] = (weight, loss(output, batch))
+        return raw, terms
 
     def __call__(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
         """One update. Returns each term's unweighted value, and at every `norm_every`-th step its weighted gradient's norm."""

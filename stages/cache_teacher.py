@@ -1,76 +1,181 @@
-"""Stage one: run the teacher once over the prepared images and their views, and store its targets."""
+"""Stage one: run the teacher once over the prepared images and their views, and store its targets.
 
+`run` decides: it opens the stores, lists the blocks that are missing, and hands them to an executor. A `Filler` acts:
+there is one in each process, with a teacher in memory, and it fills one block of one view at a time.
+"""
+
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline import cache, executors, plan, prepared, views as geometry, weights
 from pipeline.config import Plugin, Prepare, Teacher, Views
+from pipeline.errors import StoreError
 from pipeline.files import write_json
+from pipeline.identity import listed
 from pipeline.models.base import set_precision
 from pipeline.progress import Progress
-from pipeline.store import Reader, Store
+from pipeline.store import Pass, Reader, Store, runs
+from pipeline.storefiles import locked, view_name
 
 
-def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], weights_file: Path,
-        root: Path, report: Path, device: str, batch: int) -> str:
-    """Fills every (block, view) that is not marked as done, in fixed batches, and writes the report that training depends on.
+def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin],
+        weights_file: Path, root: Path, report: Path, device: str, batch: int, workers: int = 1, threads: int | None = None,
+        scheduler: str | None = None, share: tuple[int, int] = (0, 1)) -> str:
+    """Fills every (block, view) not marked as done, in fixed batches, and writes the report that training depends on.
 
-    The report holds the identity and a digest of just the rows asked for here: no time, host or version.
-    Raises StoreError if the prepared store is missing or holds other pixels than an existing cache was made from.
+    The report holds the identity and a digest of just the rows asked for here: no time, host or version. `share` (i, n)
+    is the blocks whose number leaves the remainder i on division by n; who finds nothing missing any more writes the
+    report. Raises StoreError if the prepared store is missing or holds other pixels than an existing cache was made
+    from, or if the teacher answers with NaN or constants.
     """
     source = dataset.build()
     cache.check_views(views, source, dataset.name)
-    ids = source.ids("train")
-    pixels, sample, images = prepared.open_whole(root, dataset, source, prepare, ids)
-
-    set_precision(teacher.precision)
-    state = weights.load_file(weights_file)
-    model = cache.build_teacher(teacher, source, prepare.size)
-    weights.load_into(model, state, str(weights_file))
+    pixels, sample, images = prepared.open_whole(root, dataset, source, prepare, source.ids("train"))
+    _, weights_digest = load_teacher(teacher, source, prepare, weights_file)     # refused before a store is made for it
     context = cache.context(teacher.model, source, prepare.size)
     named = cache.target_passes(targets, context)
-    passes = {pass_.folder: (target, pass_) for target, pass_ in named.values()}
+    every = [cache.MATRIX, *{pass_.folder: pass_ for _, pass_ in named.values()}.values()]
 
     store = Store.create_or_open(
-        root, "targets", dataset.name, cache.identity(source, prepare, views, teacher, weights.digest(state)),
-        block_rows=plan.block_rows(len(ids), [pass_ for _, pass_ in passes.values()]),
+        root, "targets", dataset.name, cache.identity(source, prepare, views, teacher, weights_digest),
+        block_rows=plan.block_rows(len(images), every[1:]),
         card={"dataset": dataset.name, "classes": list(source.classes), "teacher": teacher.model.name})
     store.grow(images)
-    every = [cache.MATRIX, *(pass_ for _, pass_ in passes.values())]
     for pass_ in every:
         store.add_pass(pass_, range(views.count))
-    asked_for = {store.row_of[image_id] // store.block_rows for image_id in ids}
-    tasks = plan.tasks({(view, pass_.folder): sorted(asked_for.intersection(store.missing(pass_, view)))
-                        for view in range(views.count) for pass_ in every})
-    together = [image.id for block in sorted({task.block for task in tasks}) for image in store.block_images(block)]
-    reader = Reader(pixels, [sample], together, 1)
-    place = {image_id: position for position, image_id in enumerate(reader.ids)}
-    answers = cache.Answers(model, source, context, prepare.size, precision=teacher.precision, batch=batch, device=device)
+    try:
+        store.check(images, range(0), [(pass_, target.uses_labels) for target, pass_ in named.values()])
+    except StoreError as error:
+        raise StoreError(f"{error}; rows that were made from other labels can't be mended: remove that folder with "
+                         f"`pipeline cache rm` and fill it again") from None
+    asked_for = {store.row_of[image.id] // store.block_rows for image in images}
 
-    def fill(task: plan.Task) -> int:
-        block = store.block_images(task.block)
-        matrices = np.stack([geometry.draw(views, image.id, task.view, context.size) for image in block])
-        if cache.MATRIX.folder in task.passes:
-            store.write_block(cache.MATRIX, task.view, task.block, {"matrix": matrices})
-        wanted = [folder for folder in task.passes if folder in passes]
-        if wanted:
-            positions = np.array([place[image.id] for image in block])
-            rows = reader.read(sample, positions, np.zeros_like(positions))
-            answered = answers.rows([passes[folder][0] for folder in wanted], rows["image"], rows["label"], matrices)
-            for folder, values in zip(wanted, answered):
-                store.write_block(passes[folder][1], task.view, task.block, values)
-        return len(block)
+    def missing() -> list[plan.Task]:
+        """All views of a block in a row, so that its images are read once."""
+        found = plan.tasks({(view, pass_.folder): sorted(asked_for.intersection(store.missing(pass_, view)))
+                            for view in range(views.count) for pass_ in every})
+        return sorted(found, key=lambda task: (task.block, task.view))
 
-    total = sum(len(store.block_images(task.block)) for task in tasks)
-    with Progress("teacher", total, "views") as progress:
-        for count in executors.serial(tasks, fill):
-            progress.advance(count)
+    tasks = [task for task in missing() if task.block % share[1] == share[0] % share[1]]
+    spec = Spec(dataset=rooted(dataset), prepare=prepare, views=views, teacher=teacher, targets=targets,
+                weights_file=weights_file.absolute(), root=root.absolute(), batch=batch, store=store.folder.absolute(),
+                passes=frozenset(pass_.folder for pass_ in every), rows=pixels.digest_of(images, range(1), [sample]))
+    with Progress("teacher", sum(len(store.block_images(task.block)) for task in tasks), "views") as progress:
+        try:
+            for count in executors.processes(tasks, Filler, spec, device=device, workers=workers, num_threads=threads,
+                                             scheduler=scheduler):
+                progress.advance(count)
+        except executors.Stopped as stopped:
+            stopped.said = f"{store.folder}: {progress.done} of the {progress.total} views that were missing are filled"
+            raise
+    left = missing()
+    if left:
+        return (f"{store.folder}: {len(tasks)} blocks filled now; {len(left)} of {len(asked_for) * views.count} are "
+                f"still missing ({blocks(left)}); {report} is written by the share that finds none")
     store.finalise()
-    write_json(report, {"identity": store.identity, "images": len(ids), "views": views.count, "targets": {
-        name: {"pass": pass_.folder, "digest": store.digest_of(images, range(views.count), [cache.MATRIX, pass_])}
-        for name, (_, pass_) in named.items()}})
+    with locked(store.folder):                   # two shares may end at the same moment
+        write_json(report, {"identity": store.identity, "images": len(images), "views": views.count, "targets": {
+            name: {"pass": pass_.folder, "digest": store.digest_of(images, range(views.count), [cache.MATRIX, pass_])}
+            for name, (_, pass_) in named.items()}})
     row = sum(plan.row_bytes(pass_) for pass_ in every)
     answers_bytes = 2 * context.num_classes * int(np.prod(context.size))
-    return (f"{store.folder}: {len(ids)} images x {views.count} views, {row} bytes each "
+    return (f"{store.folder}: {len(images)} images x {views.count} views, {row} bytes each "
             f"({answers_bytes / row:.0f}x less than float16 probability maps), {len(tasks)} blocks filled now")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What a process is told to become a Filler. Paths are absolute, since a worker may have been started elsewhere."""
+
+    dataset: Plugin
+    prepare: Prepare
+    views: Views
+    teacher: Teacher
+    targets: dict[str, Plugin]
+    weights_file: Path
+    root: Path
+    batch: int
+    store: Path                      # the cache to fill,
+    passes: frozenset[str]           # and what of it
+    rows: str                        # digest of the prepared rows: a worker that stays must not answer from older ones
+
+
+class Filler:
+    """A teacher and both stores in one process; called with a task, it fills the block and returns the number of views.
+
+    It finds the cache by what *it* would answer from, so a worker with other weights or other code refuses to write.
+    """
+
+    def __init__(self, spec: Spec, device: str):
+        source = spec.dataset.build()
+        set_precision(spec.teacher.precision)
+        model, weights_digest = load_teacher(spec.teacher, source, spec.prepare, spec.weights_file)
+        self.views, self.context = spec.views, cache.context(spec.teacher.model, source, spec.prepare.size)
+        self.named = cache.target_passes(spec.targets, self.context)
+        self.answers = cache.Answers(model, source, self.context, spec.prepare.size, precision=spec.teacher.precision,
+                                     batch=spec.batch, device=device)
+        own = cache.identity(source, spec.prepare, spec.views, spec.teacher, weights_digest)
+        self.store = Store.find(spec.root, "targets", spec.dataset.name, own)
+        folders = {cache.MATRIX.folder, *(pass_.folder for _, pass_ in self.named.values())}
+        if self.store.folder != spec.store or folders != spec.passes:
+            raise StoreError(f"{spec.store}: is to be filled, but this worker would answer for {self.store.folder} "
+                             f"({listed(sorted(folders))}); start it again with the same code and weights file")
+        self.pixels = Store.find(spec.root, "prepared", spec.dataset.name, prepared.identity(source, spec.prepare))
+        self.sample = prepared.sample_pass(spec.prepare.size, source.lanes)
+        self.held: tuple[int, dict] = (-1, {})   # the last block's images, for its other views
+
+    def __call__(self, task: plan.Task) -> int:
+        block = self.store.block_images(task.block)
+        passes = [folder for folder in task.passes if self.store.fault(view_name(task.view), folder, task.block)]
+        wanted = {pass_.folder: (target, pass_) for target, pass_ in self.named.values() if pass_.folder in passes}
+        matrices = np.stack([geometry.draw(self.views, image.id, task.view, self.context.size) for image in block])
+        answered: list[tuple[Pass, dict]] = []
+        if cache.MATRIX.folder in passes:
+            answered.append((cache.MATRIX, {"matrix": matrices}))
+        if wanted:
+            answered += self.ask(task, list(wanted.values()), matrices)
+        for pass_, values in answered:
+            self.store.write_block(pass_, task.view, task.block, values)
+        return len(block)
+
+    def ask(self, task: plan.Task, wanted, matrices: np.ndarray) -> list[tuple[Pass, dict]]:
+        rows = self.images(task.block)
+        targets = [target for target, _ in wanted]
+        try:
+            found = self.answers.rows(targets, rows["image"], rows["label"], matrices)
+        except cache.BadAnswer as bad:
+            image = self.store.block_images(task.block)[bad.image]
+            names = [name for name, (target, _) in self.named.items() if target in [targets[i] for i in bad.targets]]
+            raise StoreError(f"{self.store.folder}: image {image.id!r}, view {task.view}, target {listed(names)}: "
+                             f"{bad.what}; check the teacher's weights and teacher.precision (nothing of this block was "
+                             f"written)") from None
+        return [(pass_, values) for (_, pass_), values in zip(wanted, found)]
+
+    def images(self, block: int) -> dict[str, np.ndarray]:
+        if self.held[0] != block:
+            ids = [image.id for image in self.store.block_images(block)]
+            positions = np.arange(len(ids))
+            reader = Reader(self.pixels, [self.sample], ids, 1, memory="disk")
+            self.held = block, reader.read(self.sample, positions, np.zeros_like(positions))
+        return self.held[1]
+
+
+def blocks(tasks: list[plan.Task]) -> str:
+    """Their numbers in words: "blocks 0-3, 7"."""
+    numbers = sorted({task.block for task in tasks})
+    return "blocks " + listed([f"{first}-{last}" if first < last else f"{first}" for first, last in runs(numbers)])
+
+
+def load_teacher(teacher: Teacher, source, prepare: Prepare, weights_file: Path):
+    """The network with these weights, and their digest."""
+    digest = cache.weights_digest(teacher, weights_file)
+    model = cache.build_teacher(teacher, source, prepare.size)
+    weights.load_into(model, weights.load_file(weights_file), str(weights_file))
+    return model, digest
+
+
+def rooted(dataset: Plugin) -> Plugin:
+    """With its files wherever the process stands."""
+    return replace(dataset, args={**dataset.args, "root": str(Path(dataset.args["root"]).absolute())})

@@ -1,54 +1,133 @@
-"""Score a trained student (or the teacher) on full frames, at the dataset's own resolution."""
+"""Score a trained student (or the teacher) on full frames: mean IoU, and the score of the dataset's own evaluator."""
 
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from pipeline import prediction, weights
+from pipeline import official, prediction, submission, weights
 from pipeline.config import Evaluate, Plugin, Prepare, Training
+from pipeline.datasets.base import DatasetBase
 from pipeline.errors import DatasetError, PipelineError
-from pipeline.files import write_json
+from pipeline.files import plain, write_json
 from pipeline.frames import canvas
+from pipeline.identity import difference, listed
 from pipeline.metrics.segmentation import Confusion
+from pipeline.models.base import ModelBase, set_precision
 from pipeline.progress import Progress
 
 PICTURES = 6
+WORDS = {"culane_f1": "F1", "culane_f1_30": "F1 at IoU 0.3", "llamas_map": "mAP",
+         "apolloscape_miou": "official mean IoU", "cityscapes_miou": "official mean IoU", "mean_iou": "mean IoU"}
 
 
-def run(*, dataset: Plugin, prepare: Prepare, training: Training | None, evaluate: Evaluate, model: Plugin, weights_file: Path,
-        report: Path, picture: Path, device: str) -> str:
-    """Writes the scores as JSON and a picture of some predictions. Frames without a label are left out."""
+def run(*, dataset: Plugin, prepare: Prepare, training: Training | None, evaluate: Evaluate, model: Plugin,
+        weights_file: Path, report: Path, picture: Path, predictions: Path, device: str, batch: int,
+        workers: int) -> str:
+    """Writes the scores as JSON, a picture of some predictions, and the files that the official evaluator reads.
+
+    Frames without a label are left out of the mean IoU. Where there is no truth at all the files are written all the
+    same, for a server; a dataset that has no such files raises DatasetError.
+    """
     source = dataset.build()
     if not weights_file.exists():
-        raise PipelineError(f"{weights_file}: no trained weights; run `pipeline train-student` (or train-teacher) first")
-    size = prepare.size
+        raise PipelineError(f"{weights_file}: no trained weights; run `pipeline train-student` (or train-teacher) "
+                            "first")
+    refuse_other_run(weights_file.with_name("run.json"), model, prepare)
     lanes = source.lanes if training is not None and training.existence_weight else 0
-    network = model.build(num_classes=len(source.classes), size=canvas(size), lanes=lanes)
+    network = model.build(num_classes=len(source.classes), size=canvas(prepare.size), lanes=lanes)
     weights.load_into(network, weights.load_file(weights_file), str(weights_file))
+    set_precision("fp32")
     network = network.to(device, memory_format=torch.channels_last).eval()
-    ids = source.ids(evaluate.split)
-    confusion = Confusion(len(source.classes))
-    shown = set(np.linspace(0, len(ids) - 1, min(PICTURES, len(ids))).round().astype(int))
-    rows, scored = [], 0
-    with Progress("scoring", len(ids), "images") as progress:
-        for number, image_id in enumerate(ids):
-            image, label = source.image(image_id), source.label(image_id)
-            if label is not None or number in shown:
-                predicted = prediction.class_map(network, image, source, size, device)
-            if label is not None:
-                confusion.add(label, predicted)
-                scored += 1
-            if number in shown:
-                rows.append((image, label, predicted))
-            progress.advance()
-    if not scored:
-        raise DatasetError(f"{dataset.name}: the split {evaluate.split!r} has no labels to score against; choose another "
-                           f"with --set evaluate.split=val")
-    iou = confusion.iou()
-    scores = {"mean_iou": round(float(confusion.mean_iou()), 6), "images": scored,
-              "iou": {name: None if np.isnan(v) else round(float(v), 6) for name, v in zip(source.classes, iou)}}
+    ids, folder = source.ids(evaluate.split), predictions / evaluate.split
+    passed = answer_all(network, source, ids, prepare.size, folder, device=device, batch=batch, workers=workers)
+    scores = scores_of(source, evaluate.split, ids, folder, passed, workers)
+    if scores["images"] == 0 and source.metric == "miou":
+        raise DatasetError(f"{dataset.name}: the split {evaluate.split!r} has no labels to score against; choose "
+                           f"another with --set evaluate.split=val")
     write_json(report, scores)
-    prediction.write_sheet(picture, rows, source)
+    prediction.write_sheet(picture, passed.shown, source)
+    written = "" if source.metric == "miou" else f"; files for its evaluator in {folder}"
+    return f"{report}: {in_words(scores)}{written}"
+
+
+def refuse_other_run(record: Path, model: Plugin, prepare: Prepare) -> None:
+    """Raises PipelineError if the run was trained as another network or at another size than it would be scored."""
+    if not record.exists():                     # a teacher's weights carry no record
+        return
+    made = json.loads(record.read_text())
+    there = {"student": made["student"], "prepare": {"size": made["prepared"]["identity"]["record"]["size"]}}
+    apart = difference(there, plain({"student": model, "prepare": {"size": prepare.size}}))
+    if apart:
+        raise PipelineError(f"{record.parent}: was trained with something else ({listed(apart)}); score it with the "
+                            "same settings (its config.yaml has them), or train it again")
+
+
+@dataclass
+class Passed:
+    """What is kept of a pass over a split."""
+
+    confusion: Confusion
+    labelled: list[str] = field(default_factory=list)
+    size: tuple[int, int] | None = None         # of the frames, (height, width)
+    shown: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = field(default_factory=list)
+
+
+def answer_all(network: ModelBase, source: DatasetBase, ids: list[str], size: tuple[int, int], folder: Path, *,
+               device: str, batch: int, workers: int) -> Passed:
+    """The network's answer on every frame: counted, written to `folder`, some kept for the picture.
+
+    Threads read ahead of the network and count and write behind it.
+    """
+    passed = Passed(Confusion(len(source.classes)))
+    shown = {ids[number] for number in np.linspace(0, len(ids) - 1, min(PICTURES, len(ids))).round().astype(int)}
+
+    def finish(pair):
+        (image_id, image, label), answer = pair
+        submission.write(folder, image_id, answer, source)
+        counts = None
+        if label is not None:
+            counts = Confusion(len(source.classes))
+            counts.add(label, answer.classes_HW)
+        return image_id, image.shape[:2], counts, (image, label, answer.classes_HW) if image_id in shown else None
+
+    with ThreadPoolExecutor(workers) as pool, Progress("scoring", len(ids), "images") as progress:
+        pairs = prediction.answered(network, source, ids, size, device=device, batch=batch, pool=pool, workers=workers)
+        for image_id, frame_size, counts, picture in prediction.ahead(pool, finish, pairs, workers):
+            passed.size = frame_size
+            if counts is not None:
+                passed.confusion.merge(counts)
+                passed.labelled.append(image_id)
+            if picture is not None:
+                passed.shown.append(picture)
+            progress.advance()
+    return passed
+
+
+def scores_of(source: DatasetBase, split: str, ids: list[str], folder: Path, passed: Passed, workers: int) -> dict:
+    """`metric` names the entry that is the dataset's official score; None where there is no truth for it."""
+    iou = {name: rounded(value) for name, value in zip(source.classes, passed.confusion.iou())}
+    headline = official.HEADLINES[source.metric]
+    scores = {"metric": headline, "images": len(passed.labelled), "mean_iou": rounded(passed.confusion.mean_iou()),
+              "iou": iou}
+    if source.metric == "culane":
+        scores |= official.line_scores(source, split, ids, folder, passed.size, workers) | {"images": len(ids)}
+    elif source.metric == "llamas" and passed.labelled:
+        scores |= official.map_scores(source, passed.labelled, folder, workers)
+    elif source.metric != "miou" and passed.labelled:
+        scores |= official.class_scores(source, passed.confusion)
+    return {headline: None} | scores
+
+
+def rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)
+
+
+def in_words(scores: dict) -> str:
+    values = [f"{words} {'-' if scores[name] is None else format(scores[name], '.4f')}"
+              for name, words in WORDS.items() if name in scores]
     classes = ", ".join(f"{name} {v:.3f}" for name, v in scores["iou"].items() if v is not None)
-    return f"{report}: mean IoU {scores['mean_iou']:.4f} on {scored} images ({classes})"
+    return f"{', '.join(values)} on {scores['images']} images ({classes or 'no labels'})"

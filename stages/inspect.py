@@ -19,7 +19,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     """A summary in words; with an image id, a figure of that record in `out`. Raises StoreError on an unknown id or view."""
     source = dataset.build()
     store = Store.find(root, "targets", dataset.name,
-                       cache.identity(source, prepare, views, teacher, cache.weights_digest(weights_file)))
+                       cache.identity(source, prepare, views, teacher, cache.weights_digest(teacher, weights_file)))
     context = cache.context(teacher.model, source, prepare.size)
     named = cache.target_passes(targets, context)
     if image_id is None:

@@ -1,83 +1,133 @@
 """Decode, crop, resize and pad the training images once, into the prepared store."""
 
+from itertools import islice
 from pathlib import Path
+from typing import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from pipeline import executors, plan, prepared
 from pipeline.config import Plugin, Prepare
-from pipeline.errors import StoreError
-from pipeline.files import write_json, write_text
+from pipeline.errors import DatasetError, StoreError
+from pipeline.files import write_json
 from pipeline.progress import Progress
-from pipeline.store import Store
+from pipeline.store import ImageRow, Store
+from pipeline.storefiles import local, write
 
 
-def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers: int) -> str:
-    """Fills what is missing and writes the report. Raises DatasetError naming a bad file (blocks done before it stay), and
-    StoreError if a file that was prepared before has other content now."""
+def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers: int,
+        skip_bad: bool | None = None) -> str:
+    """Fills what is missing and writes the report.
+
+    An image that can't be read doesn't stop the others; at the end DatasetError lists all such. With `skip_bad` they
+    are put on record in the store instead, and later stages leave them out; one that can be read again is taken in and
+    struck off. None keeps the record and refuses what is newly bad, False clears it. Raises StoreError if a file that
+    was prepared before has other content now.
+    """
     source = dataset.build()
     ids = source.ids("train")
     sample = prepared.sample_pass(prepare.size, source.lanes)
     store = Store.create_or_open(
         root, "prepared", dataset.name, prepared.identity(source, prepare), codec=prepare.codec,
         block_rows=plan.block_rows(len(ids), [sample]), card={"dataset": dataset.name, "classes": list(source.classes)})
+    sources = _Sources(store.folder / "sources.tsv", source, ids)
+    bad: dict[str, str] = {}                     # image id -> file and reason, of this run
 
-    def read(image_id):
-        row = prepared.sample(source, image_id, prepare.size)
+    def read(image_id: str):
+        try:
+            row = prepared.sample(source, image_id, prepare.size)
+        except DatasetError as error:
+            return error
         return prepared.image_row(image_id, row), row
 
-    sources = _Sources(store.folder / "sources.tsv")
-    stats = {image_id: sources.stat(source, image_id) for image_id in ids}
+    def readable(image_ids: Sequence[str]) -> Iterator[tuple[ImageRow, dict]]:
+        for image_id, found in zip(image_ids, executors.threads(image_ids, read, workers)):
+            if isinstance(found, DatasetError):
+                bad[image_id] = " ".join(str(found).splitlines())
+            else:
+                yield found
+
     new = [image_id for image_id in ids if image_id not in store.row_of]
+    touched = [image_id for image_id in ids if image_id in store.row_of and not sources.unchanged(image_id)]
     if store.num_blocks:
         store.add_pass(sample, range(1))
     unfinished = {block: [image.id for image in store.block_images(block)]
                   for block in (store.missing(sample, 0) if store.num_blocks else [])}
-    touched = [image_id for image_id in ids if image_id in store.row_of and sources.known.get(image_id) != stats[image_id]]
     with Progress("preparing", len(ids), "images", len(ids) - len(new)) as progress:
-        _compare(store, executors.threads(touched, read, workers))
-        for block, block_ids in unfinished.items():
-            done = list(executors.threads(block_ids, read, workers))
-            _compare(store, done)
-            store.write_block(sample, 0, block, _stack([row for _, row in done]))
-        # an image's digest is its line in the store, so a block's images are read before the block exists
-        for start in range(0, len(new), store.block_rows):
-            done = list(executors.threads(new[start:start + store.block_rows], read, workers))
-            store.grow([image_row for image_row, _ in done])
-            store.add_pass(sample, range(1))
-            store.write_block(sample, 0, store.num_blocks - 1, _stack([row for _, row in done]))
-            progress.advance(len(done))
+        try:
+            sources.seen(_compared(store, readable(touched)))
+            for block, block_ids in unfinished.items():
+                done = list(readable(block_ids))
+                if len(done) < len(block_ids):
+                    first = next(bad[image_id] for image_id in block_ids if image_id in bad)
+                    raise StoreError(f"{store.folder}: block {block} was begun with an image that can't be read now: "
+                                     f"{first}; or delete that folder")
+                _compared(store, done)
+                store.write_block(sample, 0, block, _stack(done))
+            # an image's digest is its line in the store, so a block's images are read before the block exists
+            fresh = readable(new)
+            while done := list(islice(fresh, store.block_rows)):
+                store.grow([image_row for image_row, _ in done])
+                store.add_pass(sample, range(1))
+                store.write_block(sample, 0, store.num_blocks - 1, _stack(done))
+                sources.seen(image_row.id for image_row, _ in done)
+                progress.advance(len(done))
+        except executors.Stopped as stopped:
+            stopped.said = f"{store.folder}: {progress.done} of {len(ids)} images are prepared"
+            raise
+        finally:
+            sources.save()
     store.finalise()
-    sources.save({**sources.known, **stats})
-    wanted = [store.images[store.row_of[image_id]] for image_id in ids]
-    write_json(report, {"identity": store.identity, "images": len(ids),
+    before = {} if skip_bad is False else prepared.skipped(store)
+    left_out = {image_id: why for image_id, why in before.items() if image_id not in sources.now}    # of another list
+    left_out |= {image_id: why for image_id, why in bad.items() if skip_bad or image_id in before}
+    prepared.put_on_record(store, left_out)
+    if refused := [why for image_id, why in bad.items() if image_id not in left_out]:
+        raise DatasetError("\n".join([
+            *refused, f"{dataset.name}: {len(refused)} of {len(ids)} images can't be prepared, the others are; mend them "
+                      f"and run this again, or leave them out with --skip-bad"]))
+    wanted = [store.images[store.row_of[image_id]] for image_id in ids if image_id not in left_out]
+    if not wanted:
+        raise DatasetError(f"{dataset.name}: not one of {len(ids)} images can be read; {store.folder}/skipped.tsv says why")
+    write_json(report, {"identity": store.identity, "images": len(wanted), "skipped": len(ids) - len(wanted),
+                        "dataset": prepared.meaning(source),
                         "digest": store.digest_of(wanted, range(1), [sample])})
-    return f"{store.folder}: {len(ids)} images, {len(ids) * plan.row_bytes(sample) / 1e6:.1f} MB"
+    said = f" ({len(ids) - len(wanted)} left out: skipped.tsv)" if len(wanted) < len(ids) else ""
+    return f"{store.folder}: {len(wanted)} images{said}, {len(wanted) * plan.row_bytes(sample) / 1e6:.1f} MB"
 
 
 class _Sources:
-    """Size and time of the files behind each image, so that a later run reads again only what was touched."""
+    """Size and time of the files behind each prepared image, so that a later run reads again only what was touched."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, dataset, ids: Sequence[str]):
         self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.known = dict(line.split("\t", 1) for line in lines)
+        self.known = prepared.known_files(path)
+        self.now = {image_id: prepared.files_now(dataset, image_id) for image_id in ids}
 
-    @staticmethod
-    def stat(source, image_id) -> str:
-        found = [path.stat() for path in source.files(image_id) if path.exists()]
-        return " ".join(f"{s.st_size}:{s.st_mtime_ns}" for s in found)
+    def unchanged(self, image_id: str) -> bool:
+        return self.known.get(image_id) == self.now[image_id]
 
-    def save(self, stats: dict[str, str]) -> None:
-        write_text(self.path, "".join(f"{image_id}\t{stat}\n" for image_id, stat in sorted(stats.items())))
+    def seen(self, ids: Iterable[str]) -> None:
+        fresh = {image_id: self.now[image_id] for image_id in ids}
+        self.known |= fresh
+        if local(self.path):                     # at once: a killed run must not read these again
+            with open(self.path, "a") as file:
+                file.writelines(f"{image_id}\t{stat}\n" for image_id, stat in fresh.items())
+
+    def save(self) -> None:
+        write([(self.path, "".join(f"{image_id}\t{stat}\n" for image_id, stat in sorted(self.known.items())).encode())])
 
 
-def _compare(store: Store, read) -> None:
-    changed = [image_row.id for image_row, _ in read if store.images[store.row_of[image_row.id]] != image_row]
+def _compared(store: Store, read: Iterable[tuple[ImageRow, dict]]) -> list[str]:
+    """Ids of these images. Raises StoreError unless they are what the store was told."""
+    same, changed = [], []
+    for image_row, _ in read:
+        (same if store.images[store.row_of[image_row.id]] == image_row else changed).append(image_row.id)
     if changed:
-        raise StoreError(f"{store.folder}: {len(changed)} prepared images have other content on disk now, {changed[0]!r} "
-                         f"first; delete that folder and run `pipeline prepare` again")
+        raise StoreError(f"{store.folder}: {len(changed)} prepared images have other content on disk now, "
+                         f"{changed[0]!r} first; delete that folder and run `pipeline prepare` again")
+    return same
 
 
-def _stack(rows):
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+def _stack(read: Sequence[tuple[ImageRow, dict]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([row[name] for _, row in read]) for name in read[0][1]}

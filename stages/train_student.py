@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline import cache, lookup, loading, prepared, runs, training as steps, views as geometry
 from pipeline.config import Plugin, Prepare, Teacher, Term, Training, Views
 from pipeline.errors import ConfigError, StoreError
+from pipeline.files import plain
 from pipeline.loading import CachedTargets, Loader
 from pipeline.models.base import set_precision
 from pipeline.store import Reader, Store
@@ -13,7 +14,7 @@ from pipeline.store import Reader, Store
 
 def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], training: Training,
         student: Plugin, method: tuple[Term, ...], seed: int, root: Path, folder: Path, weights_file: Path, config: Path,
-        device: str) -> str:
+        settings: str, device: str) -> str:
     """Trains to the last step, resuming from the last checkpoint; writes the run's folder.
 
     Raises StoreError, naming what differs, if the cache was made from other weights, data, preprocessing, views or targets
@@ -21,10 +22,11 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     """
     source = dataset.build()
     cache.check_views(views, source, dataset.name)
-    ids = source.ids("train")
-    pixels, sample, images = prepared.open_whole(root, dataset, source, prepare, ids)
+    pixels, sample, images = prepared.open_whole(root, dataset, source, prepare, source.ids("train"))
+    ids = [image.id for image in images]
     context = cache.context(teacher.model, source, prepare.size)
     record = {"student": student, "method": method, "training": training, "views": views, "seed": seed,
+              "dataset": prepared.meaning(source),
               "prepared": {"identity": pixels.identity, "digest": pixels.digest_of(images, range(1), [sample])}}
     cached = None
     names = [name for term in method for name in term.reads]
@@ -34,7 +36,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     if names:
         named = cache.target_passes({name: targets[name] for name in names}, context)
         passes = {pass_.folder: (pass_, target.uses_labels) for target, pass_ in named.values()}
-        identity = cache.identity(source, prepare, views, teacher, cache.weights_digest(weights_file))
+        identity = cache.identity(source, prepare, views, teacher, cache.weights_digest(teacher, weights_file))
         try:
             store = Store.find(root, "targets", dataset.name, identity)
             wanted = [(cache.MATRIX, False), *passes.values()]
@@ -51,7 +53,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     plugins = [lookup.find("models", student.name), *(lookup.find("losses", term.loss.name) for term in method),
                *(lookup.find("targets", targets[name].name) for name in names)]
     record["code"] = runs.code_digest(runs, steps, loading, geometry, *plugins)
-    run = runs.Run(folder, runs.plain(record))
+    run = runs.Run(folder, plain(record), settings)
     set_precision(training.precision)
     steps.reseed(seed, 0)
     model = student.build(num_classes=len(source.classes), size=context.size, lanes=lanes).to(device)

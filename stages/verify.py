@@ -1,5 +1,6 @@
-"""Check a config's stores on disk, and, on request, its cached rows and losses against the live teacher."""
+"""Check a store, or a config's stores, and mend what can be; on request, cached rows and losses against the live teacher."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from pipeline.loading import CachedTargets, Loader
 from pipeline.models.base import set_precision
 from pipeline.progress import Progress
 from pipeline.store import Reader, Store
+from pipeline.storefiles import AnyPath
+from pipeline.verification import gaps, repair, table, verify
 
 
 def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], training: Training,
@@ -20,9 +23,9 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     """Returns what was found, in words and tables. Raises StoreError listing every fault: damage, gaps, or rows of another
     teacher. `recompute` rows, chosen at random, are answered again by the teacher."""
     source = dataset.build()
-    ids = source.ids("train")
-    pixels, sample, images = prepared.open_whole(root, dataset, source, prepare, ids)
-    identity = cache.identity(source, prepare, views, teacher, cache.weights_digest(weights_file))
+    pixels, sample, images = prepared.open_whole(root, dataset, source, prepare, source.ids("train"))
+    ids = [image.id for image in images]
+    identity = cache.identity(source, prepare, views, teacher, cache.weights_digest(teacher, weights_file))
     store = Store.find(root, "targets", dataset.name, identity)
     faults = [*pixels.verify(), *store.verify()]
     if faults:
@@ -52,7 +55,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
                 live[name].append(computed[name])
                 stored[name].append(target.decode(tensors(reader.read(pass_, here, view), device)))
             progress.advance(len(here))
-    errors = [parity.row_error(name, target, joined(stored[name]), joined(live[name]), context)
+    errors = [parity.row_error(name, target, joined(stored[name]), joined(live[name]), context, teacher.precision)
               for name, (target, _) in named.items()]
     lines += ["", parity.table(errors)]
 
@@ -66,7 +69,8 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
             torch.manual_seed(0)
             network = plugin.build(num_classes=len(source.classes), size=context.size, lanes=0).to(device)
             own = cache.context(plugin, source, prepare.size)
-            loader = Loader(samples, sample, ids, dataset=source, content=prepare.size, views=views, training=training, seed=0,
+            loader = Loader(samples, sample, ids, dataset=source, content=prepare.size, views=views,
+                            training=dataclasses.replace(training, fresh_views=False), seed=0,
                             device=device, cached=CachedTargets(reader, cache.MATRIX, wanted))
             offline = loader.batch(0)
             here, epochs = loader.positions(0)
@@ -81,6 +85,38 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
         raise StoreError("\n".join([f"{store.folder}: rows of {', '.join(wrong)} are not this teacher's within what is declared",
                                     parity.table(errors)]))
     return "\n".join(lines)
+
+
+def check_folder(*, folder: AnyPath, mend: bool) -> tuple[str, list[str]]:
+    """A store by itself, without its teacher: what it holds, in words and tables, and every fault and gap of it. With `mend`,
+    first what can be mended without a teacher. Raises StoreError if it can't be opened at all."""
+    store = Store.open(folder)
+    lines = repair(store) if mend else []
+    values = {}
+    faults = verify(store, True, values)
+    filled = sum(store.mark_path(view, pass_, block).exists()
+                 for view, pass_ in store.stored_groups() for block in range(store.num_blocks))
+    lines += [f"{folder}: {store.kind} of {store.card.get('dataset', folder.parent.name)}, {len(store.row_of)} images, "
+              f"{filled} of {store.num_blocks * len(store.stored_groups())} blocks filled, {len(faults)} faults"]
+    return "\n".join([*lines, "", table(values)] if values else lines), faults + gaps(store)
+
+
+def mend(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], weights_file: Path,
+         root: AnyPath) -> tuple[list[str], set[str]]:
+    """Mends what can be without the teacher. Returns what was done, and the kinds of store with blocks to fill again."""
+    source = dataset.build()
+    sample = prepared.sample_pass(prepare.size, source.lanes)
+    identity = cache.identity(source, prepare, views, teacher, cache.weights_digest(teacher, weights_file))
+    named = cache.target_passes(targets, cache.context(teacher.model, source, prepare.size))
+    stores = [(Store.find(root, "prepared", dataset.name, prepared.identity(source, prepare)), [sample], 1),
+              (Store.find(root, "targets", dataset.name, identity), [cache.MATRIX, *(pass_ for _, pass_ in named.values())],
+               views.count)]
+    done, unfilled = [], set()
+    for store, passes, num_views in stores:
+        done += repair(store, passes)
+        if any(store.missing(pass_, view) for pass_ in passes for view in range(num_views)):
+            unfilled.add(store.kind)
+    return done, unfilled
 
 
 def live_rows(answers, samples, sample, reader, named, positions, numbers) -> dict[str, dict[str, torch.Tensor]]:

@@ -58,8 +58,8 @@ BEHIND_A_REPORT = {
                       "pipeline/executors.py", "pipeline/weights.py"],
     "train-student": ["pipeline/datasets", *STORE, "pipeline/prepared.py", "pipeline/frames.py", "pipeline/cache.py",
                       "pipeline/weights.py"],
-    "evaluate": ["pipeline/datasets", "pipeline/views.py", "pipeline/weights.py"],
-    "evaluate-teacher": ["pipeline/datasets", "pipeline/views.py", "pipeline/weights.py"],
+    "evaluate": ["pipeline/datasets", "pipeline/identity.py", "pipeline/views.py", "pipeline/weights.py"],
+    "evaluate-teacher": ["pipeline/datasets", "pipeline/identity.py", "pipeline/views.py", "pipeline/weights.py"],
 }
 
 

@@ -88,6 +88,7 @@ class Dataset(DatasetBase):
     official_ids = tuple(row[0] for row in MARKINGS)                    # by train id
     categories = tuple(row[2] for row in MARKINGS)
     evaluated = tuple(t for t, row in enumerate(MARKINGS) if row[4])    # the 18 train ids in the official mean
+    metric = "apolloscape"
 
     def __init__(
         self,

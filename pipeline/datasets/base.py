@@ -23,6 +23,7 @@ class DatasetBase(ABC):
     lanes: int = 0                                    # number of lane existence flags; 0: the dataset has none
     lane_classes: tuple[int, ...] = ()                # the class of each lane slot
     splits: tuple[str, ...] = ("train", "val", "test")
+    metric: str = "miou"                              # whose evaluator scores it, by name (pipeline/official.py)
 
     @abstractmethod
     def ids(self, split: str) -> list[str]:

@@ -36,6 +36,7 @@ class Dataset(DatasetBase):
     mirror_lanes = (3, 2, 1, 0)
     lanes = 4
     lane_classes = (1, 2, 3, 4)
+    metric = "culane"
     official_counts = {"train": 88_880, "val": 9_675, "test": 34_680}
 
     def __init__(self, *, root: str):

@@ -49,6 +49,7 @@ class Dataset(DatasetBase):
     mirror_lanes = (3, 2, 1, 0)
     lanes = 4
     lane_classes = (1, 2, 3, 4)
+    metric = "llamas"
 
     def __init__(
         self,

@@ -75,6 +75,8 @@ def test_all_faults_are_reported_at_once(tmp_path):
     (lambda raw: raw["prepare"].update(size=[96]), "expected 2 values, got 1"),
     (lambda raw: raw["dataset"].pop("name"), "dataset.name: this key is missing"),
     (lambda raw: raw["training"].update(batch=0), "must be positive"),
+    (lambda raw: raw["training"].update(norm_every=0), "training.norm_every: must be positive"),
+    (lambda raw: raw["students"].update({"erfnet-half": {"model": "erfnet"}}), "a name with a dash; write 'erfnet_half'"),
 ])
 def test_each_fault_says_where_and_what(tmp_path, change, words):
     message = fault(tmp_path, change)
@@ -87,7 +89,7 @@ def test_overrides_replace_values_and_are_recorded(tmp_path):
     assert loaded.overrides[0] == "training.lr=0.5"
 
 
-@pytest.mark.parametrize("text", ["training.lr", "nowhere.lr=1", "lr=1"])
+@pytest.mark.parametrize("text", ["training.lr", "nowhere.lr=1", "lr=1", "training.lr=["])
 def test_an_override_that_fits_nowhere_is_refused(tmp_path, text):
     with pytest.raises(ConfigError, match="--set"):
         config.load(write(tmp_path), [text])

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from pipeline import lookup, runs
+from pipeline.files import plain
 
 
 def test_code_digests_follow_what_a_plugin_takes_from_other_plugin_files(monkeypatch):
@@ -17,7 +18,7 @@ def test_code_digests_follow_what_a_plugin_takes_from_other_plugin_files(monkeyp
 
 def test_a_record_survives_json_unchanged(tmp_path):
     from pipeline.config import Photometric
-    record = runs.plain({"a": (1, 2), "b": Photometric(brightness=0.1, contrast=0.0, noise=0.0), "c": tmp_path})
+    record = plain({"a": (1, 2), "b": Photometric(brightness=0.1, contrast=0.0, noise=0.0), "c": tmp_path})
     assert record == json.loads(json.dumps(record)) and record["a"] == [1, 2] and record["b"]["brightness"] == 0.1
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -130,6 +131,15 @@ def test_gradient_norms_are_those_of_the_weighted_terms_at_the_features():
     assert norms["labels"] == pytest.approx(3 * high.numel() ** 0.5)
     assert norms["pull"] == pytest.approx(2 * float(high_part + mid.numel()) ** 0.5, rel=1e-6)
     assert norms["none"] == 0
+
+
+def test_gradient_norms_in_bfloat16_are_those_of_float32_up_to_its_rounding():
+    norms = {}
+    for precision in ("fp32", "bf16"):
+        step = steps.Step(student(), terms(2.0), [Pull()], dataclasses.replace(SETTINGS, precision=precision), torch.ones(5), seed=0)
+        _, norms[precision] = step(batch(0))
+    for name, value in norms["fp32"].items():
+        assert norms["bf16"][name] == pytest.approx(value, rel=0.3), name
 
 
 def test_a_step_depends_on_seed_and_step_alone():

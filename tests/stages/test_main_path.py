@@ -112,3 +112,44 @@ def test_evaluating_what_was_not_trained_names_the_command(experiment):
 def test_a_device_that_is_not_there_is_refused_in_one_line(experiment, device):
     result = experiment.run("cache-teacher", "--device", device)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1 and "--device cpu" in result.stderr
+
+
+def test_a_finished_run_writes_again_what_dvc_has_deleted(experiment):
+    experiment.train("plain")
+    run = experiment.folder / "runs/toy/erfnet-plain-0"
+    before = {name: (run / name).read_bytes() for name in ("weights.safetensors", "curves.tsv")}
+    for name in before:
+        (run / name).unlink()
+    experiment.train("plain")
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_a_run_keeps_the_file_it_was_asked_for_with_its_overrides(experiment):
+    from pipeline import config
+    experiment.train("plain", "--set", "training.lr=0.03")
+    kept = experiment.folder / "runs/toy/erfnet-plain-0/config.yaml"
+    assert kept.read_text().startswith("# --set training.lr=0.03\n")
+    assert config.load(kept).training == config.load(experiment.config, ["training.lr=0.03"]).training
+
+
+def test_another_meaning_of_the_same_labels_is_another_run(experiment, monkeypatch):
+    from pipeline.datasets import culane
+    experiment.train("plain")
+    monkeypatch.setattr(culane.Dataset, "background", 1)
+    assert "dataset.background" in experiment.train("plain").stderr
+
+
+def test_another_backbone_is_another_teacher(experiment):
+    state = load_file(experiment.folder / "teachers/toy.safetensors")
+    from safetensors.torch import save_file
+    names = [name for name in state if not name.startswith(("head", "pyramid", "classifier"))]
+    save_file({name: state[name] for name in names}, experiment.folder / "backbone.safetensors")
+    result = experiment.run("train-teacher", "--set", f"teacher.backbone={experiment.folder / 'backbone.safetensors'}")
+    assert result.exit_code == 0 and "set aside" in result.stderr
+
+
+def test_a_run_is_not_scored_at_another_size_or_as_another_network(experiment):
+    experiment.train("plain")
+    for change in ("prepare.size=[32,64]", "students.erfnet.dropout=[0.0,0.0]"):
+        result = experiment.run("evaluate", "--student", "erfnet", "--method", "plain", "--seed", "0", "--set", change)
+        assert result.exit_code == 1 and "was trained with something else" in result.stderr

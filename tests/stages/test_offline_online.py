@@ -22,7 +22,7 @@ class Live:
         self.ids = self.source.ids("train")
         self.sample = prepared.sample_pass(cfg.prepare.size, self.source.lanes)
         pixels = Store.find(root, "prepared", "roads", prepared.identity(self.source, cfg.prepare))
-        identity = cache.identity(self.source, cfg.prepare, cfg.views, cfg.teacher, cache.weights_digest(weights_file))
+        identity = cache.identity(self.source, cfg.prepare, cfg.views, cfg.teacher, cache.weights_digest(cfg.teacher, weights_file))
         self.context = cache.context(cfg.teacher.model, self.source, cfg.prepare.size)
         self.named = cache.target_passes(cfg.targets, self.context)
         self.samples = Reader(pixels, [self.sample], self.ids, 1)
@@ -210,10 +210,10 @@ def test_verify_refuses_rows_of_another_teacher(experiment, monkeypatch):
     """A cache whose identity was forged: rows of a teacher with other weights under this teacher's name."""
     from safetensors.torch import load_file, save_file
     path = experiment.folder / "teachers/toy.safetensors"
-    digest = cache.weights_digest(path)
+    digest = cache.weights_digest(experiment.load().teacher, path)
     state = load_file(path)
     state["layer4.1.conv2.weight"] *= 1.5
     save_file(state, path)
-    monkeypatch.setattr(cache, "weights_digest", lambda _: digest)
+    monkeypatch.setattr(cache, "weights_digest", lambda *_: digest)
     result = experiment.run("verify", "--recompute", "10")
     assert result.exit_code == 1 and "are not this teacher's within what is declared" in result.stderr

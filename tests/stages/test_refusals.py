@@ -135,3 +135,44 @@ def test_a_mirror_needs_a_permutation(experiment, monkeypatch):
     monkeypatch.setattr(culane.Dataset, "mirror", None)
     result = experiment.run("cache-teacher")
     assert result.exit_code == 1 and "views.mirror" in result.stderr
+
+
+def test_a_dataset_changed_since_it_was_prepared_is_refused_before_anything_is_read(experiment):
+    train = (experiment.folder / "data/toy/list/train_gt.txt").read_text()
+    path = experiment.folder / "data/toy" / train.split()[1].lstrip("/")
+    label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(path), np.where(label == 0, 1, label).astype(np.uint8))
+    for method in ("intra", "plain"):
+        refused(experiment, "touched", "pipeline prepare", method=method)
+
+
+def test_a_dataset_that_is_not_at_hand_is_not_missed(experiment):
+    for path in (experiment.folder / "data/toy").rglob("*.jpg"):
+        path.unlink()
+    for path in (experiment.folder / "data/toy").rglob("*.png"):
+        path.unlink()
+    for path in (experiment.folder / "data/toy").rglob("*.lines.txt"):
+        path.unlink()
+    assert experiment.train().exit_code == 0
+
+
+def test_another_checkpoint_than_was_copied_is_refused(experiment):
+    state = load_file(experiment.folder / "teachers/toy.safetensors")
+    state["conv1.weight"] += 1e-3
+    save_file(state, experiment.folder / "other.safetensors")
+    experiment.change(teacher=dict(checkpoint=str(experiment.folder / "other.safetensors")))
+    refused(experiment, "teacher.weights", "train-teacher")
+    assert experiment.run("cache-teacher").exit_code == 1
+    experiment.do("train-teacher")
+    refused(experiment, "teacher.weights", "cache-teacher")
+
+
+def test_relabelled_rows_say_what_helps(experiment):
+    train = (experiment.folder / "data/toy/list/train_gt.txt").read_text()
+    path = experiment.folder / "data/toy" / train.split()[1].lstrip("/")
+    label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(path), np.where(label == 0, 1, label).astype(np.uint8))
+    shutil.rmtree(experiment.store("prepared"))
+    experiment.do("prepare")
+    result = experiment.run("cache-teacher")
+    assert result.exit_code == 1 and "label" in result.stderr and "pipeline cache rm" in result.stderr

@@ -1,0 +1,143 @@
+"""Paths on object storage, `s3://bucket/prefix` and what else fsspec knows, with as much of pathlib as a store uses.
+
+There a PUT is whole or not at all, and lasts once it is acknowledged; so nothing is renamed, fsynced or locked. A block's
+files are PUT first and its mark last. Two fills of one block may mix their files, but then the mark's checksums don't
+fit, and the block counts as missing. Without a lock only one process at a time may create, grow or finalise a store.
+
+Credentials and endpoint are fsspec's: for S3 AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and so on, or its configuration files.
+Nothing is kept open or listed ahead, and fsspec makes a new connection after a fork, so readers may be forked and spawned.
+"""
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from pipeline.errors import PipelineError
+
+
+class RemoteError(PipelineError):
+    """Object storage does not answer, or refuses to. No StoreError: it says nothing about what is stored."""
+
+
+class Stat(NamedTuple):
+    st_size: int
+
+
+@dataclass(frozen=True, order=True)
+class RemotePath:
+    protocol: str
+    key: str                                     # bucket/prefix/name
+
+    @classmethod
+    def of(cls, url: str) -> "RemotePath":
+        protocol, _, key = url.partition("://")
+        return cls(protocol, key.strip("/"))
+
+    def __str__(self) -> str:
+        return f"{self.protocol}://{self.key}"
+
+    def __truediv__(self, name: str) -> "RemotePath":
+        return RemotePath(self.protocol, f"{self.key}/{name}")
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.key).name
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.key).stem
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.key).suffix
+
+    @property
+    def parent(self) -> "RemotePath":
+        return RemotePath(self.protocol, self.key.rpartition("/")[0])
+
+    def relative_to(self, other: "RemotePath") -> PurePosixPath:
+        return PurePosixPath(self.key).relative_to(other.key)
+
+    def absolute(self) -> "RemotePath":
+        return self
+
+    # What is there
+
+    def exists(self) -> bool:
+        try:
+            self._ask("info", self.key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    is_file = exists                             # of what a store asks about
+
+    def is_dir(self) -> bool:
+        """Whether anything lies below; there are no empty folders."""
+        return self._ask("isdir", self.key)
+
+    def stat(self) -> Stat:
+        return Stat(self._ask("info", self.key)["size"])
+
+    def glob(self, pattern: str) -> "Iterator[RemotePath]":
+        return (RemotePath(self.protocol, key.strip("/")) for key in self._ask("glob", f"{self.key}/{pattern}"))
+
+    def rglob(self, pattern: str) -> "Iterator[RemotePath]":
+        """The files below; only for the pattern `*`."""
+        assert pattern == "*"
+        return (RemotePath(self.protocol, key.strip("/")) for key in self._ask("find", self.key))
+
+    def num_bytes(self) -> int:
+        """Of all files below."""
+        return sum(info["size"] for info in self._ask("find", self.key, detail=True).values())
+
+    # Bytes
+
+    def read_bytes(self) -> bytes:
+        return self._ask("cat_file", self.key)
+
+    def read_text(self) -> str:
+        return self.read_bytes().decode()
+
+    def read_ranges(self, names: Sequence[str], starts: Sequence[int], ends: Sequence[int]) -> list[bytes]:
+        """Parts of files below, by ranged GETs side by side; less than was asked for where a file is too short."""
+        keys = [f"{self.key}/{name}" for name in names]
+        parts = self._ask("cat_ranges", keys, list(starts), list(ends), on_error="return")
+        for i, part in enumerate(parts):
+            if isinstance(part, Exception):
+                path = self / names[i]
+                parts[i] = path.read_bytes()[starts[i]:ends[i]]          # for its error, or because it is short
+        return parts
+
+    def write_bytes(self, data: bytes) -> None:
+        """Whole or not at all; returns when the other side has acknowledged it."""
+        self._ask("pipe_file", self.key, data)
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        try:
+            self._ask("rm_file", self.key)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def remove_tree(self) -> None:
+        """The file, or all below."""
+        self._ask("rm", self.key, recursive=self.is_dir())
+
+    def _ask(self, method: str, *given, **named):
+        import fsspec
+
+        try:
+            system = fsspec.filesystem(self.protocol, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise RemoteError(f"{self}: {error}; install what reads {self.protocol}:// (s3fs for s3)") from None
+        try:
+            return getattr(system, method)(*given, **named)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self)) from error
+        except Exception as error:               # every backend raises kinds of its own: no network, no permission, ...
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise RemoteError(f"{self}: {said}; check address, credentials and network") from error

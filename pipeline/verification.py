@@ -1,0 +1,231 @@
+"""Is a store what was written? Every fault and every gap of it, what its values are, and the repair of what can be.
+
+What was never filled is a gap, no fault. Unfinished files (*.tmp), and what others keep beside the store's folders, are
+left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.errors import StoreError
+from pipeline.identity import listed
+from pipeline.storefiles import (
+    claimed, finite, locked, note, parse_images, read, read_chunk, remove, row_crcs, unseal, write)
+
+if TYPE_CHECKING:
+    from pipeline.store import Pass, Store
+
+
+@dataclass
+class Values:
+    """What a field of a pass holds, over all views and blocks that are whole."""
+
+    dtype: np.dtype
+    rows: int = 0
+    least: float = np.inf                        # of the finite values, as the others
+    greatest: float = -np.inf
+    total: float = 0.0
+    count: int = 0
+    zero_rows: int = 0
+    zero_ids: list[str] = field(default_factory=list)        # the first three
+
+    def add(self, rows: np.ndarray, ids: Sequence[str]) -> None:
+        flat = rows.reshape(len(rows), -1)
+        here = flat[np.isfinite(flat)].astype(np.float64)
+        if here.size:
+            self.least, self.greatest = min(self.least, here.min()), max(self.greatest, here.max())
+        self.total, self.count = self.total + here.sum(), self.count + here.size
+        zero = (flat == 0).all(axis=1)
+        self.rows, self.zero_rows = self.rows + len(rows), self.zero_rows + int(zero.sum())
+        self.zero_ids = [*self.zero_ids, *(ids[i] for i in np.flatnonzero(zero))][:3]
+
+
+def table(values: dict[tuple[str, str], Values]) -> str:
+    lines = ["| field | type | rows | least | mean | greatest | rows all zero |", "|---|---|---|---|---|---|---|"]
+    for (folder, name), found in sorted(values.items()):
+        zero = f"{found.zero_rows} ({', '.join(found.zero_ids)}{', ...' if found.zero_rows > 3 else ''})" if found.zero_rows else "0"
+        numbers = (found.least, found.total / found.count, found.greatest) if found.count else (np.nan,) * 3
+        lines.append(f"| {folder}/{name} | {found.dtype} | {found.rows} | " + " | ".join(f"{n:.4g}" for n in numbers) + f" | {zero} |")
+    return "\n".join(lines)
+
+
+def verify(store: Store, deep: bool, values: dict[tuple[str, str], Values] | None = None) -> list[str]:
+    """Every fault, one line each: files that are missing, damaged or belong nowhere, rows that differ from their crc or
+    are not finite, blocks that were whole and are not any more. With `deep`, `values` is filled with what the rows hold."""
+    rows = (fault for group in store.stored_groups() for fault in _faults_of(store, *group, deep, values))
+    return [*_faults_of_metadata(store), *rows, *_strays(store)]
+
+
+def gaps(store: Store) -> list[str]:
+    """What was begun and is not filled."""
+    if not store.stored_groups() or not store.num_blocks:
+        return [f"{store.folder}: holds no rows yet"]
+    found = []
+    for view, folder in store.stored_groups():
+        empty = [block for block in range(store.num_blocks) if not store.mark_path(view, folder, block).exists()]
+        if empty:
+            found.append(f"{store.folder}: {len(empty)} of {store.num_blocks} blocks of {folder}, {view}, are not filled "
+                         f"(first: {empty[0]})")
+    return found
+
+
+def _faults_of_metadata(store: Store) -> Iterator[str]:
+    top = store.folder
+    checks = [(unseal, top / "store.json"), *((parse_images, path) for path in store.image_files())]
+    checks += [(unseal, path) for path in [top / "manifest.json"] if path.exists()]
+    for check, path in checks:
+        try:
+            check(read(path), path)
+        except StoreError as error:
+            yield str(error)
+    history = top / "history.jsonl"
+    for number, line in enumerate(read(history).splitlines(keepends=True) if history.exists() else [], start=1):
+        try:
+            unseal(line, history)
+        except StoreError as error:
+            yield f"{error} (line {number})"
+    for folder in sorted({*store.stored_passes(), *(folder for _, folder in store.stored_groups())}):
+        try:
+            store.pass_file(folder)
+        except StoreError as error:
+            yield f"{error} (all blocks of {folder})"
+    yield from _broken_promises(store)
+
+
+def _broken_promises(store: Store) -> Iterator[str]:
+    """What the manifest calls whole and is not."""
+    path = store.folder / "manifest.json"
+    try:
+        passes = unseal(read(path), path)["passes"]
+    except StoreError:                           # never finalised, or reported already
+        return
+    for folder, views in passes.items():
+        for view, extent in views.items():
+            blocks = [block for first, last in extent["blocks"] for block in range(first, last + 1)]
+            gone = [block for block in blocks if not store.mark_path(view, folder, block).exists()]
+            for block in gone:
+                yield f"{store.mark_path(view, folder, block)}: missing (block {block} of {folder}, {view})"
+            if not gone and store.digest_of_marks(view, folder, blocks) != extent["marks"]:
+                yield f"{path}: other blocks of {folder}, {view}, were filled since; fill the store again"
+
+
+def _faults_of(store: Store, view: str, folder: str, deep: bool, values=None) -> Iterator[str]:
+    try:
+        meant = store.metadata(view, folder)
+    except StoreError:                           # the pass's file: reported already
+        return
+    for path, data in meant.items():
+        if not path.exists() or path.read_bytes() != data:
+            yield f"{path}: missing, or not what the store wrote (all blocks of {folder}, {view})"
+    for block in range(store.num_blocks):
+        if store.mark_path(view, folder, block).exists():
+            for fault in _faults_of_block(store, view, folder, block, deep, values):
+                yield f"{fault} (block {block} of {folder}, {view})"
+
+
+def _faults_of_block(store: Store, view: str, folder: str, block: int, deep: bool, values=None) -> Iterator[str]:
+    fault = store.fault(view, folder, block)
+    if fault or not deep:
+        yield from [fault] if fault else []
+        return
+    files, images, rows = store.marked_files(view, folder, block), store.block_images(block), {}
+    for name, array in store.arrays(view, folder).items():
+        parts, chunks = [], array.block_chunks(block, store.block_rows)
+        for i, chunk in enumerate(chunks):
+            here = images[i * array.chunk_rows:(i + 1) * array.chunk_rows]
+            try:
+                parts.append(array.decode(read_chunk(store.folder / chunk, *files[chunk])))
+            except StoreError as error:
+                yield f"{error}, " + (f"images {here[0].id!r} to {here[-1].id!r}" if here else "padding")
+        if len(parts) == len(chunks):
+            rows[name] = np.concatenate(parts)[:len(images)]
+    for name in store.layout(folder):
+        if name in rows and f"{name}_crc" in rows:
+            fine = (row_crcs(rows[name]) == rows[f"{name}_crc"]) & finite(rows[name])
+            bad = listed([repr(image.id) for image, good in zip(images, fine) if not good])
+            if values is not None:
+                values.setdefault((folder, name), Values(rows[name].dtype)).add(rows[name], [image.id for image in images])
+            if bad:
+                yield f"{store.folder}: {name!r} differs from its crc, or is not finite, for image {bad}"
+
+
+def _strays(store: Store) -> Iterator[str]:
+    known = {*store.image_files(), store.folder / f"{store.kind}.zarr/zarr.json"}
+    known |= {store.folder / f"passes/{folder}.json" for folder in store.stored_passes()}
+    for view, folder in store.stored_groups():
+        try:
+            known |= set(store.metadata(view, folder))
+        except StoreError:
+            known |= set((store.folder / f"{store.kind}.zarr" / view / folder).rglob("*"))
+            continue
+        for block in range(store.num_blocks):
+            known.add(store.mark_path(view, folder, block))
+            known |= {store.folder / chunk for array in store.arrays(view, folder).values()
+                      for chunk in array.block_chunks(block, store.block_rows)}
+    for top in ("images", "passes", "done", f"{store.kind}.zarr"):
+        for path in sorted((store.folder / top).rglob("*")):
+            if path.is_file() and path not in known and path.suffix != ".tmp":
+                yield f"{path}: does not belong here"
+
+
+# Repair
+
+def repair(store: Store, passes: Sequence[Pass] = ()) -> list[str]:
+    """Mends what can be without a teacher, and makes the damaged blocks missing, so that the next fill writes them, and
+    only them. Returns what was done.
+
+    Metadata is written again from the pass files, these from `passes`; lines of the history that are damaged are dropped.
+    A damaged store.json or list of images can't be made from anything else, and what doesn't belong here isn't ours.
+    """
+    done = []
+    with locked(store.folder):
+        history = store.folder / "history.jsonl"
+        lines = read(history).splitlines(keepends=True) if history.exists() else []
+        fine = [line for line in lines if _fine(line, history)]
+        if len(fine) < len(lines):
+            write([(history, b"".join(fine))])
+            done.append(f"{history}: {len(lines) - len(fine)} damaged lines dropped")
+        for pass_ in passes:
+            path = store.folder / f"passes/{pass_.folder}.json"
+            if pass_.folder in {folder for _, folder in store.stored_groups()} and not _fine_pass(store, pass_.folder):
+                store.write_pass(pass_)
+                done.append(f"{path}: written again")
+        for view, folder in store.stored_groups():
+            if _fine_pass(store, folder):
+                done += [f"{path}: written again" for path in store.write_metadata(view, folder)]
+    for view, folder in store.stored_groups():
+        if not _fine_pass(store, folder):
+            continue
+        for block in range(store.num_blocks):
+            mark = store.mark_path(view, folder, block)
+            if mark.exists() and next(_faults_of_block(store, view, folder, block, deep=True), None):
+                with claimed(mark) as claim:
+                    remove(mark)
+                    claim.give_up()
+                done.append(f"{store.folder}: block {block} of {folder}, {view}, is to be filled again")
+    if done:
+        with locked(store.folder):
+            note(store.folder, "repair", done=len(done))
+    store.finalise()
+    return done
+
+
+def _fine(line: bytes, path) -> bool:
+    try:
+        unseal(line, path)
+    except StoreError:
+        return False
+    return True
+
+
+def _fine_pass(store: Store, folder: str) -> bool:
+    try:
+        store.pass_file(folder)
+    except StoreError:
+        return False
+    return True

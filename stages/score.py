@@ -1,0 +1,121 @@
+"""Score files of predictions, of whatever origin, as the official evaluators do; dvc.yaml has `evaluate` for that."""
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Collection, Sequence
+
+import numpy as np
+
+from pipeline import official
+from pipeline.config import Plugin
+from pipeline.datasets._images import read_index_png, require_size
+from pipeline.datasets._lists import found_files
+from pipeline.datasets.llamas import drawn, read_lanes
+from pipeline.errors import ConfigError, DatasetError
+from pipeline.metrics import culane as culane_metric, llamas as llamas_metric
+from pipeline.metrics.segmentation import Confusion
+from pipeline.prediction import ahead
+from pipeline.progress import Progress
+
+FOREIGN = 254                   # an official id without a train id, as a prediction: wrong wherever it stands
+
+
+def culane(*, predictions: Path, truth: Path, lists: Sequence[Path], iou: float, width: int, size: tuple[int, int],
+           workers: int, as_json: bool) -> str:
+    """The official counts as a table or as JSON. A frame without a file counts as without lanes; a warning says so."""
+    found = culane_metric.score(predictions, truth, named_lists(lists), iou, width, size, workers)
+    missing, frames = found["missing"], found["frames"]
+    if missing == frames:
+        raise DatasetError(f"{predictions}: holds a .lines.txt for none of the {frames} frames of the lists; "
+                           f"it should have them at the same paths as {truth}")
+    if missing:
+        print(f"Warning: {predictions}: {missing} of {frames} frames have no .lines.txt; they count as frames without "
+              "lanes", file=sys.stderr)
+    if as_json:
+        return json.dumps(found, indent=1)
+    rows = {**(found["categories"] if len(found["categories"]) > 1 else {}), "total": found["total"]}
+    head = ("", "tp", "fp", "fn", "precision", "recall", "f1")
+    return table(head, [(name, *(ratios[key] for key in head[1:])) for name, ratios in rows.items()])
+
+
+def named_lists(paths: Sequence[Path]) -> dict[str, Path]:
+    """Category -> list; a folder gives all its .txt. `test0_normal.txt` is the category normal; others stay."""
+    files = [file for path in paths for file in (found_files(path, "*.txt") if path.is_dir() else [path])]
+    lists: dict[str, Path] = {}
+    for file in files:
+        name = file.stem.split("_", 1)[1] if file.stem.startswith("test") and "_" in file.stem else file.stem
+        if name in lists:
+            raise DatasetError(f"{file}: is a second list {name!r}, beside {lists[name]}; give each of them once")
+        lists[name] = file
+    return lists
+
+
+def llamas(*, predictions: Path, labels: Path, recordings: Sequence[str], size: tuple[int, int], workers: int,
+           as_json: bool) -> str:
+    """AP of each class and their mean, as a table or as JSON. A missing map is an error, as officially."""
+    paths = [path for path in found_files(labels, "*/*.json") if not recordings or path.parent.name in recordings]
+    if lacking := sorted(set(recordings) - {path.parent.name for path in paths}):
+        raise DatasetError(f"{labels / lacking[0]}: no such recording; correct --recording")
+    frames = {f"{path.parent.name}/{path.stem}": path for path in paths}
+    maps = [llamas_metric.map_path(predictions, name, k) for name in frames for k in range(len(llamas_metric.CLASSES))]
+    require_all(maps, "write it, or score only some recordings with --recording")
+    found = llamas_metric.score(predictions, list(frames), lambda name: drawn(read_lanes(frames[name]), size), workers)
+    if as_json:
+        return json.dumps(found, indent=1)
+    head = ("", "ap", "precision", "recall", "threshold")
+    rows = [(name, ap, *found["best"][name].values()) for name, ap in found["ap"].items()]
+    return table(head, [*rows, ("mean of lanes", found["map"], None, None, None)])
+
+
+def segmentation(*, predictions: Path, dataset: Plugin, split: str, workers: int, as_json: bool) -> str:
+    """Mean IoU of PNGs of official ids, at the paths where `evaluate` writes them, as a table or as JSON."""
+    source = dataset.build()
+    if source.metric not in ("apolloscape", "cityscapes"):
+        raise ConfigError(f"dataset {dataset.name!r} has no official form of PNGs; this scores apolloscape and "
+                          "cityscapes")
+    train_ids = np.full(256, FOREIGN, np.uint8)
+    train_ids[list(source.official_ids)] = range(len(source.official_ids))
+    confusion, ids = Confusion(len(source.classes)), source.ids(split)
+    paths = {image_id: predictions / source.prediction_path(image_id) for image_id in ids}
+    require_all(paths.values(), "write it: every frame of the split counts")
+
+    def count(image_id):
+        counts, label = Confusion(len(source.classes)), source.label(image_id)
+        if label is None:
+            raise DatasetError(f"{paths[image_id]}: its frame {image_id!r} has no label to score against; choose "
+                               "another --split")
+        predicted = read_index_png(paths[image_id])
+        require_size(paths[image_id], predicted.shape, label.shape, "its label")
+        counts.add(label, train_ids[predicted])
+        return counts
+
+    with ThreadPoolExecutor(workers) as pool, Progress("scoring", len(ids), "images") as progress:
+        for counts in ahead(pool, count, ids, 2 * workers):
+            confusion.merge(counts)
+            progress.advance()
+    found = {"images": len(ids), **official.class_scores(source, confusion)}
+    if as_json:
+        return json.dumps(found, indent=1)
+    name = source.metric
+    rows = [*found[f"{name}_iou"].items(), ("mean of classes", found[f"{name}_miou"]),
+            *found[f"{name}_category_iou"].items(), ("mean of categories", found[f"{name}_category_miou"])]
+    return table(("", "iou"), rows)
+
+
+def require_all(paths: Collection[Path], to_do: str) -> None:
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise DatasetError(f"{missing[0]}: no such file; {len(missing)} of {len(paths)} are missing; {to_do}")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """Names to the left, numbers to the right; a dash where a number does not exist."""
+    def cell(value):
+        return "-" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
+
+    lines = [[cell(value) for value in row] for row in (head, *rows)]
+    first, *others = (max(map(len, column)) for column in zip(*lines))
+    return "\n".join(name.ljust(first) + "".join(text.rjust(width + 2) for text, width in zip(cells, others))
+                     for name, *cells in lines)

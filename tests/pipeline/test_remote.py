@@ -1,0 +1,242 @@
+"""Stores on object storage, against a real S3 server on loopback: rows, refusals, fills that are killed, copies."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+import yaml
+from toy_store import GRAPH, PASSES, RECORD, create, fill, images, tree, values
+from toy_store import filled as filled_store
+
+from pipeline.errors import StoreError
+from pipeline.remote import RemoteError, RemotePath
+from pipeline.store import Reader, Store
+from pipeline.storefiles import place
+from stages import cache as stage
+
+s3fs = pytest.importorskip("s3fs", reason="reads s3://; pip install '.[s3]'")
+pytest.importorskip("moto.server", reason="an S3 server for tests; pip install 'moto[server]'")
+
+COUNT, VIEWS = 6, range(2)
+IDS = [row.id for row in images(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def server():
+    """An S3 server in a process of its own, and an environment that leads there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wanted = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+              "AWS_DEFAULT_REGION": "us-east-1"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ |= wanted
+    for _ in range(200):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    yield
+    process.terminate()
+    process.wait()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture
+def bucket(server, request):
+    """A bucket of its own for each test."""
+    name = f"bucket-{abs(hash(request.node.name)) % 10**9}"
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
+    return RemotePath.of(f"s3://{name}")
+
+
+def filled(root, passes=[GRAPH], **options):
+    return filled_store(root, COUNT, passes, VIEWS, **options)
+
+
+def remote_tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.name != "history.jsonl"}
+
+
+def asked(count=30):
+    generator = np.random.default_rng(0)
+    return generator.integers(0, len(IDS), count), generator.integers(0, len(VIEWS), count)
+
+
+@pytest.mark.parametrize("codec", ["raw", "zstd"])
+def test_a_fill_there_leaves_the_files_of_a_fill_here_and_reads_alike(tmp_path, bucket, codec):
+    here, there = filled(tmp_path, PASSES, codec=codec), filled(bucket / "cache", PASSES, codec=codec)
+    assert str(there.folder).startswith("s3://") and there.verify() == []
+    assert remote_tree(there.folder) == tree(here.folder)
+    positions, views = asked()
+    for memory in ("disk", "ram"):
+        reader = Reader(Store.find(place(f"{bucket}/cache"), "targets", "roads", RECORD), PASSES, IDS, len(VIEWS), memory=memory)
+        assert ("from object storage" in reader.strategy) == (memory == "disk")
+        for pass_ in PASSES:
+            meant = Reader(here, PASSES, IDS, len(VIEWS)).read(pass_, positions, views)
+            assert all(np.array_equal(rows, meant[name]) for name, rows in reader.read(pass_, positions, views).items())
+
+
+def test_a_store_there_grows_and_is_not_written_twice(bucket):
+    store = filled(bucket)
+    before = remote_tree(store.folder)
+    store.grow(images(9))
+    assert fill(store, [GRAPH], range(3)) == len(VIEWS) + store.num_blocks
+    assert fill(store, [GRAPH], range(3)) == 0 and store.verify() == []
+    after = remote_tree(store.folder)
+    assert all(after[path] == data for path, data in before.items() if "zarr.json" not in path and "manifest" not in path)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_loader_workers_read_from_there(bucket, start):
+    store = filled(bucket)
+    positions, views = asked()
+    reader = Reader(store, [GRAPH], IDS, len(VIEWS), memory="disk")
+    meant = reader.read(GRAPH, positions, views)["graph"]                # the parent has connections open
+    with get_context(start).Pool(1) as pool:
+        found = pool.apply_async(reader.read, (GRAPH, positions, views)).get(60)
+    assert np.array_equal(found["graph"], meant)
+
+
+def test_damage_there_is_refused_and_named(bucket):
+    store = filled(bucket)
+    chunk = store.folder / store.arrays("v001", GRAPH.folder)["graph"].chunk_path(1)
+    reader = Reader(store, [GRAPH], IDS, len(VIEWS), memory="disk")
+    data = chunk.read_bytes()
+    for harmed in (data[:40] + b"?" + data[41:], data[:50], None):
+        chunk.unlink() if harmed is None else chunk.write_bytes(harmed)
+        with pytest.raises(StoreError):
+            reader.read(GRAPH, np.array([4, 5, 3]), np.array([1, 1, 1]))
+        assert str(chunk) in store.fault("v001", GRAPH.folder, 1, deep=True)
+    assert any(str(chunk) in fault for fault in store.verify())
+    assert store.missing(GRAPH, 1) == [1] and fill(store, [GRAPH], VIEWS) == 1 and store.verify() == []
+
+
+def fill_until_killed(root, puts):
+    """Fills, and dies at the puts-th PUT of a block's file or mark, when those before it are acknowledged."""
+    left, put = [puts], RemotePath.write_bytes
+
+    def watched(path, data):
+        if "/c." in path.key or "/done/" in path.key:
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+        put(path, data)
+
+    RemotePath.write_bytes = watched
+    store = create(root)
+    store.grow(images(COUNT))
+    fill(store, [GRAPH], range(1))
+
+
+def test_a_fill_killed_between_data_and_mark_goes_on_and_ends_in_the_same_bytes(tmp_path, bucket):
+    meant = tree(filled_store(tmp_path, COUNT, [GRAPH], range(1)).folder)
+    codes = []
+    for puts in (0, 1, 3, 4, 5, 9, 10):                      # a block has four files and a mark, and there are two blocks
+        root = bucket / f"killed-{puts}"
+        process = get_context("fork").Process(target=fill_until_killed, args=(root, puts))
+        process.start()
+        process.join(60)
+        codes.append(process.exitcode)
+        store = create(root)
+        missing = store.missing(GRAPH, 0)
+        assert missing == [block for block in range(2) if puts < 5 * (block + 1)]
+        whole = [row for block in range(2) if block not in missing for row in store.block_images(block)]
+        found = Reader(store, [GRAPH], [row.id for row in whole], 1).read(
+            GRAPH, np.arange(len(whole)), np.zeros(len(whole), int))
+        assert all(np.array_equal(found[name], rows) for name, rows in values(GRAPH, 0, whole).items())
+        fill(store, [GRAPH], range(1))
+        store.finalise()
+        assert remote_tree(store.folder) == meant, puts
+    assert codes == [-signal.SIGKILL] * 6 + [0]
+
+
+def test_a_store_is_pulled_to_disk_pushed_back_and_pulled_again_after_growth(tmp_path, bucket):
+    store = filled(bucket / "cache")
+    said = stage.pull(source=place(str(store.folder)), root=tmp_path / "here", num_views=None)
+    folder = tmp_path / "here" / "roads" / store.folder.name
+    assert str(folder) in said and tree(folder) == remote_tree(store.folder) and Store.open(folder).verify() == []
+
+    stage.pull(source=tmp_path / "here", root=bucket / "copy", num_views=None)
+    copy = Store.open(bucket / "copy" / "roads" / store.folder.name)
+    assert remote_tree(copy.folder) == tree(folder) and copy.verify() == []
+
+    store.grow(images(9))
+    fill(store, [GRAPH], VIEWS)
+    store.finalise()
+    inodes = {path: path.stat().st_ino for path in folder.rglob("c.*")}
+    stage.pull(source=store.folder, root=tmp_path / "here", num_views=None)
+    assert tree(folder) == remote_tree(store.folder)
+    assert all(path.stat().st_ino == inode for path, inode in inodes.items())             # only what it lacked
+
+
+def test_a_pull_takes_no_damaged_block(tmp_path, bucket):
+    store = filled(bucket)
+    chunk = store.folder / store.arrays("v000", GRAPH.folder)["graph"].chunk_path(1)
+    data = chunk.read_bytes()
+    chunk.write_bytes(data[:9] + b"??" + data[11:])
+    with pytest.raises(StoreError, match="crc32c"):
+        stage.pull(source=store.folder, root=tmp_path, num_views=None)
+    ours = Store.open(tmp_path / str(store.folder.parent.name) / store.folder.name)
+    assert 1 in ours.missing(GRAPH, 0)
+    chunk.write_bytes(data)
+    stage.pull(source=store.folder, root=tmp_path, num_views=None)
+    assert tree(ours.folder) == remote_tree(store.folder)
+
+
+def test_list_and_rm_work_there(bucket):
+    store = filled(bucket / "cache")
+    assert "| roads | targets |" in stage.run(root=bucket / "cache")
+    with pytest.raises(StoreError, match="no store"):
+        stage.check_is_store(bucket / "cache")
+    stage.remove(folder=store.folder)
+    assert stage.run(root=bucket / "cache").endswith("no stores")
+
+
+def test_what_cannot_be_reached_is_one_line(server, monkeypatch):
+    with pytest.raises(StoreError, match="No such file"):
+        Store.open("s3://no-such-bucket/roads/targets-000000000000")
+    with pytest.raises(RemoteError, match="install"):
+        Store.open("nowhere://bucket/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(RemoteError, match="check address") as error:
+        Store.open("s3://bucket/roads/targets-000000000000")
+    assert "\n" not in str(error.value)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_both_stages_run_with_their_root_there(experiment, bucket):
+    raw = yaml.safe_load(experiment.config.read_text())
+    raw["targets"] = {"attention_high": raw["targets"]["attention_high"]}
+    raw["methods"] = {"intra": raw["methods"]["intra"][1:]}
+    raw["views"]["count"] = 2
+    experiment.config.write_text(yaml.safe_dump(raw))
+    shutil.rmtree(experiment.store("targets"))
+    experiment.do("cache-teacher")
+    report = (experiment.folder / "reports/cache/toy.json").read_bytes()
+    assert experiment.train().exit_code == 0
+    weights = next((experiment.folder / "runs/toy/erfnet-intra-0").glob("weights.safetensors"))
+    here, meant = experiment.store("targets"), weights.read_bytes()
+    stage.pull(source=experiment.store("prepared"), root=bucket / "cache", num_views=None)
+    (experiment.folder / "reports/cache/toy.json").unlink()
+    experiment.do("cache-teacher", "--root", f"{bucket}/cache")
+    there = bucket / "cache" / "roads" / here.name
+    assert remote_tree(there) == tree(here) and (experiment.folder / "reports/cache/toy.json").read_bytes() == report
+    weights.parent.rename(experiment.folder / "first")
+    assert experiment.train("intra", "--root", f"{bucket}/cache").exit_code == 0
+    assert weights.read_bytes() == meant
+    result = experiment.run("verify", "--root", f"{bucket}/cache")
+    assert result.exit_code == 0 and "whole and undamaged" in result.stdout

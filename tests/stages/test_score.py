@@ -1,0 +1,187 @@
+"""Predictions of any origin, scored by the command: a case worked by hand, and what it says when files are wrong."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import layouts
+from pipeline import config
+from pipeline.cli import main
+from pipeline.datasets.apolloscape import MARKINGS
+from pipeline.metrics import culane, llamas
+
+
+def score(*arguments):
+    return CliRunner().invoke(main, ["score", *(str(argument) for argument in arguments)])
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """Two frames of two true lanes in `normal`, one of none in `cross`. Predicted: in the first frame one lane as it is
+    and one 100 px off, in the second nothing, in the third one lane."""
+    def lane(x):
+        return np.array([(x + k, 589 - 20 * k) for k in range(10)])
+
+    for name, truth, found in (("a/0", [lane(300), lane(900)], [lane(300), lane(1000)]),
+                               ("a/1", [lane(300), lane(900)], None), ("a/2", [], [lane(600)])):
+        culane.write_lines(tmp_path / f"truth/{name}.lines.txt", truth)
+        if found is not None:
+            culane.write_lines(tmp_path / f"found/{name}.lines.txt", found)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/test0_normal.txt").write_text("/a/0.jpg\n/a/1.jpg\n")
+    (tmp_path / "lists/test7_cross.txt").write_text("/a/2.jpg\n")
+    return tmp_path
+
+
+def test_culane_counts_are_printed_by_category_and_missing_frames_are_told(lines):
+    result = score("culane", lines / "found", lines / "truth", "--list", lines / "lists", "--workers", 1)
+    assert result.exit_code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()[1:]}
+    assert rows["normal"] == ["1", "1", "3", "0.500000", "0.250000", "0.333333"]
+    assert rows["cross"] == ["0", "1", "0", "0.000000", "-1.000000", "-"]
+    assert rows["total"] == ["1", "2", "3", "0.333333", "0.250000", "0.285714"]
+    assert "1 of 3 frames have no .lines.txt" in result.stderr and str(lines / "found") in result.stderr
+
+
+def test_culane_counts_come_as_json_too(lines):
+    lists = lines / "lists/test0_normal.txt"
+    result = score("culane", lines / "found", lines / "truth", "--list", lists, "--json", "--workers", 1)
+    found = json.loads(result.stdout)
+    assert found["total"]["f1"] == 1 / 3 and found["frames"] == 2 and found["missing"] == 1
+
+
+def test_a_wider_stroke_and_a_lower_threshold_find_the_lane_100_pixels_off(lines):
+    arguments = ("culane", lines / "found", lines / "truth", "--list", lines / "lists", "--json", "--workers", 1)
+    assert json.loads(score(*arguments, "--width", 200).stdout)["total"]["tp"] == 1
+    assert json.loads(score(*arguments, "--width", 200, "--iou", 0.3).stdout)["total"]["tp"] == 2
+
+
+@pytest.mark.parametrize("arguments, word", [
+    (("elsewhere", "truth", "--list", "lists"), "elsewhere"),
+    (("truth/a", "truth", "--list", "lists"), "for none of the 3 frames"),
+    (("found", "found", "--list", "lists"), "a/1.lines.txt"),
+    (("found", "truth", "--list", "lists/test9_none.txt"), "test9_none.txt"),
+    (("found", "truth", "--list", "lists", "--list", "lists/test0_normal.txt"), "second list 'normal'"),
+    (("found", "truth", "--list", "found"), "holds no *.txt"),
+])
+def test_what_culane_cannot_score_is_named_in_one_line(lines, monkeypatch, arguments, word):
+    monkeypatch.chdir(lines)
+    result = score("culane", *arguments, "--workers", 1)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1 and word in result.stderr
+
+
+@pytest.fixture
+def maps(tmp_path):
+    """The labels themselves as maps, of both recordings."""
+    source = config.load(layouts.write("llamas", tmp_path)).dataset.build()
+    for image_id in source.ids("val") + source.ids("test"):
+        label = source.label(image_id)
+        llamas.write_maps(tmp_path / "found", image_id.split("/", 1)[1], np.stack([label == c for c in range(5)]))
+    return tmp_path, source
+
+
+SIZE = ("--size", 180, 319, "--workers", 1)
+
+
+def test_llamas_maps_that_are_the_labels_score_the_share_of_frames_with_the_lane(maps):
+    folder, source = maps
+    result = score("llamas", folder / "found", folder / "data/labels/valid", *SIZE)
+    rows = {line.split("  ")[0].strip(): line.split() for line in result.stdout.splitlines()}
+    labels = [source.label(image_id) for image_id in source.ids("val") + source.ids("test")]
+    shares = [np.mean([(label == c).any() for label in labels]) for c in range(5)]
+    assert [float(rows[name][1]) for name in llamas.CLASSES] == pytest.approx(shares, abs=1e-6)
+    assert float(rows["mean of lanes"][3]) == pytest.approx(np.mean(shares[1:]), abs=1e-6)
+    result = score("llamas", folder / "found", folder / "data/labels/valid", *SIZE, "--recording", "images-b", "--json")
+    only = json.loads(result.stdout)
+    assert only["images"] == 1 and only["ap"]["l0"] == float((labels[0] == 2).any())
+
+
+def test_a_missing_llamas_map_is_an_error_that_names_it_and_counts_the_rest(maps):
+    folder, _ = maps
+    for path in sorted((folder / "found/images-c").glob("*_3.png"))[:2]:
+        path.unlink()
+    result = score("llamas", folder / "found", folder / "data/labels/valid", *SIZE)
+    assert result.exit_code == 1 and "_3.png: no such file; 2 of 20 are missing" in result.stderr
+    result = score("llamas", folder / "found", folder / "data/labels/valid", *SIZE, "--recording", "images-b")
+    assert result.exit_code == 0
+
+
+@pytest.mark.parametrize("change, word", [
+    (lambda path: Image.new("RGB", (319, 180)).save(path), "'RGB' pixels"),
+    (lambda path: Image.new("L", (319, 109)).save(path), "319 x 109"),
+    (lambda path: path.write_bytes(path.read_bytes()[:60]), "cannot be read"),
+])
+def test_a_llamas_map_of_the_wrong_form_is_named(maps, change, word):
+    folder, _ = maps
+    path = sorted((folder / "found/images-b").glob("*_2.png"))[0]
+    change(path)
+    result = score("llamas", folder / "found", folder / "data/labels/valid", *SIZE)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert path.name in result.stderr and word in result.stderr
+
+
+def test_a_recording_that_is_not_there_is_named(maps):
+    folder, _ = maps
+    result = score("llamas", folder / "found", folder / "data/labels/valid", *SIZE, "--recording", "images-z")
+    assert result.exit_code == 1 and "images-z: no such recording" in result.stderr
+
+
+@pytest.fixture
+def ids(tmp_path):
+    """Official ids of two frames: right, but that every solid white line is taken for parking, which is evaluated."""
+    path = layouts.write("apolloscape", tmp_path)
+    source = config.load(path).dataset.build()
+    for image_id in source.ids("val"):
+        label = source.label(image_id)
+        official = np.array([*source.official_ids, 255], np.uint8)[label]
+        official[official == 200] = 210
+        target = tmp_path / "found" / source.prediction_path(image_id)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(official).save(target)
+    return path, tmp_path / "found", [source.label(image_id) for image_id in source.ids("val")]
+
+
+def test_official_ids_are_scored_by_the_official_rules(ids):
+    path, found, labels = ids
+    result = score("segmentation", found, path, "--json", "--workers", 1)
+    scores = json.loads(result.stdout)
+    present = {t for label in labels for t in np.unique(label).tolist() if t < 36 and MARKINGS[t][4]}
+    assert 1 in present and 16 not in present
+    # s_w_d is 0, s_w_p (predicted, never true) is 0 and counts, all others are 1, the hood counts nowhere
+    assert scores["apolloscape_iou"]["s_w_d"] == scores["apolloscape_iou"]["s_w_p"] == 0.0
+    assert scores["apolloscape_miou"] == pytest.approx((len(present) - 1) / (len(present) + 1))
+    assert scores["apolloscape_category_iou"]["parking"] == 0.0 and scores["apolloscape_category_iou"]["void"] == 1.0
+    rows = score("segmentation", found, path, "--workers", 1).stdout.splitlines()
+    (mean,) = [line.split()[-1] for line in rows if line.startswith("mean of classes")]
+    assert mean == f"{scores['apolloscape_miou']:.6f}"
+
+
+@pytest.mark.parametrize("change, word", [
+    (lambda path: path.unlink(), "no such file"),
+    (lambda path: Image.new("L", (170, 135)).save(path), "170 x 135"),
+    (lambda path: Image.new("RGB", (170, 136)).save(path), "'RGB' pixels"),
+])
+def test_a_picture_of_ids_that_cannot_be_scored_is_named(ids, change, word):
+    path, found, _ = ids
+    picture = sorted(found.rglob("*.png"))[0]
+    change(picture)
+    result = score("segmentation", found, path, "--workers", 1)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert picture.name in result.stderr and word in result.stderr
+
+
+def test_frames_without_a_label_and_datasets_without_official_ids_are_refused(ids, tmp_path):
+    path, found, _ = ids
+    result = score("segmentation", found, path, "--split", "test")
+    assert result.exit_code == 1 and "no such file" in result.stderr
+    target = found / "test/road05/171206_025742296_Camera_5.png"
+    target.parent.mkdir(parents=True)
+    Image.new("L", (170, 136)).save(target)
+    result = score("segmentation", found, path, "--split", "test", "--workers", 1)
+    assert result.exit_code == 1 and "no label" in result.stderr
+    (tmp_path / "own").mkdir()
+    result = score("segmentation", found, layouts.write("folder", tmp_path / "own"))
+    assert result.exit_code == 1 and "apolloscape and cityscapes" in result.stderr

@@ -1,0 +1,83 @@
+"""SIGTERM and Ctrl-C: one line that says how much is done, exit code 75 or 130, and the next run ends in the same bytes."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import yaml
+from test_killed import content, marks
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def stopped(experiment, number: int, begun, *arguments: str) -> tuple[int, str, list[str]]:
+    """Exit code, stdout and stderr's lines of a command that is sent a signal, with all its group, once `begun()`."""
+    process = subprocess.Popen([sys.executable, "-m", "pipeline.cli", arguments[0], "toy.yaml", *arguments[1:]],
+                               cwd=experiment.folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not begun():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.005)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, [line for line in err.splitlines() if " left" not in line]        # without progress
+
+
+def test_a_fill_that_is_told_to_stop_goes_on_to_the_bytes_of_an_unbroken_one(experiment):
+    experiment.change(views=dict(count=30))                 # many small blocks: 30 views x 2 blocks x 5 passes
+    cache = experiment.folder / "cache" / "roads"
+    shutil.rmtree(experiment.store("targets"))
+    experiment.do("cache-teacher")
+    unbroken = content(experiment.store("targets"))
+    shutil.rmtree(experiment.store("targets"))
+    code, out, err = stopped(experiment, signal.SIGTERM, lambda: len(marks(cache)) > 20, "cache-teacher")
+    assert (code, out, len(err)) == (75, "", 1), err
+    assert "of the 390 views that were missing are filled; run the same command again" in err[0]
+    before = marks(cache)
+    assert len(before) < 300
+    experiment.do("cache-teacher")
+    assert before.items() <= marks(cache).items()           # nothing was done twice
+    assert content(experiment.store("targets")) == unbroken
+
+
+def test_ctrl_c_reaches_worker_processes_too_and_is_still_one_line(experiment):
+    experiment.change(views=dict(count=200))
+    shutil.rmtree(experiment.store("targets"))
+    cache = experiment.folder / "cache" / "roads"
+    code, out, err = stopped(experiment, signal.SIGINT, lambda: len(marks(cache)) > 20,
+                             "cache-teacher", "--workers", "2")
+    assert (code, out, len(err)) == (130, "", 1), err
+    assert "of the 2600 views that were missing are filled; run the same command again" in err[0]
+    assert len(marks(cache)) < 2000
+
+
+def test_preparing_that_is_told_to_stop_goes_on_to_the_same_bytes(experiment, tmp_path):
+    pictures = tmp_path / "pictures" / "images"
+    pictures.mkdir(parents=True)
+    (pictures.parent / "classes.yaml").write_text("classes: [{name: ground, colour: [0, 0, 0]}]\nignore: [255]\n"
+                                                  "background: null\nmirror: []\n")
+    picture = np.random.default_rng(0).integers(0, 256, (900, 1200, 3), np.uint8)
+    cv2.imwrite(str(pictures / "00.jpg"), picture)
+    for i in range(1, 90):                                  # one decodes in about 30 ms
+        os.link(pictures / "00.jpg", pictures / f"{i:02d}.jpg")
+    raw = yaml.safe_load(experiment.config.read_text())
+    raw["dataset"] = dict(name="folder", root=str(pictures.parent))
+    experiment.config.write_text(yaml.safe_dump(raw))
+
+    top = experiment.folder / "cache" / "folder"
+    code, out, err = stopped(experiment, signal.SIGTERM, lambda: list(top.glob("prepared-*/done/*/*.json")), "prepare")
+    assert (code, out, len(err)) == (75, "", 1), err
+    assert "of 90 images are prepared; run the same command again" in err[0] and ": 90 of" not in err[0]
+    experiment.do("prepare")
+    folder, = top.glob("prepared-*")
+    resumed = content(folder)
+    shutil.rmtree(folder)
+    experiment.do("prepare")
+    assert content(folder) == resumed
