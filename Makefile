@@ -14,8 +14,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(VENV)/bin/pip install -q -c constraints.txt -e '.[dvc,test]'
 	touch $@
 
+# one thread: networks as narrow as the demo's run slower in two
 demo: install
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" dvc repro
+	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(VENV)/bin:$$PATH" dvc repro
 	@cat reports/demo.md
 
 test: install
