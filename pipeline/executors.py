@@ -8,7 +8,6 @@ decide what is done: a worker that dies costs the tasks it had, and when this pr
 import contextlib
 import functools
 import logging
-import os
 import pickle
 import signal
 import sys
@@ -42,22 +41,25 @@ def processes(tasks: Sequence, make: Callable[[Any, str], Callable], spec, *, de
     """`make(spec, device)(task)` for each: here, in `workers` local processes, or by the workers of a Dask scheduler.
 
     `make` is importable, `spec` small and picklable. From several processes results come in any order. `num_threads` is
-    torch's CPU threads in each; without it a single process has torch's own number, local ones share the cores, and a
+    torch's CPU threads in each; without it a single process has torch's own number, local ones share that, and a
     scheduler's worker has as many as Dask threads (`dask worker --nthreads`), but one task at a time. PipelineError if
     the scheduler can't be reached, or a task kills every worker it is given to; the first error stops the rest.
     """
     if not tasks:
         return
+    import torch
+
     if scheduler is None and workers == 1:
         if num_threads is not None:
-            import torch
             torch.set_num_threads(num_threads)
         yield from serial(tasks, make(spec, device))
         return
+    devices = [device]
+    if scheduler is None:
+        num_threads = num_threads or max(1, torch.get_num_threads() // workers)
+        if device == "cuda":                     # no particular one: each worker its own
+            devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     with _local(workers) if scheduler is None else _remote(scheduler) as client:
-        if scheduler is None and num_threads is None:
-            num_threads = max(1, len(os.sched_getaffinity(0)) // workers)
-        devices = _devices(device) if scheduler is None else [device]
         arguments = pickle.dumps((make, spec)), devices, num_threads
         yield from _distributed(client, tasks, functools.partial(client.submit, _in_worker, *arguments, pure=False))
 
@@ -83,8 +85,8 @@ def _distributed(client, tasks: Sequence, submit: Callable) -> Iterator:
                 result = future.result()
             except KilledWorker as error:
                 times = error.allowed_failures + 1
-                raise PipelineError(f"{running[future]}: the worker it was given to died, {times} times over; look into "
-                                    f"its log (memory?) and run this again: what is finished is safe") from None
+                raise PipelineError(f"{running[future]}: the worker it was given to died, {times} times over; look "
+                                    f"into its log (memory?) and run this again: what is finished is safe") from None
             except CancelledError:
                 raise PipelineError("the Dask scheduler is gone; start it and run this again: what is finished is "
                                     "safe") from None
@@ -121,13 +123,6 @@ def _made(made_from: bytes, device: str) -> Callable:
     return make(spec, device)
 
 
-def _devices(device: str) -> list[str]:
-    """For local workers: each its own GPU if none is named and there are several."""
-    import torch
-
-    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device == "cuda" else [device]
-
-
 @contextlib.contextmanager
 def _local(workers: int):
     import dask
@@ -135,8 +130,8 @@ def _local(workers: int):
 
     # Dask's defaults give every library one thread, and leave that behind in this process's environment
     with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}), \
-            LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, preload=[__name__],
-                         dashboard_address=None) as cluster, Client(cluster) as client:
+            LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0,
+                         preload=[__name__], dashboard_address=None) as cluster, Client(cluster) as client:
         try:
             yield client
         finally:

@@ -215,11 +215,11 @@ def free_bytes() -> int:
 
 
 class OpenFiles:
-    """Chunk files that stay open, since opening one takes twice as long as reading a row: those read first, up to half of
-    the files a process may have open, for all readers together. Any further one is opened at each read.
+    """Chunk files that stay open, as opening one takes longer than reading a row: those read first, up to half of the
+    files a process may have open, for all readers together. Any further one is opened at each read.
 
-    None is ever closed under another thread's hands, and `preadv` shares no position, so forked workers may use the same
-    ones. A spawned worker opens its own.
+    None is ever closed under another thread's hands, and `preadv` shares no position, so forked workers may use the
+    same ones. A spawned worker opens its own.
     """
 
     count = 0                                    # of all readers in this process
@@ -239,8 +239,9 @@ class OpenFiles:
             os.close(fresh)
             return fd, False
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if limit != resource.RLIM_INFINITY and OpenFiles.count >= limit // 2 or self._fds.setdefault(key, fresh) != fresh:
-            return fresh, True                   # another thread was first, or there is no room
+        full = limit != resource.RLIM_INFINITY and OpenFiles.count >= limit // 2
+        if full or self._fds.setdefault(key, fresh) != fresh:            # or another thread was first
+            return fresh, True
         OpenFiles.count += 1
         return fresh, False
 

@@ -1,11 +1,12 @@
 """Paths on object storage, `s3://bucket/prefix` and what else fsspec knows, with as much of pathlib as a store uses.
 
-There a PUT is whole or not at all, and lasts once it is acknowledged; so nothing is renamed, fsynced or locked. A block's
-files are PUT first and its mark last. Two fills of one block may mix their files, but then the mark's checksums don't
-fit, and the block counts as missing. Without a lock only one process at a time may create, grow or finalise a store.
+There a PUT is whole or not at all, and lasts once it is acknowledged; so nothing is renamed, fsynced or locked. The
+files of a block are PUT first and its mark last. Two fills of one block may mix their files, but then the mark's
+checksums don't fit, and the block counts as missing. Without a lock only one process at a time may create, grow or
+finalise a store.
 
 Credentials and endpoint are fsspec's: for S3 AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and so on, or its configuration files.
-Nothing is kept open or listed ahead, and fsspec makes a new connection after a fork, so readers may be forked and spawned.
+Nothing is kept open or listed ahead, and fsspec connects anew after a fork, so readers may be forked and spawned.
 """
 
 import errno

@@ -31,8 +31,9 @@ from pipeline.errors import StoreError
 from pipeline.identity import difference, digest_array, identity_digest, listed, sha256
 from pipeline.reader import Reader
 from pipeline.storefiles import (
-    CRC, FORMAT, GROUP, AnyPath, Array, ImageRow, claimed, codec_chain, each, finite, images_tsv, locked, make_folder, note,
-    parse_images, place, read, read_chunk, remove, row_crcs, seal, size_of, stored_crc, unseal, view_name, write, writing)
+    CRC, FORMAT, GROUP, AnyPath, Array, ImageRow, claimed, codec_chain, each, finite, images_tsv, locked, make_folder,
+    note, parse_images, place, read, read_chunk, remove, row_crcs, seal, size_of, stored_crc, unseal, view_name, write,
+    writing)
 
 if TYPE_CHECKING:
     from pipeline.targets.base import Field      # imports torch, which a process that only stores bytes can do without
@@ -381,7 +382,8 @@ class Store:
                 read_chunk(self.folder / chunk, size, crc)
             claim.finish(seal(self._mark_head(view, folder, block) | {"files": files}, indent=None))
 
-    def _chunks(self, view: str, folder: str, block: int, rows: Mapping[str, np.ndarray]) -> Iterator[tuple[str, bytes]]:
+    def _chunks(self, view: str, folder: str, block: int,
+                rows: Mapping[str, np.ndarray]) -> Iterator[tuple[str, bytes]]:
         """A block's files one after the other."""
         arrays = self.arrays(view, folder)
         for name in rows:
@@ -463,9 +465,12 @@ class Store:
         names = list(self.layout(folder))
 
         def of_block(block: int) -> list[np.ndarray]:
-            files = self.marked_files(view, folder, block)
-            chunks = [(array, *array.block_chunks(block, self.block_rows)) for array in (arrays[f"{n}_crc"] for n in names)]
-            return [array.decode(read_chunk(self.folder / chunk, *files[chunk])) for array, chunk in chunks]
+            files, stored = self.marked_files(view, folder, block), []
+            for name in names:
+                array = arrays[f"{name}_crc"]
+                chunk, = array.block_chunks(block, self.block_rows)
+                stored.append(array.decode(read_chunk(self.folder / chunk, *files[chunk])))
+            return stored
 
         found = {name: np.empty(len(rows), CRC) for name in names}
         numbers = np.unique(blocks).tolist()

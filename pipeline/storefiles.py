@@ -8,7 +8,7 @@ dimensions; codecs bytes (little-endian), perhaps Blosc, crc32c. The crc32c of a
 same number for every file, so "a file's crc" is that of what precedes it. The fill value is NaN or the largest integer;
 0 for crc arrays, as the crc32c of four 0xFF bytes is 0xFFFFFFFF and would make four bytes of fill look like a row.
 
-Paths are pathlib's, or those of object storage (pipeline/remote.py), where a PUT is all that atomicity and lasting take.
+Paths are pathlib's, or those of object storage (pipeline/remote.py), where a PUT is whole and lasts by itself.
 
 zarr-python doesn't write here: it neither fsyncs nor, by default, keeps chunks that equal the fill value, and its
 metadata differs from version to version. It encodes and decodes what is compressed. Nothing else imports it.
@@ -175,7 +175,7 @@ def _lock_file(path: Path) -> BinaryIO:
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES) or not path.exists():
             raise
-        return open(path, "rb")                  # of a whole store on a read-only disk: who finds nothing to write may pass
+        return open(path, "rb")                  # on a read-only disk: who finds nothing to write may pass
 
 
 class Claim:

@@ -36,11 +36,11 @@ class Values:
 
     def add(self, rows: np.ndarray, ids: Sequence[str]) -> None:
         flat = rows.reshape(len(rows), -1)
-        here = flat[np.isfinite(flat)].astype(np.float64)
+        here = flat if finite(rows).all() else flat[np.isfinite(flat)]
         if here.size:
-            self.least, self.greatest = min(self.least, here.min()), max(self.greatest, here.max())
-        self.total, self.count = self.total + here.sum(), self.count + here.size
-        zero = (flat == 0).all(axis=1)
+            self.least, self.greatest = min(self.least, float(here.min())), max(self.greatest, float(here.max()))
+        self.total, self.count = self.total + float(here.sum(dtype=np.float64)), self.count + here.size
+        zero = ~flat.any(axis=1)
         self.rows, self.zero_rows = self.rows + len(rows), self.zero_rows + int(zero.sum())
         self.zero_ids = [*self.zero_ids, *(ids[i] for i in np.flatnonzero(zero))][:3]
 
@@ -48,15 +48,16 @@ class Values:
 def table(values: dict[tuple[str, str], Values]) -> str:
     lines = ["| field | type | rows | least | mean | greatest | rows all zero |", "|---|---|---|---|---|---|---|"]
     for (folder, name), found in sorted(values.items()):
-        zero = f"{found.zero_rows} ({', '.join(found.zero_ids)}{', ...' if found.zero_rows > 3 else ''})" if found.zero_rows else "0"
+        named = f" ({', '.join(found.zero_ids)}{', ...' if found.zero_rows > 3 else ''})" if found.zero_rows else ""
         numbers = (found.least, found.total / found.count, found.greatest) if found.count else (np.nan,) * 3
-        lines.append(f"| {folder}/{name} | {found.dtype} | {found.rows} | " + " | ".join(f"{n:.4g}" for n in numbers) + f" | {zero} |")
+        cells = [f"{folder}/{name}", found.dtype, found.rows, *(f"{n:.4g}" for n in numbers), f"{found.zero_rows}{named}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
 def verify(store: Store, deep: bool, values: dict[tuple[str, str], Values] | None = None) -> list[str]:
     """Every fault, one line each: files that are missing, damaged or belong nowhere, rows that differ from their crc or
-    are not finite, blocks that were whole and are not any more. With `deep`, `values` is filled with what the rows hold."""
+    are not finite, blocks that were whole and are not any more. `deep` also fills `values` with what the rows hold."""
     rows = (fault for group in store.stored_groups() for fault in _faults_of(store, *group, deep, values))
     return [*_faults_of_metadata(store), *rows, *_strays(store)]
 
@@ -69,8 +70,8 @@ def gaps(store: Store) -> list[str]:
     for view, folder in store.stored_groups():
         empty = [block for block in range(store.num_blocks) if not store.mark_path(view, folder, block).exists()]
         if empty:
-            found.append(f"{store.folder}: {len(empty)} of {store.num_blocks} blocks of {folder}, {view}, are not filled "
-                         f"(first: {empty[0]})")
+            found.append(f"{store.folder}: {len(empty)} of {store.num_blocks} blocks of {folder}, {view}, are not "
+                         f"filled (first: {empty[0]})")
     return found
 
 
@@ -149,7 +150,8 @@ def _faults_of_block(store: Store, view: str, folder: str, block: int, deep: boo
             fine = (row_crcs(rows[name]) == rows[f"{name}_crc"]) & finite(rows[name])
             bad = listed([repr(image.id) for image, good in zip(images, fine) if not good])
             if values is not None:
-                values.setdefault((folder, name), Values(rows[name].dtype)).add(rows[name], [image.id for image in images])
+                ids = [image.id for image in images]
+                values.setdefault((folder, name), Values(rows[name].dtype)).add(rows[name], ids)
             if bad:
                 yield f"{store.folder}: {name!r} differs from its crc, or is not finite, for image {bad}"
 
@@ -179,8 +181,8 @@ def repair(store: Store, passes: Sequence[Pass] = ()) -> list[str]:
     """Mends what can be without a teacher, and makes the damaged blocks missing, so that the next fill writes them, and
     only them. Returns what was done.
 
-    Metadata is written again from the pass files, these from `passes`; lines of the history that are damaged are dropped.
-    A damaged store.json or list of images can't be made from anything else, and what doesn't belong here isn't ours.
+    Metadata is written again from the pass files, these from `passes`; damaged lines of the history are dropped. A
+    damaged store.json or list of images can't be made from anything else, and what doesn't belong here isn't ours.
     """
     done = []
     with locked(store.folder):

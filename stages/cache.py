@@ -1,4 +1,4 @@
-"""The stores under a root: which there are and how big, bringing one from elsewhere, removing one. No stage of dvc.yaml."""
+"""The stores under a root: which and how big they are, bringing one from elsewhere, removing one. No stage of dvc.yaml."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from pipeline.store import Store
 from pipeline.storefiles import AnyPath, each, local, locked, make_folder, note, read, seal, write, writing
 
 NAME = re.compile(r"(prepared|targets)-[0-9a-f]{12}")
-BESIDE = ["skipped.tsv", "sources.tsv"]         # what `prepare` notes beside its images: which it left out, and their files
+BESIDE = ["skipped.tsv", "sources.tsv"]         # what `prepare` notes: the images it left out, and the files of all
 BLOCKS_AT_ONCE = 8
 
 
@@ -44,7 +44,7 @@ def run(*, root: AnyPath) -> str:
     lines = [line(path.parent) for path in sorted(root.glob("*/*/store.json"))]
     if not lines:
         return f"{root}: no stores"
-    rows = ["| dataset | kind | identity | images | views | passes | filled | size |", "|---|---|---|---|---|---|---|---|"]
+    rows = ["| dataset | kind | identity | images | views | passes | filled | size |", "|---" * 8 + "|"]
     for found in lines:
         kind, _, identity = found.folder.name.rpartition("-")
         head = f"| {found.folder.parent.name} | {kind} | {identity} |"
@@ -54,7 +54,8 @@ def run(*, root: AnyPath) -> str:
         views = {view for view, _ in found.store.stored_groups()}
         names = sorted(folder[:-9] for folder in found.store.stored_passes())
         share = f"{found.filled}/{found.blocks} blocks" if found.filled < found.blocks else "all"
-        rows.append(f"{head} {len(found.store.row_of)} | {len(views)} | {', '.join(names)} | {share} | {words(found.num_bytes)} |")
+        rows.append(f"{head} {len(found.store.row_of)} | {len(views)} | {', '.join(names)} | {share} | "
+                    f"{words(found.num_bytes)} |")
     return "\n".join([*rows, f"{words(sum(found.num_bytes for found in lines))} in all"])
 
 
@@ -66,7 +67,7 @@ def check_is_store(folder: AnyPath) -> Line:
 
 
 def remove(*, folder: AnyPath) -> str:
-    """Its marks first, so that nothing half removed can be read, and what makes it a store last, so that it can be repeated."""
+    """Its marks first, so that nothing half removed is read, and store.json last, so that it can be done again."""
     size = check_is_store(folder).num_bytes
     with writing(folder):
         for path in sorted(folder.glob("*"), key=lambda path: (path.name != "done", path.name == "store.json")):
@@ -84,13 +85,16 @@ def remove(*, folder: AnyPath) -> str:
 def pull(*, source: AnyPath, root: AnyPath, num_views: int | None) -> str:
     """Copies a store, or all below a root, to where a run with this root looks for it. Either side may be a URL.
 
-    Every file is compared with its checksum, and a block's mark is written after its files: broken off, it goes on where it
-    stopped, and what is there can be used. A store that is there already gets what it lacks. StoreError if it is another.
+    Every file is compared with its checksum, and a block's mark is written after its files: broken off, it goes on
+    where it stopped, and what is there can be used. A store that is there already gets what it lacks. StoreError if it
+    is another.
     """
-    folders = [source] if (source / "store.json").exists() else [path.parent for path in sorted(source.glob("*/*/store.json"))]
+    folders = [source] if (source / "store.json").exists() else [
+        path.parent for path in sorted(source.glob("*/*/store.json"))]
     if not folders:
         raise StoreError(f"{source}: no store, nor a root with stores below; check the address")
-    return "\n".join(pull_one(Store.open(folder), root / folder.parent.name / folder.name, num_views) for folder in folders)
+    return "\n".join(
+        pull_one(Store.open(folder), root / folder.parent.name / folder.name, num_views) for folder in folders)
 
 
 def pull_one(theirs: Store, folder: AnyPath, num_views: int | None) -> str:
@@ -117,7 +121,8 @@ def pull_one(theirs: Store, folder: AnyPath, num_views: int | None) -> str:
 
 def same_extent(theirs: Store, folder: AnyPath, groups: list[tuple[str, str]]) -> Store:
     """The store in `folder`, of the same identity, images, passes and views; made if it is not there."""
-    copied = [*theirs.image_files(), *(theirs.folder / f"passes/{pass_}.json" for pass_ in sorted({p for _, p in groups}))]
+    passes = sorted({pass_ for _, pass_ in groups})
+    copied = [*theirs.image_files(), *(theirs.folder / f"passes/{pass_}.json" for pass_ in passes)]
     beside = [path for path in (theirs.folder / name for name in BESIDE) if path.exists()]
     with writing(folder):
         for name in ("images", "passes", "done", f"{theirs.kind}.zarr"):
@@ -126,14 +131,15 @@ def same_extent(theirs: Store, folder: AnyPath, groups: list[tuple[str, str]]) -
         if (folder / "store.json").exists():
             apart = difference(Store.open(folder).head(), theirs.head())
             if apart:
-                raise StoreError(f"{folder}: is another store than {theirs.folder}: {listed(apart)}; pull into another root")
+                raise StoreError(f"{folder}: is another store than {theirs.folder}: {listed(apart)}; pull into another "
+                                 f"root")
         places = [folder / str(path.relative_to(theirs.folder)) for path in copied]
         new = {here: data for here, data in zip(places, each(read, copied, theirs.folder))
                if not here.exists() or read(here) != data}
         for here in new:
             if here.exists():
-                raise StoreError(f"{here}: is another file in {theirs.folder}; one of them is damaged, or both have grown "
-                                 f"apart; pull into another root")
+                raise StoreError(f"{here}: is another file in {theirs.folder}; one of them is damaged, or both have "
+                                 f"grown apart; pull into another root")
         write(new.items())
         write([(folder / path.name, read(path)) for path in beside])
         if not (folder / "store.json").exists():

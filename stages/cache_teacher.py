@@ -21,8 +21,8 @@ from pipeline.storefiles import locked, view_name
 
 
 def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin],
-        weights_file: Path, root: Path, report: Path, device: str, batch: int, workers: int = 1, threads: int | None = None,
-        scheduler: str | None = None, share: tuple[int, int] = (0, 1)) -> str:
+        weights_file: Path, root: Path, report: Path, device: str, batch: int, workers: int = 1,
+        threads: int | None = None, scheduler: str | None = None, share: tuple[int, int] = (0, 1)) -> str:
     """Fills every (block, view) not marked as done, in fixed batches, and writes the report that training depends on.
 
     The report holds the identity and a digest of just the rows asked for here: no time, host or version. `share` (i, n)
@@ -149,8 +149,8 @@ class Filler:
             image = self.store.block_images(task.block)[bad.image]
             names = [name for name, (target, _) in self.named.items() if target in [targets[i] for i in bad.targets]]
             raise StoreError(f"{self.store.folder}: image {image.id!r}, view {task.view}, target {listed(names)}: "
-                             f"{bad.what}; check the teacher's weights and teacher.precision (nothing of this block was "
-                             f"written)") from None
+                             f"{bad.what}; check the teacher's weights and teacher.precision (nothing of this block "
+                             f"was written)") from None
         return [(pass_, values) for (_, pass_), values in zip(wanted, found)]
 
     def images(self, block: int) -> dict[str, np.ndarray]:

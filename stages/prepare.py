@@ -84,11 +84,12 @@ def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers:
     prepared.put_on_record(store, left_out)
     if refused := [why for image_id, why in bad.items() if image_id not in left_out]:
         raise DatasetError("\n".join([
-            *refused, f"{dataset.name}: {len(refused)} of {len(ids)} images can't be prepared, the others are; mend them "
-                      f"and run this again, or leave them out with --skip-bad"]))
+            *refused, f"{dataset.name}: {len(refused)} of {len(ids)} images can't be prepared, the others are; mend "
+                      f"them and run this again, or leave them out with --skip-bad"]))
     wanted = [store.images[store.row_of[image_id]] for image_id in ids if image_id not in left_out]
     if not wanted:
-        raise DatasetError(f"{dataset.name}: not one of {len(ids)} images can be read; {store.folder}/skipped.tsv says why")
+        raise DatasetError(f"{dataset.name}: not one of {len(ids)} images can be read; {store.folder}/skipped.tsv says "
+                           f"why")
     write_json(report, {"identity": store.identity, "images": len(wanted), "skipped": len(ids) - len(wanted),
                         "dataset": prepared.meaning(source),
                         "digest": store.digest_of(wanted, range(1), [sample])})

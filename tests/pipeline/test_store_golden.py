@@ -4,6 +4,7 @@ tests/golden/store-v1/<codec>/ was made by `made` below and is never made again;
 of this version. A format that can't be read any more is a new format, and needs a folder of its own.
 """
 
+import re
 import shutil
 from pathlib import Path
 
@@ -95,3 +96,35 @@ def test_the_golden_rows_are_those_the_toy_was_made_of():
     for view in VIEWS:
         for pass_ in PASSES:
             assert all(np.array_equal(meant(pass_, view)[name], rows) for name, rows in values(pass_, view, images(COUNT)).items())
+
+
+def example():
+    """The reader in docs/cache-format.md."""
+    page = (Path(__file__).parents[2] / "docs/cache-format.md").read_text()
+    code, = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(code, names)
+    return names["read_row"]
+
+
+def test_the_reader_of_the_format_page_gives_the_golden_rows():
+    read_row = example()
+    for view in VIEWS:
+        for pass_ in PASSES:
+            for name, rows in meant(pass_, view).items():
+                for image, row in zip(images(COUNT), rows):
+                    found = read_row(golden("raw"), pass_.folder, name, image.id, view)
+                    assert found.dtype == row.dtype and np.array_equal(found, row)
+
+
+def test_the_reader_of_the_format_page_refuses_what_is_damaged(tmp_path):
+    read_row, folder = example(), shutil.copytree(golden("raw"), tmp_path / "copy")
+    store = Store.open(folder)
+    arrays = store.arrays("v000", GRAPH.folder)
+    for path in (folder / arrays["graph"].chunk_path(0), folder / arrays["graph_crc"].chunk_path(0), folder / "images/000000.tsv",
+                 store.mark_path("v000", GRAPH.folder, 0), folder / f"passes/{GRAPH.folder}.json", folder / "store.json"):
+        data = path.read_bytes()
+        path.write_bytes(data[:9] + bytes([data[9] ^ 1]) + data[10:])
+        with pytest.raises((AssertionError, ValueError, KeyError)):
+            read_row(folder, GRAPH.folder, "graph", images(1)[0].id, 0)
+        path.write_bytes(data)

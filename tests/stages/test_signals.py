@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: one line that says how much is done, exit code 75 or 130, and the next run ends in the same bytes."""
+"""SIGTERM and Ctrl-C: one line that says how much is done, exit code 75 or 130, and going on ends in the same bytes."""
 
 import os
 import shutil
@@ -21,12 +21,12 @@ def stopped(experiment, number: int, begun, *arguments: str) -> tuple[int, str, 
     process = subprocess.Popen([sys.executable, "-m", "pipeline.cli", arguments[0], "toy.yaml", *arguments[1:]],
                                cwd=experiment.folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not begun():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.005)
     os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out, [line for line in err.splitlines() if " left" not in line]        # without progress
 
 

@@ -1,0 +1,10 @@
+"""A table that a benchmark writes into a page of docs/, between `<!-- begin: NAME -->` and `<!-- end -->`."""
+
+from pathlib import Path
+
+
+def insert(page: Path, name: str, text: str) -> None:
+    begin, end = f"<!-- begin: {name} -->", "<!-- end -->"
+    before, marker, rest = page.read_text().partition(begin)
+    assert marker, f"{page} has no {begin}"
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
