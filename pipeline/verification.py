@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Values:
-    """What a field of a pass holds, over all views and blocks that are whole."""
+    """What a field of a pass holds, over the rows of all views that are as they were written."""
 
     dtype: np.dtype
     rows: int = 0
-    least: float = np.inf                        # of the finite values, as the others
+    least: float = np.inf
     greatest: float = -np.inf
     total: float = 0.0
     count: int = 0
@@ -36,21 +36,20 @@ class Values:
 
     def add(self, rows: np.ndarray, ids: Sequence[str]) -> None:
         flat = rows.reshape(len(rows), -1)
-        here = flat if finite(rows).all() else flat[np.isfinite(flat)]
-        if here.size:
-            self.least, self.greatest = min(self.least, float(here.min())), max(self.greatest, float(here.max()))
-        self.total, self.count = self.total + float(here.sum(dtype=np.float64)), self.count + here.size
+        self.least, self.greatest = min(self.least, float(flat.min())), max(self.greatest, float(flat.max()))
+        self.total, self.count = self.total + float(flat.sum(dtype=np.float64)), self.count + flat.size
         zero = ~flat.any(axis=1)
         self.rows, self.zero_rows = self.rows + len(rows), self.zero_rows + int(zero.sum())
         self.zero_ids = [*self.zero_ids, *(ids[i] for i in np.flatnonzero(zero))][:3]
 
 
 def table(values: dict[tuple[str, str], Values]) -> str:
-    lines = ["| field | type | rows | least | mean | greatest | rows all zero |", "|---|---|---|---|---|---|---|"]
+    lines = ["| field | type | rows | least | mean | greatest | rows all zero |", "|---" * 7 + "|"]
     for (folder, name), found in sorted(values.items()):
         named = f" ({', '.join(found.zero_ids)}{', ...' if found.zero_rows > 3 else ''})" if found.zero_rows else ""
-        numbers = (found.least, found.total / found.count, found.greatest) if found.count else (np.nan,) * 3
-        cells = [f"{folder}/{name}", found.dtype, found.rows, *(f"{n:.4g}" for n in numbers), f"{found.zero_rows}{named}"]
+        numbers = found.least, found.total / found.count, found.greatest
+        cells = [f"{folder}/{name}", found.dtype, found.rows, *(f"{n:.4g}" for n in numbers),
+                 f"{found.zero_rows}{named}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
@@ -149,9 +148,9 @@ def _faults_of_block(store: Store, view: str, folder: str, block: int, deep: boo
         if name in rows and f"{name}_crc" in rows:
             fine = (row_crcs(rows[name]) == rows[f"{name}_crc"]) & finite(rows[name])
             bad = listed([repr(image.id) for image, good in zip(images, fine) if not good])
-            if values is not None:
-                ids = [image.id for image in images]
-                values.setdefault((folder, name), Values(rows[name].dtype)).add(rows[name], ids)
+            if values is not None and fine.any():
+                ids = [image.id for image, good in zip(images, fine) if good]
+                values.setdefault((folder, name), Values(rows[name].dtype)).add(rows[name][fine], ids)
             if bad:
                 yield f"{store.folder}: {name!r} differs from its crc, or is not finite, for image {bad}"
 

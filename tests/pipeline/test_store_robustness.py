@@ -8,10 +8,12 @@ import contextlib
 import errno
 import itertools
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +256,29 @@ def test_a_reader_sees_a_block_that_is_repaired_under_it(tmp_path):
             reader.read(GRAPH, np.arange(4), np.zeros(4, int))
         store.write_block(GRAPH, 0, 0, meant)                # a new file of the same name
         assert np.array_equal(reader.read(GRAPH, np.arange(4), np.zeros(4, int))["graph"], meant["graph"])
+
+
+def test_readers_keep_few_files_open_share_them_between_threads_and_give_them_back(tmp_path):
+    store = filled(tmp_path, 40, [GRAPH])                    # 60 chunk files for each of two readers
+    before, limits = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)
+    readers = [Reader(store, [GRAPH], [row.id for row in images(40)], len(VIEWS), memory="disk") for _ in range(2)]
+    meant = {view: values(GRAPH, view, images(40))["graph"] for view in VIEWS}
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2 * (before + 10), limits[1]))
+
+        def read(seed):
+            positions, views = np.random.default_rng(seed).integers(0, (40, 3), (50, 2)).T
+            rows = readers[seed % 2].read(GRAPH, positions, views)["graph"]
+            return all(np.array_equal(row, meant[view][position]) for row, position, view in zip(rows, positions, views))
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(read, range(200)))
+        opened = len(os.listdir("/proc/self/fd")) - before
+        assert before + 10 <= opened < before + 10 + 8       # the limit is no lock
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    readers.clear()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 # The command line
