@@ -21,6 +21,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
         students: dict[str, Plugin], root: Path, images: int | None, measure: bool, device: str, batch: int) -> str:
     """Returns the plan in words. `images` plans for that many without a dataset on disk. Raises StoreError, after the plan's
     figures, if they exceed the free disk."""
+    root.mkdir(parents=True, exist_ok=True)
     source = dataset.build()
     count = images or len(source.ids("train"))
     context = cache.context(teacher.model, source, prepare.size)
@@ -42,7 +43,6 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
                   f"time to fill: {duration(cost.fill_total_s(sizes))}",
                   f"paid for itself after {cost.break_even_epochs(sizes):.1f} student epochs, whatever the number of students; "
                   f"a step with the teacher in it would take {1 + cost.teacher_s / cost.student_s:.2f}x a plain one"]
-    root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free
     if sizes.total_bytes > free:
         raise StoreError("\n".join([*lines, f"{root}: {words(sizes.total_bytes)} are needed, {words(free)} are free; choose "
@@ -68,7 +68,7 @@ def measured(source, prepare, views, teacher, named, context, training, students
 
     list_of_targets = [target for target, _ in named.values()]
     passes = [pass_ for _, pass_ in named.values()]
-    with tempfile.TemporaryDirectory(dir=_made(root), prefix="plan-") as folder:
+    with tempfile.TemporaryDirectory(dir=root, prefix="plan-") as folder:
         store = Store.create_or_open(Path(folder), "targets", "plan", {"plan": 1}, block_rows=sizes.rows_of_block, card={})
         store.grow([ImageRow(f"{i}", "-", "-") for i in range(-(-MEASURED_VIEWS // sizes.rows_of_block) * sizes.rows_of_block)])
         for pass_ in passes:
@@ -101,11 +101,6 @@ def timed(work, device, calls=3) -> float:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return best
-
-
-def _made(root: Path) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    return root
 
 
 def words(num_bytes: float) -> str:

@@ -15,7 +15,7 @@ from toy_store import GRAPH, MATRIX, PASSES, RECORD, VIEWS, create, fill, filled
 from pipeline.errors import StoreError
 from pipeline.identity import difference
 from pipeline.store import ImageRow, Pass, Store, digest_array, identity_digest
-from pipeline.storefiles import CRC, Array, codec_chain, row_crcs
+from pipeline.storefiles import Array, codec_chain, row_crcs
 from pipeline.targets.base import Field
 
 

@@ -36,7 +36,7 @@ class Live:
         rows = self.samples.read(self.sample, positions, np.zeros_like(positions))
         return rows["image"], rows["label"], self.reader.read(cache.MATRIX, positions, numbers)["matrix"]
 
-    def compute(self, images, labels, matrices, permuted=True):
+    def compute(self, images, labels, matrices):
         output, seen = self.answers.output(images, labels, matrices)
         return {name: target.compute(output, seen, self.context) for name, (target, _) in self.named.items()}
 
