@@ -310,6 +310,28 @@ def evaluate(config, overrides, student, method, seed, teacher, device, workers,
                          workers=workers))
 
 
+@main.command("study")
+@click.argument("study", type=click.Path(path_type=Path))
+@_root
+@_device
+@click.option("--jobs", type=click.IntRange(min=1), default=os.cpu_count(), show_default="cores", help="Runs at a time.")
+def study(study, root, device, jobs):
+    """Train and score one student in several arms over many seeds, and answer the question the file names beforehand.
+
+    Reads configs/studies/<study>.yaml, the experiment's prepared store, teacher and cache; writes runs/<study>/<arm>-<seed>,
+    reports/studies/<study>/<arm>-<seed>.json and the table reports/studies/<study>.md. Run again, it goes on.
+
+    \b
+    $ pipeline study configs/studies/camvid-120.yaml --jobs 2
+    """
+    from pipeline.study import read
+    from stages import evaluate, study as stage, train_student
+    found = read(study)
+    click.echo(stage.run(study=found, root=root, weights_file=_teacher_weights(found.config), runs=Path("runs"),
+                         report=Path("reports/studies") / f"{found.name}.md", jobs=jobs, device=_pick(device),
+                         train=train_student.run, evaluate=evaluate.run))
+
+
 @main.group("score")
 def score():
     """Score files of predictions, of whatever origin, as CULane's, LLAMAS's, ApolloScape's and Cityscapes' evaluators do."""

@@ -5,7 +5,8 @@
     <split>annot/<name>.png          labels 0..11, 11 = void
 
 SegNet's own lists say "/SegNet/CamVid/train/<name>.png ..."; of any path only the last folder and the name are used. An
-image id is "<split>/<name>". The class "pavement" is the sidewalk; lane markings are part of the road in this version.
+image id is "<split>/<name>". "test/Seq05VD" is the part of the split test whose names begin with Seq05VD, a sequence that neither train
+nor val has frames of (the rest of test is of one that they have). The class "pavement" is the sidewalk; lane markings are part of the road in this version.
 
 Sources: Brostow, Fauqueur, Cipolla, "Semantic Object Classes in Video: A High-Definition Ground Truth Database",
 Pattern Recognition Letters 30(2), 2009; Badrinarayanan, Kendall, Cipolla, "SegNet", TPAMI 2017 (split, classes,
@@ -43,8 +44,12 @@ class Dataset(DatasetBase):
         self._lists: dict[str, dict[str, list[Path]]] = {}
 
     def ids(self, split: str) -> list[str]:
+        split, _, sequence = split.partition("/")
         require_split(split, self.splits, self.root)
-        return list(self._read(split))
+        found = [image_id for image_id in self._read(split) if image_id.startswith(f"{split}/{sequence}")]
+        if not found:
+            raise DatasetError(f"{self.root / split}.txt: names no frame of the sequence {sequence!r}; correct the split")
+        return found
 
     def image(self, image_id: str) -> np.ndarray:
         return read_rgb(self.files(image_id)[0])

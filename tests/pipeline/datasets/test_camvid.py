@@ -38,6 +38,13 @@ def test_lists_of_either_syntax_are_read(tmp_path, line, suffix):
     assert data.files("val/val_1") == [tmp_path / f"val/val_1{suffix}", tmp_path / "valannot/val_1.png"]
 
 
+def test_a_sequence_of_a_split_can_be_asked_for(tmp_path):
+    data = make(tmp_path)
+    assert data.ids("val/val_1") == ["val/val_1"]
+    with pytest.raises(DatasetError, match="names no frame of the sequence 'Seq05VD'"):
+        data.ids("test/Seq05VD")
+
+
 def test_void_is_ignored_and_the_rest_is_kept(tmp_path):
     data = make(tmp_path)
     raw = np.array(Image.open(tmp_path / "trainannot/train_1.png"))
@@ -79,6 +86,7 @@ def test_the_real_splits_have_their_sizes(camvid):
     counts = {split: len(camvid.ids(split)) for split in camvid.splits}
     assert counts == {"train": 367, "val": 101, "test": 233}
     assert len({image_id for split in camvid.splits for image_id in camvid.ids(split)}) == 701
+    assert len(camvid.ids("test/Seq05VD")) == 171 and not any("Seq05VD" in image_id for image_id in camvid.ids("train"))
     assert camvid.ids("train")[0] == "train/0001TP_006690"
 
 
