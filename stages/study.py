@@ -5,6 +5,8 @@ knows no other: the command line hands in those that train and score.
 """
 
 import json
+import os
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -69,7 +71,7 @@ def run(*, study: Study, root: Path, weights_file: Path, runs: Path, report: Pat
     if weights_file.exists() and not (scores / "teacher.json").exists():
         model = study.config.teacher.model
         write_json(scores / "teacher.json", {"scores": work.scored(study.config, model, None, weights_file, work.runs / "teacher")})
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool, \
+    with ProcessPoolExecutor(jobs, get_context("spawn"), leave_with_parent, [os.getpid()]) as pool, \
             Progress(study.name, len(cells), "cells", len(cells) - len(left)) as progress:
         futures = [pool.submit(work.run, arm, seed) for arm, seed in left]
         try:
@@ -80,6 +82,16 @@ def run(*, study: Study, root: Path, weights_file: Path, runs: Path, report: Pat
         finally:
             pool.shutdown(cancel_futures=True)
     return write(study, scores, report)
+
+
+def leave_with_parent(parent: int) -> None:
+    """A process that lost its parent, killed perhaps, would train to the end of its cell beside the one started again."""
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def answered(study: Study, scores: Path, arm: Arm, seed: int) -> dict | None:
