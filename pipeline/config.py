@@ -76,6 +76,7 @@ class Training:
     fresh_views: bool                           # True: new views each epoch instead of the K stored ones (no targets then)
     precision: Literal["fp32", "tf32", "bf16"]
     photometric: Photometric
+    optimiser: Literal["sgd", "adamw"] = "sgd"  # adamw: `momentum` is its first beta, the second is 0.999
     checkpoint_every: int = 500
     norm_every: int = 200                       # steps between measurements of every term's gradient norm
 

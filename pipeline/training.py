@@ -54,8 +54,12 @@ class Step:
         self.terms = {term_name(terms, i): (term, loss) for i, (term, loss) in enumerate(zip(terms, losses))}
         self.losses = nn.ModuleList(losses)
         parameters = [*model.parameters(), *self.losses.parameters()]
-        self.optimiser = torch.optim.SGD(parameters, training.lr, momentum=training.momentum,
-                                         weight_decay=training.weight_decay)
+        if training.optimiser == "adamw":
+            self.optimiser = torch.optim.AdamW(parameters, training.lr, betas=(training.momentum, 0.999),
+                                               weight_decay=training.weight_decay)
+        else:
+            self.optimiser = torch.optim.SGD(parameters, training.lr, momentum=training.momentum,
+                                             weight_decay=training.weight_decay)
 
     def loss_terms(self, batch: Batch) -> tuple[Output, dict[str, tuple[float, Tensor]]]:
         """The student's output as it ran, and every term that counts at this step with its weight."""
