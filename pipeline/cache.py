@@ -3,8 +3,10 @@
 A cache never holds pixels: it holds, per (image, view), the view's matrix and every target's fields.
 """
 
+import functools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,26 +17,44 @@ from pipeline.datasets.base import DatasetBase
 from pipeline.errors import ConfigError, StoreError
 from pipeline.frames import canvas
 from pipeline.lookup import find_class
-from pipeline.models.base import ModelBase, Output, shapes
-from pipeline.store import Pass
+from pipeline.models._flipped import FlipAveraged
+from pipeline.models.base import ModelBase, Output, as_float, shapes
+from pipeline.store import ImageRow, Pass, Store
+from pipeline.storefiles import AnyPath
 from pipeline.targets.base import Context, Field, TargetType
 
 MATRIX = Pass("matrix", {"type": "matrix", "version": geometry.VERSION},
               {"matrix": Field((2, 3), "float64", ("row", "column"))})
 
 
-def build_teacher(teacher: Teacher, dataset: DatasetBase, size: tuple[int, int]) -> ModelBase:
-    return teacher.model.build(num_classes=len(dataset.classes), size=canvas(size), lanes=0)
+def build_teacher(teacher: Teacher, dataset: DatasetBase, size: tuple[int, int], lanes: int = 0) -> ModelBase:
+    return teacher.model.build(num_classes=len(dataset.classes), size=canvas(size), lanes=lanes)
+
+
+def load_teacher(teacher: Teacher, dataset: DatasetBase, size: tuple[int, int], weights_file: Path) -> ModelBase:
+    """The network as it answers, with these weights, and with the existence head if they have one."""
+    state = weights.load_file(weights_file)
+    model = build_teacher(teacher, dataset, size, dataset.lanes if weights.has_existence(state) else 0)
+    weights.load_into(model, state, str(weights_file))
+    return as_it_answers(model, teacher, dataset)
+
+
+def as_it_answers(model: ModelBase, teacher: Teacher, dataset: DatasetBase) -> ModelBase:
+    return FlipAveraged(model, dataset.mirror, dataset.mirror_lanes) if teacher.flip_average else model
 
 
 def context(model: Plugin, dataset: DatasetBase, size: tuple[int, int], lanes: int = 0) -> Context:
     """Grids and channels of a network on this dataset, without running it."""
+    regions = range(len(dataset.classes)) if dataset.regions is None else dataset.regions
+    return described(model, len(dataset.classes), regions, size, lanes)
+
+
+def described(model: Plugin, num_classes: int, regions: Sequence[int], size: tuple[int, int], lanes: int = 0) -> Context:
+    """The same of what a dataset says."""
     height_width = canvas(size)
-    num_classes = len(dataset.classes)
     output = shapes(lambda: model.build(num_classes=num_classes, size=height_width, lanes=lanes), height_width)
-    named = {**output.features, "logits": output.logits}
-    regions = tuple(range(num_classes)) if dataset.regions is None else tuple(dataset.regions)
-    return Context(num_classes, regions, height_width, {role: tuple(f.shape[-2:]) for role, f in named.items()},
+    named = output.features if output.logits is None else {**output.features, "logits": output.logits}
+    return Context(num_classes, tuple(regions), height_width, {role: tuple(f.shape[-2:]) for role, f in named.items()},
                    {role: f.shape[1] for role, f in named.items()})
 
 
@@ -49,7 +69,8 @@ def identity(dataset: DatasetBase, prepare: Prepare, views: Views, teacher: Teac
                   "permutation": list(dataset.mirror) if views.mirror and dataset.mirror else None},
         "regions": list(regions),
         "teacher": {"name": teacher.model.name, "args": dict(sorted(teacher.model.args.items())), "version": model.version,
-                    "layers": dict(model.layers), "weights": weights_digest, "precision": teacher.precision},
+                    **model.made_from(teacher.model.args), "weights": weights_digest, "precision": teacher.precision,
+                    **({"flip_average": True} if teacher.flip_average else {})},
     }
 
 
@@ -64,8 +85,31 @@ def target_passes(targets: Mapping[str, Plugin], context: Context) -> dict[str, 
     result = {}
     for name, plugin in targets.items():
         target = plugin.build()
+        if "logits" not in context.grids and needs_logits(target):
+            raise ConfigError(f"targets.{name}: is made from logits, and this teacher has none (teacher.logits); leave it out, or "
+                              f"name a layer with one channel a class")
         result[name] = (target, Pass(plugin.name, target.record(plugin.name), target.fields(context)))
     return result
+
+
+def by_labels(identity_record: dict, target: TargetType) -> bool:
+    """Whether a changed label refuses its rows: because the target looks at labels, or because the teacher does."""
+    model: type[ModelBase] = find_class("models", identity_record["teacher"]["name"])
+    return target.uses_labels or model.uses_labels
+
+
+def open_whole(root: AnyPath, dataset: str, identity_record: dict, images: Sequence[ImageRow], num_views: int,
+               named: Mapping[str, tuple[TargetType, Pass]], config: Path) -> tuple[Store, list[Pass]]:
+    """The cache of this identity and its passes, the matrices first, all of them whole for these images and views. Raises
+    StoreError with what to run."""
+    passes = {pass_.folder: (pass_, by_labels(identity_record, target)) for target, pass_ in named.values()}
+    wanted = [(MATRIX, False), *passes.values()]
+    try:
+        store = Store.find(root, "targets", dataset, identity_record)
+        store.check(list(images), range(num_views), wanted)
+    except StoreError as error:
+        raise StoreError(f"{error}; run `pipeline cache-teacher {config}`") from None
+    return store, [pass_ for pass_, _ in wanted]
 
 
 def weights_digest(teacher: Teacher, path: Path) -> str:
@@ -109,30 +153,68 @@ class Answers:
             torch.from_numpy(images).to(self.device), torch.from_numpy(labels).to(self.device), torch.from_numpy(matrices),
             content=self.content, permutation=self.dataset.mirror)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            output = self.model(shown)
-        return Output(output.logits.float(), {role: f.float() for role, f in output.features.items()}), labels_BHW
+            output = self.model(shown, labels_BHW)
+        return as_float(output), labels_BHW
 
     def rows(self, targets: Sequence[TargetType], images: np.ndarray, labels: np.ndarray,
              matrices: np.ndarray) -> list[dict[str, np.ndarray]]:
         """For each target, its encoded fields [n, ...] for these n images. Raises BadAnswer."""
-        parts = [[] for _ in targets]
-        for start in range(0, len(images), self.batch):
-            chosen = np.arange(start, start + self.batch).clip(max=len(images) - 1)
-            kept = min(self.batch, len(images) - start)
-            output, labels_BHW = self.output(images[chosen], labels[chosen], matrices[chosen])
-            refuse_output(output, targets, start)
-            for number, (part, target) in enumerate(zip(parts, targets)):
-                values = target.compute(output, labels_BHW, self.context)
-                refuse_values(values, target, number, labels_BHW, self.context, start)
-                part.append({name: rows[:kept] for name, rows in encoded(values, target, number, start).items()})
-        return [{name: np.concatenate([p[name] for p in part]) for name in part[0]} for part in parts]
+        return joined([self._batch(targets, images, labels, matrices, start) for start in range(0, len(images), self.batch)])
+
+    def begin(self, targets: Sequence[TargetType], images: np.ndarray, labels: np.ndarray,
+              matrices: np.ndarray) -> Callable[[], list[dict[str, np.ndarray]]]:
+        """The same, answered by threads while the caller does something else; what it returns waits for the rows. Two batches
+        are under way at a time, each in a stream of its own, so that one is copied and encoded while the other is in the
+        network."""
+        waiting = [self._threads.submit(self._batch, targets, images, labels, matrices, start)
+                   for start in range(0, len(images), self.batch)]
+        return lambda: joined([part.result() for part in waiting])
+
+    @functools.cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        def own_stream():
+            torch.cuda.synchronize(self.device)      # the weights are there
+            torch.cuda.set_stream(torch.cuda.Stream(self.device))
+        return ThreadPoolExecutor(2, "answers", own_stream) if self.device.type == "cuda" else ThreadPoolExecutor(1, "answers")
+
+    def _batch(self, targets, images, labels, matrices, start: int) -> list[dict[str, np.ndarray]]:
+        chosen = np.arange(start, start + self.batch).clip(max=len(images) - 1)
+        kept = min(self.batch, len(images) - start)
+        output, labels_BHW = self.output(images[chosen], labels[chosen], matrices[chosen])
+        refuse_output(output, targets, start)
+        found = []
+        for number, target in enumerate(targets):
+            values = computed(target, output, labels_BHW, self.context)
+            refuse_values(values, target, number, labels_BHW, self.context, start)
+            found.append({name: rows[:kept] for name, rows in encoded(values, target, number, start).items()})
+        return found
+
+
+def joined(batches: Sequence[list[dict[str, np.ndarray]]]) -> list[dict[str, np.ndarray]]:
+    """Rows by target, of all batches."""
+    return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in zip(*batches)]
+
+
+def computed(target: TargetType, output: Output, labels_BHW: torch.Tensor, context: Context) -> dict[str, torch.Tensor]:
+    """What a target makes of a teacher's output; of a flip-averaged one, the mean of what it makes of both. Raises ConfigError
+    where whole numbers are stored that differ, of which there is no mean."""
+    values = target.compute(output, labels_BHW, context)
+    if output.mirrored is None:
+        return values
+    others = target.compute(output._replace(features=output.mirrored, mirrored=None), labels_BHW, context)
+    for name, value in values.items():
+        if not value.is_floating_point() and not torch.equal(value, others[name]):
+            raise ConfigError(f"teacher.flip_average: {name} of a {type(target).__module__.rpartition('.')[2]} target differs in "
+                              f"the mirrored image, and there is no mean of it; write false, or leave that target out")
+    return {name: (value + others[name]) / 2 if value.is_floating_point() else value for name, value in values.items()}
 
 
 # A teacher that is broken is noticed at its first answer, not when a student has learned nothing
 
 def refuse_output(output: Output, targets: Sequence[TargetType], start: int) -> None:
     """Raises BadAnswer at NaN, infinity, or a map that is the same everywhere, in the layers that the targets read."""
-    for role, map_BChw in {**output.features, "logits": output.logits}.items():
+    maps = output.features if output.logits is None else {**output.features, "logits": output.logits}
+    for role, map_BChw in maps.items():
         readers = [number for number, target in enumerate(targets) if role in layers_of(target)]
         if readers and map_BChw[0, 0].numel() > 1:
             low_BC, high_BC = map_BChw.amin(dim=(2, 3)), map_BChw.amax(dim=(2, 3))
@@ -178,6 +260,10 @@ def encoded(values: Mapping[str, torch.Tensor], target: TargetType, number: int,
             except OverflowError:
                 raise BadAnswer(start + image, [number], str(error)) from None
         raise
+
+
+def needs_logits(target: TargetType) -> bool:
+    return "logits" in layers_of(target) or getattr(target, "regions", "label") != "label"
 
 
 def layers_of(target: TargetType) -> set[str]:

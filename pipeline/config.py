@@ -7,6 +7,7 @@ the keywords of its class, so a plug-in needs no registration here.
 
 import dataclasses
 import inspect
+import json
 import types
 import typing
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ class Plugin:
     name: str
     args: dict[str, Any]
 
-    def build(self, **injected):
+    def build(self, **injected: Any) -> Any:
         return find_class(self.kind, self.name)(**injected, **self.args)
 
 
@@ -76,7 +77,16 @@ class Training:
     fresh_views: bool                           # True: new views each epoch instead of the K stored ones (no targets then)
     precision: Literal["fp32", "tf32", "bf16"]
     photometric: Photometric
-    optimiser: Literal["sgd", "adamw"] = "sgd"  # adamw: `momentum` is its first beta, the second is 0.999
+    optimiser: Literal["sgd", "adamw"] = "sgd"  # adamw (Loshchilov and Hutter, ICLR 2019): `momentum` is its first beta, the second 0.999
+    warmup_steps: int = 0                       # lr rises in a straight line over these steps, below the schedule
+    nesterov: bool = False                      # of SGD: the gradient is taken where the momentum leads
+    head_lr: float = 1.0                        # lr of all but the network's backbone is multiplied by this
+    held_out: int = 0                           # images kept from training; at each checkpoint every term is measured on them
+    class_weights: tuple[float, ...] | Literal["enet"] | None = None    # of the cross-entropy, by class; enet: from the labels
+    ema: float = 0.0                            # decay of the weights' running mean, which is then what a run leaves; 0: the last
+    accumulate: int = 1                         # parts of a batch that run one after the other, for memory; batch norm sees a part
+    channels_last: bool = False                 # convolutions' memory format: faster on GPUs with tensor cores, rounds otherwise
+    compile: bool = False                       # torch.compile of the network; what it cannot take runs as it is
     checkpoint_every: int = 500
     norm_every: int = 200                       # steps between measurements of every term's gradient norm
 
@@ -87,6 +97,7 @@ class Teacher:
     checkpoint: Path | None                     # trained weights of the whole network; None: `train-teacher` makes them
     backbone: Path | None                       # ImageNet weights to start training from, torchvision names
     precision: Literal["fp32", "tf32", "bf16"]  # of the teacher's pass over the data
+    flip_average: bool = False                  # it also looks at the mirrored image; refused as mirrored views are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +189,15 @@ def load(path: Path | str, overrides: typing.Sequence[str] = ()) -> Config:
     return Config(path=path, overrides=tuple(overrides), raw=raw, **values)
 
 
+def plugin(kind: str, name: str, args: typing.Mapping[str, Any]) -> Plugin:
+    """A plug-in from its name and keywords, checked as an entry of a file is. Raises ConfigError with all faults."""
+    faults = _Faults(kind)
+    found = _plugin(kind, {"name": name, **json.loads(json.dumps(args))}, name, faults, "name")     # lists for tuples, as in YAML
+    faults.stop()
+    assert found is not None
+    return found
+
+
 class _Faults(list):
     def __init__(self, path):
         super().__init__()
@@ -240,6 +260,7 @@ def _convert(value, kind, where, faults):
     if origin in (tuple, list) or kind in (tuple, list):
         if not isinstance(value, list):
             return faults.add(where, f"expected a list, got {_show(value)}")
+        kinds: typing.Sequence[Any]
         if origin is tuple and Ellipsis not in inner:
             if len(value) != len(inner):
                 return faults.add(where, f"expected {len(inner)} values, got {len(value)}")
@@ -329,11 +350,11 @@ def _plugin(kind, value, where, faults, name_key, name=None, keep=()) -> Plugin 
 
 
 def _teacher(value, where, faults):
-    own = ("checkpoint", "backbone", "precision")
+    own = ("checkpoint", "backbone", "precision", "flip_average")
     model = _plugin("models", value, where, faults, "name", keep=own)
     rest = {k: v for k, v in value.items() if k in own} if isinstance(value, dict) else {}
     keywords = _keywords(Teacher, rest, where, faults, injected={"model"})
-    return None if faults else Teacher(model=model, **keywords)
+    return None if faults or model is None else Teacher(model=model, **keywords)
 
 
 def _term(value, where, faults):
@@ -342,7 +363,7 @@ def _term(value, where, faults):
     rest = {k: v for k, v in value.items() if k in own} if isinstance(value, dict) else {}
     rest.setdefault("reads", [])
     keywords = _keywords(Term, rest, where, faults, injected={"loss"})
-    return None if faults else Term(loss=loss, **keywords)
+    return None if faults or loss is None else Term(loss=loss, **keywords)
 
 
 def _mapping(read):
@@ -390,18 +411,29 @@ def _check_across(values, faults):
                                                  f"it reads {' or '.join(accepted) or 'no target'}")
         if len(set(names)) != len(names):
             faults.add(f"methods.{method}", "the same loss with the same targets stands there twice")
+    for name, student in values["students"].items():
+        if find_class("models", student.name).uses_labels:
+            faults.add(f"students.{name}", f"{student.name} answers from the labels it is shown and can only teach; choose another")
     views, teacher = values["views"], values["teacher"]
     if views.count < 1:
         faults.add("views.count", f"expected at least 1, got {views.count}")
     if not 0 < views.scale[0] <= views.scale[1]:
         faults.add("views.scale", f"expected two rising positive numbers, got {list(views.scale)}")
-    if teacher.checkpoint is None and values["teacher_training"] is None:
+    if teacher.checkpoint is None and values["teacher_training"] is None and not find_class("models", teacher.model.name).own_weights:
         faults.add("teacher", "has no checkpoint and there is no teacher_training; give one of them")
     for section in ("training", "teacher_training"):
         training = values[section]
-        for name in ("steps", "batch", "checkpoint_every", "norm_every"):
+        for name in ("steps", "batch", "accumulate", "checkpoint_every", "norm_every"):
             if training is not None and getattr(training, name) < 1:
                 faults.add(f"{section}.{name}", f"must be positive, got {getattr(training, name)}")
+        if training is not None and not 0 <= training.ema < 1:
+            faults.add(f"{section}.ema", f"expected 0 (off) or a decay below 1, as 0.999, got {training.ema}")
+        if training is not None and training.warmup_steps < 0:
+            faults.add(f"{section}.warmup_steps", f"expected 0 or more, got {training.warmup_steps}")
+        if training is not None and training.nesterov and (training.optimiser != "sgd" or training.momentum == 0):
+            faults.add(f"{section}.nesterov", "is a kind of SGD's momentum; write optimiser: sgd and a momentum, or false")
+        if training is not None and training.class_weights is not None and training.background_weight != 1:
+            faults.add(f"{section}.class_weights", "says the background's weight too; write background_weight: 1.0")
     for section in ("students", "methods"):
         for name in values[section]:
             if "-" in name:                     # a run is called student-method-seed

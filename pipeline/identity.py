@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def sha256(data: bytes) -> str:
 
 def difference(here: dict, asked: dict) -> list[str]:
     """Where two records differ: ["teacher.weights: '1a2b' here, '9f8e' asked for"]. A tuple is a list, as in JSON."""
-    def compare(mine, theirs, path):
+    def compare(mine: object, theirs: object, path: list[str]) -> Iterator[str]:
         if isinstance(mine, dict) and isinstance(theirs, dict):
             for key in [*mine, *(key for key in theirs if key not in mine)]:
                 yield from compare(mine.get(key, ABSENT), theirs.get(key, ABSENT), [*path, str(key)])
@@ -37,7 +38,7 @@ def difference(here: dict, asked: dict) -> list[str]:
     return list(compare(here, json.loads(json.dumps(asked)), []))
 
 
-def short(value) -> str:
+def short(value: object) -> str:
     text = "nothing" if value is ABSENT else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

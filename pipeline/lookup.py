@@ -3,7 +3,9 @@
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
 from pipeline.errors import ConfigError
 
@@ -25,11 +27,12 @@ def find(kind: str, name: str) -> ModuleType:
     return importlib.import_module(f"pipeline.{kind}.{name}")
 
 
-def find_class(kind: str, name: str) -> type:
+def find_class(kind: str, name: str) -> type[Any]:
     """The class a plug-in offers, e.g. `Target` of pipeline/targets/affinity.py."""
-    return getattr(find(kind, name), KINDS[kind])
+    found: type[Any] = getattr(find(kind, name), KINDS[kind])
+    return found
 
 
-def did_you_mean(name: str, offered) -> str:
+def did_you_mean(name: str, offered: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(offered), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 
 NAMES_SHOWN = 3
+CLASSIFIERS = {"fc", "classifier"}      # of torchvision's ImageNet networks
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
@@ -97,21 +98,26 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], where: str | Path
 def load_backbone(network: nn.Module, path: str | Path) -> None:
     """Puts an ImageNet checkpoint of torchvision's names into the backbone and leaves the heads as they are.
 
-    `fc.*`, its classifier, is ignored; batch counters may be missing (files older than torch 0.4.1 have none). Raises
-    ConfigError if anything else is missing, unexpected or of another shape.
+    `fc.*` or `classifier.*`, its classifier, is ignored; batch counters may be missing (files older than torch 0.4.1 have
+    none). Raises ConfigError if anything else is missing, unexpected or of another shape.
     """
     if not hasattr(network, "backbone"):
         kind = type(network).__module__.rpartition(".")[2]
-        raise ConfigError(f"{path}: {kind} has no backbone to load; ImageNet weights are for resnet networks")
+        raise ConfigError(f"{path}: {kind} has no backbone to load; ImageNet weights are for the resnets, vgg16 and adapter")
     wanted = {name: tensor for name, tensor in network.state_dict().items()
               if name.partition(".")[0] in network.backbone}
     counters = {name: tensor for name, tensor in wanted.items() if name.endswith(".num_batches_tracked")}
-    state = counters | {name: tensor for name, tensor in load_file(path).items() if name.partition(".")[0] != "fc"}
+    state = counters | {name: tensor for name, tensor in load_file(path).items() if name.partition(".")[0] not in CLASSIFIERS}
     faults = differences(wanted, state)
     if faults:
         raise ConfigError(f"{path}: does not fit the backbone: {faults}; name an ImageNet checkpoint of the same "
                           f"depth, with torchvision's names, and leave the width at 64")
     network.load_state_dict(state, strict=False)
+
+
+def has_existence(state: Mapping[str, Tensor]) -> bool:
+    """Whether a lane-existence head is among the weights."""
+    return any("existence" in name.split(".") for name in state)
 
 
 def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

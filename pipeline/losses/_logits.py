@@ -17,12 +17,17 @@ Grid = Literal["student", "teacher"]
 
 def compared(output: Output, batch: Batch, name: str, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     """Logits of student and teacher [B, K, h, w] on one grid; which of its cells [B, h, w] lie at least half inside."""
-    mine, theirs = output.logits.float(), batch.rows[name]["logits"]
+    return on_one_grid(output, batch.rows[name]["logits"], batch.inside_BHW, grid)
+
+
+def on_one_grid(output: Output, theirs: Tensor, inside_BHW: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of the teacher's logits themselves."""
+    mine = output.logits.float()
     if grid == "student":
         theirs = F.interpolate(theirs, mine.shape[-2:], mode="bilinear", align_corners=False)
     else:
         mine = F.adaptive_avg_pool2d(mine, theirs.shape[-2:])
-    inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), mine.shape[-2:])[:, 0] >= 0.5
+    inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), mine.shape[-2:])[:, 0] >= 0.5
     return mine, theirs, inside_Bhw
 
 

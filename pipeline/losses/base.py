@@ -8,8 +8,9 @@ checkpointed with the student.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Mapping
+from typing import Callable, ClassVar, Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.models.base import Output
@@ -27,12 +28,43 @@ class Batch:
     rows: Mapping[str, Mapping[str, Tensor]]        # target name -> decoded fields [B, ...]
     step: int
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """On this device, as a tensor's `to`; a training loop of one's own, or Lightning, moves batches so."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """As DataLoader's `pin_memory` asks for."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def parts(self, count: int) -> list["Batch"]:
+        """Equal parts, in order."""
+        if count == 1:
+            return [self]
+        size = len(self.images_B3HW) // count
+        return [self._each(lambda tensor: tensor[start:start + size]) for start in range(0, count * size, size)]
+
+    def tensors(self) -> list[Tensor]:
+        found: list[Tensor] = []
+
+        def take(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self._each(take)
+        return found
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        rows = {name: {field: change(values) for field, values in fields.items()} for name, fields in self.rows.items()}
+        flags = None if self.existence_BL is None else change(self.existence_BL)
+        return Batch(change(self.images_B3HW), change(self.labels_BHW), change(self.inside_BHW), flags, rows, self.step)
+
     def with_rows(self, rows: Mapping[str, Mapping[str, Tensor]]) -> "Batch":
         return dataclasses.replace(self, rows=rows)
 
 
 class LossModule(nn.Module):
     reads_types: ClassVar[tuple[str, ...]] = ()     # target types it can read, e.g. ("affinity",)
+    needs_survey: bool = False                      # whether `survey` must be called before the first `forward`
 
     def __init__(self, *, reads: Mapping[str, TargetType], context: Context | None, student: Context):
         super().__init__()
@@ -40,4 +72,9 @@ class LossModule(nn.Module):
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
         """A scalar: a sum over what it reads, a mean over the batch. 0 with zero gradient where nothing can be compared."""
+        raise NotImplementedError
+
+    def survey(self, rows: Iterable[Mapping[str, Mapping[str, Tensor]]]) -> None:
+        """Looks through the dataset once before the first step, and keeps what it needs of it in buffers. `rows` are decoded as
+        in Batch, some images at a time, of the plain view, in an order that follows from the images' ids alone."""
         raise NotImplementedError

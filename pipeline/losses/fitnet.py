@@ -6,7 +6,7 @@ labels' term from the first step (the paper trains up to the layer alone at firs
 on the stored grid, to which the student's are averaged (or resized bilinearly, where they are coarser): mean over
 channels and cells at least half inside the image, then over images. `normalise: teacher` divides by the mean square of
 the teacher's features over the same cells, image by image, so that a weight does not depend on how large activations
-are and 1 is the loss of a student that says zero.
+are and 1 is the loss of a student that says zero. `components` are features that were stored in fewer directions.
 
 B images, C channels, h w the stored grid.
 """
@@ -22,7 +22,7 @@ from pipeline.models.base import Output
 
 
 class Loss(LossModule):
-    reads_types = ("features",)
+    reads_types = ("features", "components")
 
     def __init__(self, *, reads, context, student, normalise: Literal["none", "teacher"] = "none"):
         super().__init__(reads=reads, context=context, student=student)

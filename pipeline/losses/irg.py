@@ -8,9 +8,10 @@ over classes and the pixels inside, the teacher's upsampled to the student's gri
 `vertices` are their weights inside this term.
 
 The teacher's edges come from sketches (targets/sketch.py), for any batch, and err by a few per cent; the student's are
-exact. Distances that vanish against the features' own size are 0, without gradient. Images that see nothing are in no
-edge. The loss relates images, so it is no mean over them. Edges of two images say nothing (the largest is 1 on both
-sides).
+exact. From `features` targets instead, named in the order of depth, the teacher's are exact too, for any batch, at the
+price of the features; the student's maps are then brought to the stored grid first. Distances that vanish against the
+features' own size are 0, without gradient. Images that see nothing are in no edge. The loss relates images, so it is no
+mean over them. Edges of two images say nothing (the largest is 1 on both sides).
 
 B images, N values of a layer's map, K classes, h w the student's logit grid, L layers.
 """
@@ -21,12 +22,13 @@ from torch.nn import functional as F
 
 from pipeline.losses.base import Batch, LossModule
 from pipeline.models.base import Output
+from pipeline.targets.sketch import change
 
 VANISHING = 1e-10                           # a squared distance, in units of the mean squared length
 
 
 class Loss(LossModule):
-    reads_types = ("sketch", "logits")
+    reads_types = ("sketch", "logits", "features")
 
     def __init__(self, *, reads, context, student, edges: float = 5.0, transformations: float = 5.0,
                  vertices: float = 0.1):
@@ -36,14 +38,22 @@ class Loss(LossModule):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         total = 0.0
         seen_B = batch.inside_BHW.flatten(1).any(dim=1)
+        counts_BB, earlier = seen_B[:, None] & seen_B, None
         for name, target in self.reads.items():
             rows = batch.rows[name]
             if "logits" in rows:
                 total = total + self.vertices * vertices(output.logits.float(), rows["logits"], batch.inside_BHW)
                 continue
+            if "features" in rows:
+                pair = target.compute(output, batch.labels_BHW, self.context)["features"], rows["features"]
+                total = total + self.edges * difference(*(distances(side.flatten(1)) for side in pair), counts_BB)
+                if earlier is not None:
+                    total = total + self.transformations * difference(*map(change, earlier, pair), seen_B)
+                earlier = pair
+                continue
             for layer, theirs_BS in zip(target.layers, rows["sketch"].unbind(dim=1)):
                 mine_BB, theirs_BB = distances(output.features[layer].float().flatten(1)), distances(theirs_BS)
-                total = total + self.edges * difference(mine_BB, theirs_BB, seen_B[:, None] & seen_B)
+                total = total + self.edges * difference(mine_BB, theirs_BB, counts_BB)
             mine_BL, theirs_BL = target.transformations(output), rows["transformation"]
             for mine_B, theirs_B in zip(mine_BL.unbind(dim=1), theirs_BL.unbind(dim=1)):
                 total = total + self.transformations * difference(mine_B, theirs_B, seen_B)

@@ -3,7 +3,7 @@
 Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015. The teacher's logits are
 upsampled bilinearly to the student's logit grid before the softmax; `grid: teacher` averages the student's over the
 teacher's cells instead, which is cheaper. Every pixel inside the image counts, whatever its label; mean over these,
-then over images.
+then over images. From `top_classes` the tail's mass is shared equally by the classes that were not kept.
 
 B images, K classes, h w the grid of the comparison.
 """
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.losses._logits import Grid, compared
+from pipeline.losses._logits import Grid, on_one_grid
 from pipeline.losses.base import Batch, LossModule
 from pipeline.models.base import Output
 
 
 class Loss(LossModule):
-    reads_types = ("logits",)
+    reads_types = ("logits", "top_classes")
 
     def __init__(self, *, reads, context, student, temperature: float, grid: Grid = "student"):
         super().__init__(reads=reads, context=context, student=student)
@@ -26,8 +26,10 @@ class Loss(LossModule):
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
         total = 0.0
-        for name in self.reads:
-            mine, theirs, inside_Bhw = compared(output, batch, name, self.grid)
+        for name, target in self.reads.items():
+            rows = batch.rows[name]
+            logits = rows["logits"] if "logits" in rows else target.logits(rows, self.context)
+            mine, theirs, inside_Bhw = on_one_grid(output, logits, batch.inside_BHW, self.grid)
             divergence_Bhw = torch.where(inside_Bhw, divergence(mine / self.temperature, theirs / self.temperature), 0)
             mean_B = divergence_Bhw.sum(dim=(1, 2)) / inside_Bhw.sum(dim=(1, 2)).clamp(min=1)
             total = total + self.temperature**2 * mean_B.mean()

@@ -10,7 +10,8 @@ dilated as in Yu et al., "Dilated Residual Networks", CVPR 2017: the strides of 
 
 Parameters are named as torchvision's, so its ImageNet checkpoints fit; `head.*` and `existence.*` are ours.
 Heads: `pyramid` (PSPNet), `fcn` (3x3 convolution to a quarter of the channels, classifier: the ResNet-101 of earlier
-lane work), `plain` (1x1 convolution to twice the width, classifier: a light head for students).
+lane work), `plain` (1x1 convolution to twice the width, classifier: a light head for students), `scnn` (the same with SCNN's
+message passing in between, _messages.py).
 
 B images, H W the input, C channels, K classes, h w = H/8 W/8.
 """
@@ -22,11 +23,12 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.models._existence import Existence
+from pipeline.models._messages import Messages
 from pipeline.models._network import check_size, initialise, name
 from pipeline.models._pyramid import Pyramid, layer
 from pipeline.models.base import ModelBase, Output
 
-Head = Literal["pyramid", "fcn", "plain"]
+Head = Literal["pyramid", "fcn", "plain", "scnn"]
 Dilation = Literal["paper", "torchvision"]
 
 STRIDES = (1, 2, 1, 1)
@@ -132,12 +134,13 @@ class ResNet(ModelBase):
         return Output(logits_BKhw, {"mid": mid_BChw, "high": high_BChw}, existence)
 
 
-def reduced(channels: int, middle: int, num_classes: int, kernel: int) -> nn.Sequential:
-    return nn.Sequential(layer(channels, middle, kernel), nn.Dropout2d(0.1), nn.Conv2d(middle, num_classes, 1))
+def reduced(channels: int, middle: int, num_classes: int, kernel: int, *between: nn.Module) -> nn.Sequential:
+    return nn.Sequential(layer(channels, middle, kernel), *between, nn.Dropout2d(0.1), nn.Conv2d(middle, num_classes, 1))
 
 
 HEADS = {
     "pyramid": lambda channels, width, num_classes: Pyramid(channels, num_classes),
     "fcn": lambda channels, width, num_classes: reduced(channels, channels // 4, num_classes, kernel=3),
     "plain": lambda channels, width, num_classes: reduced(channels, 2 * width, num_classes, kernel=1),
+    "scnn": lambda channels, width, num_classes: reduced(channels, 2 * width, num_classes, 1, Messages(2 * width)),
 }

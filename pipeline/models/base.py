@@ -7,7 +7,8 @@ that need it; `lanes` > 0 asks for a lane-existence head; further keywords are t
 B images, H W the input, K classes, C channels, h w a layer's own grid.
 """
 
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +18,24 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class Output(NamedTuple):
-    logits: Tensor                          # [B, K, h, w] on the model's own grid; whoever needs pixels upsamples
+    logits: Tensor | None                   # [B, K, h, w] on the model's own grid; whoever needs pixels upsamples. None: a
+                                            #   teacher of features alone (adapter)
     features: dict[str, Tensor]             # by role, "mid" and "high": [B, C, h, w]
     existence: Tensor | None = None         # [B, lanes] logits
+    mirrored: dict[str, Tensor] | None = None   # of a flip-averaged teacher: its features of the mirrored image, turned back
 
 
 class ModelBase(nn.Module):
     version: ClassVar[int] = 1              # bump when the same weights would give other outputs; part of a cache's identity
     multiple: ClassVar[int] = 8             # height and width of the input must be multiples of it
+    uses_labels: ClassVar[bool] = False     # then it answers from the labels it is shown: all its rows depend on them
+    own_weights: ClassVar[bool] = False     # then it may come with trained weights, and teach without checkpoint or training
     layers: ClassVar[dict[str, str]]        # role -> what it is in this network, e.g. {"mid": "layer2", "high": "layer4"}
 
-    def __init__(self, mean=IMAGENET_MEAN, std=IMAGENET_STD):
+    mean: Tensor                            # [1, 3, 1, 1]
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -39,11 +47,35 @@ class ModelBase(nn.Module):
         """`images` float RGB in 0..255; `labels` only for a teacher that is fed labels."""
         raise NotImplementedError
 
+    @classmethod
+    def made_from(cls, args: Mapping[str, Any]) -> dict[str, Any]:
+        """What a cache's identity says of a teacher beside its name, arguments, version and weights."""
+        return {"layers": dict(cls.layers)}
 
-def shapes(build, size: tuple[int, int]) -> Output:
-    """The output of `build()` on one image of this size as empty meta tensors: every grid and channel count, no arithmetic."""
-    with torch.device("meta"), torch.no_grad():
-        return build().eval()(torch.empty(1, 3, *size))
+
+def shapes(build: Callable[[], nn.Module], size: tuple[int, int]) -> Output:
+    """The output of `build()` on one image of this size as empty meta tensors: every grid and channel count, no arithmetic.
+
+    A network that looks at values, which meta tensors have not, answers an image of zeros; what it draws is not missed.
+    """
+    try:
+        with torch.device("meta"), torch.no_grad():
+            output: Output = build().eval()(torch.empty(1, 3, *size), torch.empty(1, *size, dtype=torch.uint8))
+    except Exception:                       # whatever it was, a real pass tells it again if it was no matter of meta
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            output = build().eval()(torch.zeros(1, 3, *size), torch.zeros(1, *size, dtype=torch.uint8))
+    empty = {role: map_BChw.to("meta") for role, map_BChw in output.features.items()}
+    logits, existence = (None if value is None else value.to("meta") for value in (output.logits, output.existence))
+    return Output(logits, empty, existence)
+
+
+def as_float(output: Output) -> Output:
+    """Targets and losses are float32, whatever the network ran in."""
+    def widened(maps: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+        return None if maps is None else {role: map_BChw.float() for role, map_BChw in maps.items()}
+
+    logits, existence = (None if value is None else value.float() for value in (output.logits, output.existence))
+    return Output(logits, widened(output.features) or {}, existence, widened(output.mirrored))
 
 
 def set_precision(precision: str) -> None:

@@ -2,8 +2,8 @@
 
 Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, gives the use. Two ways to make them smaller:
 `uint8`, affine per image and channel between the channel's least and largest value (half the bytes), and `pool`, which
-averages patches of cells (a quarter of the bytes at 2). Principal components are left out: their basis belongs to a
-dataset, not to an image. A student's features are brought to the same grid before they are compared.
+averages patches of cells (a quarter of the bytes at 2); targets/components.py is a third. A student's features are
+brought to the same grid before they are compared.
 
 B images, C channels, h w the stored grid.
 """

@@ -6,47 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.losses.base import Batch
 from pipeline.losses.aicsd import Loss, unit_divergences
 from pipeline.losses._logits import compared
 from pipeline.models.base import Output
-from pipeline.parity import loss_error
-from pipeline.targets.base import Context
-from pipeline.targets.logits import Target
-
-CONTEXT = Context(num_classes=4, regions=(0, 1, 2, 3), size=(40, 56), grids={"logits": (5, 7)})
+from toy_logits import CONTEXT, assert_offline_equals_online, batch_of, built, cells_inside, partly_outside, toy
 
 
 def loss_of(**keys):
-    return Loss(reads={"logits": Target()}, context=CONTEXT, student=CONTEXT, **keys)
-
-
-def batch_of(theirs_BKhw, inside_BHW=None, labels_BHW=None):
-    everywhere = torch.ones(len(theirs_BKhw), *CONTEXT.size, dtype=torch.bool)
-    labels_BHW = torch.full(everywhere.shape, 255, dtype=torch.uint8) if labels_BHW is None else labels_BHW
-    return Batch(images_B3HW=torch.empty(0), labels_BHW=labels_BHW, existence_BL=None,
-                 inside_BHW=everywhere if inside_BHW is None else inside_BHW,
-                 rows={"logits": {"logits": theirs_BKhw}}, step=0)
-
-
-def toy(grid=(5, 7), seed=0):
-    """Confident as trained networks are: the largest of 4 probabilities is 0.9 on average."""
-    generator = torch.Generator().manual_seed(seed)
-    theirs_BKhw = 6 * torch.randn(2, 4, 5, 7, generator=generator)
-    return theirs_BKhw, (6 * torch.randn(2, 4, *grid, generator=generator)).requires_grad_()
-
-
-def partly_outside():
-    """One view lacks half of column 5 of the 8x8 cells (it stays) and column 6, the other half of row 1 and row 0."""
-    inside_BHW = torch.ones(2, *CONTEXT.size, dtype=torch.bool)
-    inside_BHW[0, :, 44:], inside_BHW[1, :12] = False, False
-    return inside_BHW
-
-
-def cells_inside():
-    inside_Bhw = np.ones((2, 5, 7), dtype=bool)
-    inside_Bhw[0, :, 6], inside_Bhw[1, 0] = False, False
-    return inside_Bhw
+    return built(Loss, **keys)
 
 
 def slow_aicsd(mine_BKhw, theirs_BKhw, inside_Bhw, T=1.0):
@@ -117,12 +84,4 @@ def test_images_wholly_outside_give_nothing():
 
 @pytest.mark.parametrize("dtype, of_loss, of_gradient", [("float16", 3e-4, 3e-3), ("uint8", 5e-3, 5e-2)])
 def test_offline_equals_online_within_the_stored_dtype(dtype, of_loss, of_gradient):
-    theirs_BKhw, mine_BKhw = toy()
-    assert 0.85 < theirs_BKhw.softmax(dim=1).amax(dim=1).mean() < 0.95
-    arrays = Target(dtype=dtype).encode({"logits": theirs_BKhw})
-    stored = Target(dtype=dtype).decode({name: torch.from_numpy(array) for name, array in arrays.items()})
-    loss, output, online = loss_of(), Output(mine_BKhw, {}), batch_of(theirs_BKhw)
-    error = loss_error("aicsd", loss, output, batch_of(stored["logits"]), online)
-    assert 0 < error.difference < of_loss and 0 < error.gradient_difference < of_gradient
-    neighbour = loss_error("aicsd", loss, output, batch_of(stored["logits"].roll(1, 0)), online)
-    assert neighbour.gradient_difference > 10 * of_gradient
+    assert_offline_equals_online(loss_of(), dtype, of_loss, of_gradient)

@@ -6,48 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.losses.base import Batch
 from pipeline.losses._logits import compared
 from pipeline.losses.dkd import Loss
 from pipeline.losses.kd import Loss as KD
 from pipeline.models.base import Output
-from pipeline.parity import loss_error
-from pipeline.targets.base import Context
-from pipeline.targets.logits import Target
-
-CONTEXT = Context(num_classes=4, regions=(0, 1, 2, 3), size=(40, 56), grids={"logits": (5, 7)})
+from toy_logits import CONTEXT, assert_offline_equals_online, batch_of, built, cells_inside, partly_outside, toy
 
 
 def loss_of(**keys):
-    return Loss(reads={"logits": Target()}, context=CONTEXT, student=CONTEXT, **keys)
-
-
-def batch_of(theirs_BKhw, inside_BHW=None, labels_BHW=None):
-    everywhere = torch.ones(len(theirs_BKhw), *CONTEXT.size, dtype=torch.bool)
-    labels_BHW = torch.full(everywhere.shape, 255, dtype=torch.uint8) if labels_BHW is None else labels_BHW
-    return Batch(images_B3HW=torch.empty(0), labels_BHW=labels_BHW, existence_BL=None,
-                 inside_BHW=everywhere if inside_BHW is None else inside_BHW,
-                 rows={"logits": {"logits": theirs_BKhw}}, step=0)
-
-
-def toy(grid=(5, 7), seed=0):
-    """Confident as trained networks are: the largest of 4 probabilities is 0.9 on average."""
-    generator = torch.Generator().manual_seed(seed)
-    theirs_BKhw = 6 * torch.randn(2, 4, 5, 7, generator=generator)
-    return theirs_BKhw, (6 * torch.randn(2, 4, *grid, generator=generator)).requires_grad_()
-
-
-def partly_outside():
-    """One view lacks half of column 5 of the 8x8 cells (it stays) and column 6, the other half of row 1 and row 0."""
-    inside_BHW = torch.ones(2, *CONTEXT.size, dtype=torch.bool)
-    inside_BHW[0, :, 44:], inside_BHW[1, :12] = False, False
-    return inside_BHW
-
-
-def cells_inside():
-    inside_Bhw = np.ones((2, 5, 7), dtype=bool)
-    inside_Bhw[0, :, 6], inside_Bhw[1, 0] = False, False
-    return inside_Bhw
+    return built(Loss, **keys)
 
 
 def squares():
@@ -90,7 +57,7 @@ def test_kd_is_the_sum_of_the_decoupled_parts_weighted_by_the_teacher():
     batch = batch_of(theirs.view(1, 4, 1, 1), labels_BHW=torch.full((1, *CONTEXT.size), 1, dtype=torch.uint8))
     own, others, kd = (loss(Output(mine.view(1, 4, 1, 1), {}), batch).item() for loss in (
         loss_of(temperature=1.0, alpha=1.0, beta=0.0), loss_of(temperature=1.0, alpha=0.0, beta=1.0),
-        KD(reads={"logits": Target()}, context=CONTEXT, student=CONTEXT, temperature=1.0)))
+        built(KD, temperature=1.0)))
     assert own + (1 - theirs.softmax(0)[1].item()) * others == pytest.approx(kd, rel=1e-5)
 
 
@@ -147,12 +114,4 @@ def test_images_wholly_outside_give_nothing():
 
 @pytest.mark.parametrize("dtype, of_loss, of_gradient", [("float16", 3e-4, 3e-3), ("uint8", 5e-3, 5e-2)])
 def test_offline_equals_online_within_the_stored_dtype(dtype, of_loss, of_gradient):
-    theirs_BKhw, mine_BKhw = toy()
-    assert 0.85 < theirs_BKhw.softmax(dim=1).amax(dim=1).mean() < 0.95
-    arrays = Target(dtype=dtype).encode({"logits": theirs_BKhw})
-    stored = Target(dtype=dtype).decode({name: torch.from_numpy(array) for name, array in arrays.items()})
-    loss, output, online = loss_of(temperature=4.0), Output(mine_BKhw, {}), batch_of(theirs_BKhw, labels_BHW=squares())
-    error = loss_error("dkd", loss, output, batch_of(stored["logits"], labels_BHW=squares()), online)
-    assert 0 < error.difference < of_loss and 0 < error.gradient_difference < of_gradient
-    neighbour = loss_error("dkd", loss, output, batch_of(stored["logits"].roll(1, 0), labels_BHW=squares()), online)
-    assert neighbour.gradient_difference > 10 * of_gradient
+    assert_offline_equals_online(loss_of(temperature=4.0), dtype, of_loss, of_gradient, labels_BHW=squares())

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from pipeline.losses import irg
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output
-from pipeline.targets import logits, sketch
+from pipeline.targets import features, logits, sketch
 from pipeline.targets.base import Context
 
 SIZE = (16, 24)
@@ -61,6 +62,19 @@ def test_the_loss_equals_the_loops():
         assert loss_of(**keys)(student, batch_of(teacher)).item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_edges_and_transformations_from_stored_features_are_exact():
+    student, teacher = network(STUDENT, 1), network(TEACHER, 0)
+    pooled = Output(student.logits, student.features | {"mid": F.avg_pool2d(student.features["mid"], 2)})
+    edges = sum(((slow_edges(pooled.features[layer]) - slow_edges(teacher.features[layer])) ** 2).mean()
+                for layer in ("mid", "high"))
+    changes = ((slow_transformations(pooled) - slow_transformations(teacher)) ** 2).mean()
+    reads = {layer: features.Target(layer=layer, dtype="float32") for layer in ("mid", "high")}
+    rows = {layer: {"features": teacher.features[layer]} for layer in reads}
+    loss = irg.Loss(reads=reads, context=TEACHER, student=STUDENT)
+    found = loss(student, batch_of(teacher).with_rows(rows)).item()
+    assert found == pytest.approx(5 * edges + 5 * changes, rel=1e-4)
+
+
 def test_edges_worked_by_hand():
     """Three images at 0, 1 and 3 on a line: squared distances 1, 9 and 4."""
     found = irg.distances(torch.tensor([[0.0, 7.0], [1.0, 7.0], [3.0, 7.0]]))
@@ -80,7 +94,7 @@ def test_vertices_are_the_logits_on_the_students_grid():
 
 def test_the_size_of_the_activations_does_not_matter():
     student, teacher = network(STUDENT, 1), network(TEACHER, 0)
-    large = Output(student.logits, {layer: 1e8 * features for layer, features in student.features.items()})
+    large = Output(student.logits, {layer: 1e8 * map_BChw for layer, map_BChw in student.features.items()})
     expected = loss_of()(student, batch_of(teacher)).item()
     assert loss_of()(large, batch_of(teacher)).item() == pytest.approx(expected, rel=1e-4)
 
@@ -129,7 +143,7 @@ def test_where_nothing_can_be_related_gradients_are_finite(case):
         inside_BHW[1:] = False
     value = loss_of()(student, batch_of(teacher, inside_BHW=inside_BHW))
     value.backward()
-    slopes = [features.grad for features in student.features.values()]
+    slopes = [leaf.grad for leaf in student.features.values()]
     assert value.isfinite() and all(slope.isfinite().all() and slope.abs().max() < 10 for slope in slopes)
     if case in ("one image", "none seen", "one seen"):
         assert value.item() == 0 and all((slope == 0).all() for slope in slopes)

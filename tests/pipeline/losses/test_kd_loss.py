@@ -12,6 +12,7 @@ from pipeline.losses.kd import Loss
 from pipeline.models.base import Output
 from pipeline.targets.base import Context
 from pipeline.targets.logits import Target
+from toy_logits import slow_means, slow_resize
 
 CONTEXT = Context(num_classes=3, regions=(0, 1, 2), size=(8, 12),
                   grids={"mid": (4, 6), "high": (2, 3), "logits": (2, 3)})
@@ -32,27 +33,6 @@ def toy(grid=(8, 12), seed=0):
     generator = torch.Generator().manual_seed(seed)
     theirs, mine = (3 * torch.randn(2, 3, *size, generator=generator) for size in ((2, 3), grid))
     return theirs, mine.requires_grad_()
-
-
-def slow_resize(map_hw, size):
-    """Bilinear between pixel centres, edges repeated."""
-    (h, w), out = map_hw.shape, np.zeros(size)
-    for i, j in np.ndindex(*size):
-        y = min(max((i + 0.5) * h / size[0] - 0.5, 0), h - 1)
-        x = min(max((j + 0.5) * w / size[1] - 0.5, 0), w - 1)
-        y0, x0 = math.floor(y), math.floor(x)
-        y1, x1 = min(y0 + 1, h - 1), min(x0 + 1, w - 1)
-        top, bottom = (map_hw[row, x0] * (x0 + 1 - x) + map_hw[row, x1] * (x - x0) for row in (y0, y1))
-        out[i, j] = top * (y0 + 1 - y) + bottom * (y - y0)
-    return out
-
-
-def slow_means(map_hw, size):
-    h, w = map_hw.shape[0] // size[0], map_hw.shape[1] // size[1]
-    means = np.zeros(size)
-    for i, j in np.ndindex(*size):
-        means[i, j] = map_hw[i * h:i * h + h, j * w:j * w + w].mean()
-    return means
 
 
 def slow_kd(mine_BKhw, theirs_BKhw, inside_BHW, T, grid):

@@ -15,7 +15,7 @@ from pipeline.losses.base import Batch
 from pipeline.models.base import Output
 from pipeline.targets.base import Context
 
-REQUIRED_OF_TARGETS = {"layer": "high"}         # a value for each key that has no default
+REQUIRED_OF_TARGETS = {"layer": "high", "rank": 8, "count": 5, "lanes": 4}    # a value for each key that has no default
 REQUIRED_OF_LOSSES = {"temperature": 2.0}
 RELATE_IMAGES = {"irg", "dist"}                         # whose loss of a batch is no mean over its images
 TEACHER = Context(num_classes=6, regions=(0, 1, 3, 4), size=(32, 48), channels={"mid": 16, "high": 32, "logits": 6},
@@ -54,14 +54,18 @@ def build(cls, type_name, keys, student=STUDENT):
     if type_name is not None:
         target = find_class("targets", type_name)
         reads["read"] = target(**required(target, REQUIRED_OF_TARGETS))
-    return cls(reads=reads, context=TEACHER, student=student, **keys)
+    loss = cls(reads=reads, context=TEACHER, student=student, **keys)
+    if loss.needs_survey:
+        loss.survey([batch_of(loss, network(TEACHER, seed=5)).rows])
+    return loss
 
 
 def network(context, seed, num_images=3) -> Output:
     generator = torch.Generator().manual_seed(seed)
     maps = {name: torch.randn(num_images, context.channels[name], *context.grids[name], generator=generator)
             for name in ("mid", "high", "logits")}
-    return Output(3 * maps.pop("logits"), {layer: map_BChw.relu() for layer, map_BChw in maps.items()})
+    existence = torch.randn(num_images, 4, generator=generator)
+    return Output(3 * maps.pop("logits"), {layer: map_BChw.relu() for layer, map_BChw in maps.items()}, existence)
 
 
 def labels(num_images=3):
@@ -82,7 +86,7 @@ def batch_of(loss, teacher, labels_BHW=None, inside=True) -> Batch:
 
 
 def leaves(output: Output):
-    return [leaf.requires_grad_() for leaf in (output.logits, *output.features.values())]
+    return [leaf.requires_grad_() for leaf in (output.logits, output.existence, *output.features.values())]
 
 
 def slopes(output: Output):
@@ -109,7 +113,8 @@ def test_a_student_that_equals_the_teacher_loses_nothing_and_one_shown_another_i
         pytest.skip("self-distillation and learnt projections have no such zero")
     teacher = network(TEACHER, seed=0)
     equal = loss(teacher, batch_of(loss, teacher)).item()
-    turned = Output(teacher.logits.roll(1, 0), {layer: f.roll(1, 0) for layer, f in teacher.features.items()})
+    turned = Output(teacher.logits.roll(1, 0), {layer: f.roll(1, 0) for layer, f in teacher.features.items()},
+                    teacher.existence.roll(1, 0))
     other = loss(teacher, batch_of(loss, turned)).item()
     assert other > 0 and abs(equal) < 1e-5 * other
 
@@ -123,7 +128,8 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_images(cls, type_name, keys):
     together = loss(student, batch_of(loss, teacher)).item()
     alone = []
     for i in range(3):
-        theirs, mine = (Output(o.logits[i:i + 1], {layer: f[i:i + 1] for layer, f in o.features.items()})
+        theirs, mine = (Output(o.logits[i:i + 1], {layer: f[i:i + 1] for layer, f in o.features.items()},
+                               o.existence[i:i + 1])
                         for o in (teacher, student))
         alone.append(loss(mine, batch_of(loss, theirs, labels(1))).item())
     assert together == pytest.approx(sum(alone) / 3, rel=1e-5)

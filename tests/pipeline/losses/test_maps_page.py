@@ -1,4 +1,4 @@
-"""docs/methods-maps.md names targets and losses that exist, and the bytes that they take."""
+"""docs/methods-maps.md and docs/methods-contrast.md name targets and losses that exist, and the bytes that they take."""
 
 import re
 from pathlib import Path
@@ -10,8 +10,10 @@ import yaml
 from pipeline.lookup import find_class
 from pipeline.targets.base import Context
 
-PAGE = (Path(__file__).parents[3] / "docs" / "methods-maps.md").read_text()
-ENTRIES = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
+PAGES = [(Path(__file__).parents[3] / "docs" / f"methods-{name}.md").read_text() for name in ("maps", "contrast")]
+ENTRIES = [yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.S)[1]) for page in PAGES]
+ROWS = sum((re.findall(r"\| `(\{type.*?\})` \| (.*) \|", page) for page in PAGES), [])
+TERMS = [(entries["targets"], term) for entries in ENTRIES for terms in entries["methods"].values() for term in terms]
 
 
 def teacher(size, num_classes):
@@ -29,7 +31,7 @@ def target_of(entry):
     return find_class("targets", entry["type"])(**keys)
 
 
-@pytest.mark.parametrize("row", re.findall(r"\| `(\{type.*?\})` \| (.*) \|", PAGE), ids=lambda row: row[0])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
 def test_the_pages_bytes_are_those_of_the_fields(row):
     target, found = target_of(yaml.safe_load(row[0])), []
     for context in CONTEXTS:
@@ -38,10 +40,10 @@ def test_the_pages_bytes_are_those_of_the_fields(row):
     assert found == [int(cell.replace(",", "")) for cell in row[1].split(" | ")]
 
 
-@pytest.mark.parametrize("term", sum(ENTRIES["methods"].values(), []), ids=lambda term: term["loss"])
-def test_the_pages_methods_can_be_built(term):
-    reads = {name: target_of(ENTRIES["targets"][name]) for name in term["reads"]}
+@pytest.mark.parametrize("targets, term", TERMS, ids=[term["loss"] for _, term in TERMS])
+def test_the_pages_methods_can_be_built(targets, term):
+    reads = {name: target_of(targets[name]) for name in term["reads"]}
     keys = {key: value for key, value in term.items() if key not in ("loss", "reads", "weight")}
     cls = find_class("losses", term["loss"])
-    assert {ENTRIES["targets"][name]["type"] for name in reads} <= set(cls.reads_types)
+    assert {targets[name]["type"] for name in reads} <= set(cls.reads_types)
     assert cls(reads=reads, context=CONTEXTS[2], student=CONTEXTS[2], **keys).reads == reads

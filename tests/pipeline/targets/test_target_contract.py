@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from pipeline.lookup import find_class, names
-from pipeline.models.base import Output
+from pipeline.models.base import Output, as_float
 from pipeline.targets.base import Context, TargetType
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-REQUIRED = {"layer": "high"}            # a value for each key that has no default
+REQUIRED = {"layer": "high", "rank": 8, "count": 3, "lanes": 4}    # a value for each key that has no default
 CONTEXT = Context(num_classes=6, regions=(0, 1, 3, 4), size=(32, 48), channels={"mid": 8, "high": 16, "logits": 6},
                   grids={"mid": (8, 12), "high": (4, 6), "logits": (4, 6)})
 
@@ -56,11 +56,12 @@ def teacher(num_images=5, seed=0) -> tuple[Output, torch.Tensor]:
     labels_BHW = torch.zeros(num_images, *CONTEXT.size, dtype=torch.uint8)
     labels_BHW[:, 5:20, 10:30], labels_BHW[:, 24:26, 40], labels_BHW[:, :4] = 1, 3, 255
     labels_BHW[0] = 1
-    return Output(logits, features), labels_BHW
+    return Output(logits, features, torch.randn(num_images, 4, generator=generator)), labels_BHW
 
 
 def one(output: Output, i: int) -> Output:
-    return Output(output.logits[i:i + 1], {layer: map_BChw[i:i + 1] for layer, map_BChw in output.features.items()})
+    return Output(output.logits[i:i + 1], {layer: map_BChw[i:i + 1] for layer, map_BChw in output.features.items()},
+                  output.existence[i:i + 1])
 
 
 def rows_of(arrays):
@@ -115,7 +116,7 @@ def test_rows_tell_images_apart(target):
 @each_target
 def test_gradients_are_finite_and_not_all_zero(target):
     output, labels_BHW = teacher()
-    leaves = [output.logits, *output.features.values()]
+    leaves = [output.logits, output.existence, *output.features.values()]
     for leaf in leaves:
         leaf.requires_grad_()
     values = target.compute(output, labels_BHW, CONTEXT)
@@ -127,8 +128,9 @@ def test_gradients_are_finite_and_not_all_zero(target):
 @each_target
 def test_half_precision_outputs_are_computed_in_float32(target):
     output, labels_BHW = teacher()
-    half = Output(output.logits.bfloat16(), {layer: map_BChw.bfloat16() for layer, map_BChw in output.features.items()})
-    wide = Output(half.logits.float(), {layer: map_BChw.float() for layer, map_BChw in half.features.items()})
+    half = Output(output.logits.bfloat16(), {layer: map_BChw.bfloat16() for layer, map_BChw in output.features.items()},
+                  output.existence.bfloat16())
+    wide = as_float(half)
     for name, value in target.compute(half, labels_BHW, CONTEXT).items():
         torch.testing.assert_close(value, target.compute(wide, labels_BHW, CONTEXT)[name], msg=name)
 
@@ -157,7 +159,7 @@ def golden_output() -> tuple[Output, torch.Tensor]:
     labels_BHW = torch.zeros(2, *CONTEXT.size, dtype=torch.uint8)
     labels_BHW[0, 3:20, 9:33], labels_BHW[0, 22:, 30:], labels_BHW[1, 5:9, 4:7] = 1, 3, 4
     labels_BHW[1, 20:] = 255
-    return Output(values(2, CONTEXT.num_classes, *CONTEXT.grids["logits"], step=29), features), labels_BHW
+    return Output(values(2, CONTEXT.num_classes, *CONTEXT.grids["logits"], step=29), features, values(2, 4, step=31)), labels_BHW
 
 
 @pytest.mark.parametrize("name", names("targets"))

@@ -1,0 +1,149 @@
+"""Cross-image relations: how an image's cells relate to cells of its batch mates, of other images, and to classes.
+
+Source: Yang, Zhou, An, Jiang, Xu, Zhang, "Cross-Image Relational Knowledge Distillation for Semantic Segmentation",
+CVPR 2022, and its official code. All three terms are KL(teacher || student) of similarities divided by a temperature:
+- mini-batch: of each anchor of image i to the anchors of image j, softmax over these; mean over anchors, then over all
+  ordered pairs (i, j). The student's own features; no projection.
+- memory, pixel: of each anchor to a contrast set of single embeddings, as many of each class;
+- memory, region: the same with mean embeddings of a class in an image. In both memory terms the student's features
+  pass a projection (linear, batch norm, ReLU, linear) to the teacher's channels, and both networks are compared with
+  embeddings of the teacher; mean over an image's anchors, then over images.
+`mini_batch`, `memory_pixel` and `memory_region` are their weights inside this loss.
+
+The paper's memory is a queue that batches fill. A frozen teacher's queue is a sample of what never changes, so it is
+drawn once: `survey` reads the rows of some images and keeps, of each class, up to `bank_pixels` embeddings, at most
+`per_image` of one image, and `bank_regions` means. From this bank each step draws a contrast set, by the step's number
+alone. Anchors are those the cache holds (targets/anchors.py), not all cells. `sampling: published` fills the bank as
+the official code does, which takes the first cells of an image, as many as the class has, for cells of the class.
+
+B images, N anchors, C channels of the student, D of an embedding, K classes, M a contrast set.
+"""
+
+from typing import Iterable, Literal, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import ConfigError
+from pipeline.losses.base import Batch, LossModule
+from pipeline.models.base import Output
+from pipeline.targets.anchors import NONE, at
+
+
+class Loss(LossModule):
+    reads_types = ("anchors",)
+
+    def __init__(self, *, reads, context, student, mini_batch: float = 1.0, memory_pixel: float = 0.1,
+                 memory_region: float = 0.1, temperature: float = 0.1, bank_images: int = 2000, bank_pixels: int = 2000,
+                 bank_regions: int = 2000, per_image: int = 16, contrast_pixels: int = 4096,
+                 contrast_regions: int = 1024, sampling: Literal["class", "published"] = "class", seed: int = 0):
+        super().__init__(reads=reads, context=context, student=student)
+        if len(self.reads) != 1:
+            raise ConfigError(f"cirkd: reads {', '.join(self.reads)}; name one target, and use the loss twice for two "
+                              f"layers")
+        (self.name, self.target), = self.reads.items()
+        self.mini_batch, self.temperature, self.sampling, self.seed = mini_batch, temperature, sampling, seed
+        self.bank_images, self.per_image = bank_images, per_image
+        self.memory = {"pixels": (memory_pixel, contrast_pixels), "regions": (memory_region, contrast_regions)}
+        self.needs_survey = bool(memory_pixel or memory_region)
+        if self.needs_survey:
+            channels, K = self.target.width(context.channels[self.target.layer]), context.num_classes
+            self.projection = nn.Sequential(
+                nn.Linear(student.channels[self.target.layer], channels, bias=False), nn.BatchNorm1d(channels),
+                nn.ReLU(), nn.Linear(channels, channels, bias=False))
+            for kind, room in (("pixels", bank_pixels), ("regions", bank_regions)):
+                self.register_buffer(kind, torch.zeros(K, room, channels, dtype=torch.float16))
+                self.register_buffer(f"num_{kind}", torch.zeros(K, dtype=torch.int64))
+
+    def forward(self, output: Output, batch: Batch) -> Tensor:
+        rows = batch.rows[self.name]
+        theirs_BND, place_BN = rows["embedding"], rows["place"]
+        features_BChw = self.target.features(output, self.context)
+        inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), features_BChw.shape[-2:])[:, 0] >= 0.5
+        valid_BN = (rows["label"] != NONE) & inside_Bhw.flatten(1).gather(1, place_BN.long())
+        everything = [features_BChw, *self.parameters()]                # so that all have a gradient, if only zero
+        total = sum(values.sum() for values in everything) * 0
+        if self.mini_batch:
+            mine_BNC = at(self.target.embeddings(output, self.context), place_BN)
+            total = total + self.mini_batch * relations(mine_BNC, theirs_BND, valid_BN, self.temperature)
+        if self.needs_survey and valid_BN.sum() > 1:            # batch norm knows no variance of one
+            mine_BND = self.projected(at(features_BChw.flatten(2).mT, place_BN), valid_BN)
+            for kind, (weight, size) in self.memory.items():
+                if weight:
+                    contrast_MD, known_M = self.contrast(kind, size, batch.step)
+                    total = total + weight * contrasts(mine_BND, theirs_BND, valid_BN, contrast_MD, known_M,
+                                                       self.temperature)
+        return total
+
+    def projected(self, features_BNC: Tensor, valid_BN: Tensor) -> Tensor:
+        """[B, N, D] of length 1, 0 where there is no anchor: padding must not enter the batch norm."""
+        mine_BND = features_BNC.new_zeros(*valid_BN.shape, self.pixels.shape[2])
+        return mine_BND.masked_scatter(valid_BN[..., None], F.normalize(self.projection(features_BNC[valid_BN]), dim=1))
+
+    def contrast(self, kind: str, size: int, step: int) -> tuple[Tensor, Tensor]:
+        """[M, D] embeddings of the bank, size // K + 1 of each class as in the official code; [M] which are there."""
+        bank_KRD, num_K = getattr(self, kind), getattr(self, f"num_{kind}")
+        K, room, _ = bank_KRD.shape
+        generator = torch.Generator().manual_seed(self.seed << 32 | step << 1 | (kind == "regions"))
+        lots_KR = torch.rand(K, room, generator=generator).to(num_K.device)     # drawn on the CPU: the same everywhere
+        lots_KR = lots_KR.masked_fill(torch.arange(room, device=num_K.device) >= num_K[:, None], 2)
+        lots_KM, drawn_KM = lots_KR.topk(min(size // K + 1, room), dim=1, largest=False)
+        contrast_KMD = bank_KRD.gather(1, drawn_KM[..., None].expand(-1, -1, bank_KRD.shape[2]))
+        return contrast_KMD.flatten(0, 1).float(), (lots_KM < 2).flatten()
+
+    def survey(self, rows: Iterable[Mapping[str, Mapping[str, Tensor]]]) -> None:
+        self.num_pixels.zero_(), self.num_regions.zero_()
+        left = self.bank_images
+        for several in rows:
+            anchors = {field: values[:left] for field, values in several[self.name].items()}
+            for k in range(self.context.num_classes):
+                self.keep("pixels", k, anchors["embedding"][self.pushed(anchors, k)])
+                self.keep("regions", k, F.normalize(anchors["mean"][anchors["cells"][:, k] > 0, k], dim=1))
+            left -= len(anchors["label"])
+            if not left:
+                break
+
+    def keep(self, kind: str, k: int, found_RD: Tensor) -> None:
+        """As many as there is room for."""
+        bank_KRD, num_K = getattr(self, kind), getattr(self, f"num_{kind}")
+        begin = int(num_K[k])
+        found_RD = found_RD[:bank_KRD.shape[1] - begin]
+        bank_KRD[k, begin:begin + len(found_RD)] = found_RD.to(bank_KRD)
+        num_K[k] += len(found_RD)
+
+    def pushed(self, anchors: Mapping[str, Tensor], k: int) -> Tensor:
+        """[B, N]: which anchors stand for class k in the bank, at most `per_image` of an image."""
+        if self.sampling == "class":
+            mine_BN = anchors["label"] == k
+        else:
+            mine_BN = (anchors["label"] != NONE) & (anchors["place"] < anchors["cells"][:, k, None])
+        return mine_BN & (mine_BN.cumsum(dim=1) <= self.per_image)
+
+
+def relations(mine_BNC: Tensor, theirs_BND: Tensor, valid_BN: Tensor, temperature: float) -> Tensor:
+    """The mini-batch term: for each ordered pair of images the mean over the first one's anchors; mean over pairs."""
+    B, N = valid_BN.shape
+    mine, theirs = ((flat @ flat.T).view(B, N, B, N) / temperature
+                    for flat in (mine_BNC.flatten(0, 1), theirs_BND.flatten(0, 1)))
+    divergence_BNB = divergence(mine, theirs, valid_BN)
+    return means(divergence_BNB.transpose(1, 2), valid_BN[:, None]).mean()
+
+
+def contrasts(mine_BND: Tensor, theirs_BND: Tensor, valid_BN: Tensor, contrast_MD: Tensor, known_M: Tensor,
+              temperature: float) -> Tensor:
+    """A memory term: mean over an image's anchors, then over images."""
+    return means(divergence(*(vectors @ contrast_MD.T / temperature for vectors in (mine_BND, theirs_BND)), known_M),
+                 valid_BN).mean()
+
+
+def divergence(mine: Tensor, theirs: Tensor, known: Tensor) -> Tensor:
+    """KL(theirs || mine) in nats over the last dimension, of those that are known; 0 where none is."""
+    lowest = torch.finfo(mine.dtype).min                        # not -inf: 0 * inf is NaN
+    mine, theirs = (torch.where(known, logits, lowest).log_softmax(dim=-1) for logits in (mine, theirs))
+    return F.kl_div(mine, theirs, reduction="none", log_target=True).sum(dim=-1)
+
+
+def means(values: Tensor, valid: Tensor) -> Tensor:
+    """Over the valid ones of the last dimension; 0 where there are none."""
+    return torch.where(valid, values, 0).sum(dim=-1) / valid.sum(dim=-1).clamp(min=1)
