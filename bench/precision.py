@@ -6,7 +6,8 @@ Needs the config's prepared store and cache and the teacher's weights. The teach
 are encoded and decoded in every type that a target offers, so that nothing but the codec differs. A loss is compared
 with the same loss on float32 rows, one target changed at a time, at a student: that of `--run`, or a fresh one. Errors
 of rows are relative to the row's largest magnitude; a gradient's is the norm of the difference at the student's output
-over its norm. All are the largest seen.
+over its norm. All are the largest seen. A loss on `top_classes` is compared with the same loss on the logits
+themselves, if the file has such a target, so that what the tail has lost shows.
 """
 
 import argparse
@@ -16,13 +17,11 @@ from pathlib import Path
 
 import torch
 
+from bench.opened import Opened
 from bench.page import insert
-from pipeline import cache, config, parity, plan, prepared, weights
-from pipeline.loading import CachedTargets, Loader
-from pipeline.models.base import set_precision
-from pipeline.store import Reader, Store
+from pipeline import config, parity, plan, weights
 from pipeline.targets.base import TargetType
-from stages.verify import live_rows, tensors
+from stages.verify import tensors
 
 
 def variants(target: TargetType) -> dict[str, TargetType]:
@@ -36,68 +35,52 @@ def variants(target: TargetType) -> dict[str, TargetType]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--targets", nargs="+", help="these alone; the cache needs to hold none of them")
+    parser.add_argument("--methods", nargs="+", help="the losses of these alone")
     parser.add_argument("--student", default="erfnet")
     parser.add_argument("--run", help="a run's folder below runs/<config>/, of this student; fresh weights without it")
     parser.add_argument("--batches", type=int, default=16)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--root", type=Path, default=Path("cache"))
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--table", default="bench/precision.py", help="the table's name in the page")
     args = parser.parse_args()
     text = measure(args)
     print(text)
     if args.page:
-        insert(args.page, "bench/precision.py", text)
+        insert(args.page, args.table, text)
 
 
 def measure(args) -> str:
-    cfg, device = config.load(args.config), args.device
-    source, weights_file = cfg.dataset.build(), Path("teachers") / f"{cfg.name}.safetensors"
-    pixels, sample, images = prepared.open_whole(args.root, cfg.dataset, source, cfg.prepare, source.ids("train"))
-    ids = [image.id for image in images]
-    context = cache.context(cfg.teacher.model, source, cfg.prepare.size)
-    named = cache.target_passes(cfg.targets, context)
-    store = Store.find(args.root, "targets", cfg.dataset.name, cache.identity(
-        source, cfg.prepare, cfg.views, cfg.teacher, cache.weights_digest(cfg.teacher, weights_file)))
-    set_precision(cfg.teacher.precision)
-    teacher = cache.build_teacher(cfg.teacher, source, cfg.prepare.size)
-    weights.load_into(teacher, weights.load_file(weights_file), str(weights_file))
-    answers = cache.Answers(teacher, source, context, cfg.prepare.size, precision=cfg.teacher.precision,
-                            batch=cfg.training.batch, device=device)
-    samples, reader = Reader(pixels, [sample], ids, 1), Reader(store, [cache.MATRIX], ids, cfg.views.count)
-    plugin = cfg.student(args.student)
-    torch.manual_seed(0)
-    lanes = source.lanes if cfg.training.existence_weight else 0
-    student = plugin.build(num_classes=len(source.classes), size=context.size, lanes=lanes).to(device).eval()
+    cfg = config.load(args.config, args.overrides)
+    opened = Opened(cfg, args.root, args.device)
+    context, plugin = opened.context, cfg.student(args.student)
+    named = {name: opened.named[name] for name in args.targets or opened.named}
+    whole = next((name for name in opened.named if cfg.targets[name].name == "logits"), None)
+    student = opened.student(plugin).eval()
     if args.run:
         run = Path("runs") / cfg.name / args.run / "weights.safetensors"
         weights.load_into(student, weights.load_file(run), str(run))
-    own = cache.context(plugin, source, cfg.prepare.size, lanes)
-    losses = {}
-    for method, terms in cfg.methods.items():
-        for i, term in enumerate(terms):
-            torch.manual_seed(0)
-            reads = {name: named[name][0] for name in term.reads}
-            built = term.loss.build(reads=reads, context=context, student=own).to(device)
-            losses[f"{config.term_name(terms, i)} ({method})"] = term.reads, built
-    loader = Loader(samples, sample, ids, dataset=source, content=cfg.prepare.size, views=cfg.views,
-                    training=dataclasses.replace(cfg.training, fresh_views=False), seed=0, device=device,
-                    cached=CachedTargets(reader, cache.MATRIX, {}))
+    loader, every = opened.loader(), tuple(dict.fromkeys([*named, *([whole] if whole else [])]))
+    losses = {f"{config.term_name(terms, i)} ({method})": (term.reads, opened.loss(term, plugin))
+              for method, terms in cfg.methods.items() if method in (args.methods or cfg.methods)
+              for i, term in enumerate(terms) if set(term.reads) <= set(every)}
 
     rows: dict[tuple, float] = {}                # (target, dtype) -> largest error of a row
     terms: dict[tuple, tuple[float, float]] = {}         # (target, dtype, loss) -> largest error of value, of gradient
     for step in range(args.batches):
-        batch = loader.batch(step)
-        positions, epochs = loader.positions(step)
-        live = live_rows(answers, samples, sample, reader, named, positions, loader.views_at(positions, epochs))
+        batch, live = loader.batch(step), opened.live(loader, step, every)
         output = student(batch.images_B3HW)
         for name, (target, _) in named.items():
+            truth = {**live, name: live[whole]} if whole and cfg.targets[name].name == "top_classes" else live
             for dtype, variant in variants(target).items():
-                stored = variant.decode(tensors(variant.encode(live[name]), device))
+                stored = variant.decode(tensors(variant.encode(live[name]), args.device))
                 error = parity.row_error(name, variant, stored, live[name], context, cfg.teacher.precision).largest
                 rows[name, dtype] = max(error, rows.get((name, dtype), 0.0))
                 for loss, (reads, module) in losses.items():
                     if name in reads:
-                        offline, online = batch.with_rows({**live, name: stored}), batch.with_rows(live)
+                        offline, online = batch.with_rows({**live, name: stored}), batch.with_rows(truth)
                         found = parity.loss_error(loss, module, output, offline, online)
                         value, gradient = terms.get((name, dtype, loss), (0.0, 0.0))
                         terms[name, dtype, loss] = (max(value, found.difference),
@@ -114,7 +97,7 @@ def measure(args) -> str:
     seen = args.batches * cfg.training.batch
     at = args.run or f"a fresh {args.student}"
     size = "x".join(map(str, context.size))
-    return "\n".join([f"{seen} views of {cfg.name}, {size}, teacher {cfg.teacher.model.name}, student {at}, {device}:",
+    return "\n".join([f"{seen} views of {cfg.name}, {size}, teacher {cfg.teacher.model.name}, student {at}, {args.device}:",
                       "", *lines])
 
 

@@ -2,21 +2,20 @@
 
     $ python -m bench.step configs/demo.yaml --student erfnet --method intra
 
-Needs the config's prepared store and cache. Steps of the three kinds alternate, so that what else the machine does falls on
-all of them; medians and their ratios are printed and written as JSON with the machine's description.
+Needs the config's prepared store and cache. Steps of the three kinds take turns, so that what else the machine does falls on
+all of them (on the CPU, seconds of work are counted); medians, and the medians of the ratios of steps side by side, are printed and written as JSON with the machine's
+description. The next batch is made while a step runs, as in training. The plain step has the same images and views, and no losses.
 """
 
 import argparse
-import json
-import platform
 import statistics
-import time
 from pathlib import Path
 
 import torch
 
+from bench.machine import described, keep, ratio, turns
 from pipeline import cache, config, prepared, training as steps, weights
-from pipeline.loading import CachedTargets, Loader
+from pipeline.loading import CachedTargets, Loader, ahead
 from pipeline.models.base import set_precision
 from pipeline.store import Reader, Store
 from stages.verify import live_rows
@@ -29,10 +28,12 @@ def main():
     parser.add_argument("--method", default="intra")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--cached-only", action="store_true", help="leave out the teacher in the loop")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--root", type=Path, default=Path("cache"))
     parser.add_argument("--out", type=Path, default=Path("reports/bench/step.json"))
     args = parser.parse_args()
-    cfg = config.load(args.config)
+    cfg = config.load(args.config, args.overrides)
     source, device = cfg.dataset.build(), args.device
     ids = source.ids("train")
     pixels, sample, _ = prepared.open_whole(args.root, cfg.dataset, source, cfg.prepare, ids)
@@ -42,9 +43,11 @@ def main():
     state = weights.load_file(Path("teachers") / f"{cfg.name}.safetensors")
     store = Store.find(args.root, "targets", cfg.dataset.name,
                        cache.identity(source, cfg.prepare, cfg.views, cfg.teacher, weights.digest(state)))
-    samples = Reader(pixels, [sample], ids, 1)
-    reader = Reader(store, [cache.MATRIX, *(pass_ for _, pass_ in named.values())], ids, cfg.views.count)
-    cached = CachedTargets(reader, cache.MATRIX, named)
+    passes = [cache.MATRIX, *(pass_ for _, pass_ in named.values())]
+    samples, host_samples = Reader(pixels, [sample], ids, 1, device=device), Reader(pixels, [sample], ids, 1)
+    reader = Reader(store, passes, ids, cfg.views.count)
+    cached = CachedTargets(Reader(store, passes, ids, cfg.views.count, device=device, host=[cache.MATRIX]), cache.MATRIX, named)
+    print(f"images: {samples.strategy}; rows: {cached.reader.strategy}")
     teacher = cache.build_teacher(cfg.teacher, source, cfg.prepare.size)
     weights.load_into(teacher, state, "teacher")
     set_precision(cfg.training.precision)
@@ -64,41 +67,43 @@ def main():
     plain_step, cached_step, online_step = student(()), student(method), student(method)
     plain_loader, cached_loader = loader(False), loader(True)
 
-    def plain(number):
-        plain_step(plain_loader.batch(number))
+    number = cfg.training.norm_every + 1                            # gradient norms are measured at none of these steps
+    shown = range(number, number + args.steps + 3)
+    assert number + args.steps + 3 <= min(2 * cfg.training.norm_every, cfg.training.steps), "fewer --steps, please"
+    plain_batches, cached_batches = ahead(plain_loader, shown), ahead(cached_loader, shown)
+    online_numbers = iter(shown)
 
-    def from_cache(number):
-        cached_step(cached_loader.batch(number))
-
-    def online(number):
-        batch = plain_loader.batch(number)
-        positions, epochs = plain_loader.positions(number)
-        online_step(batch.with_rows(live_rows(answers, samples, sample, reader, named, positions,
+    def online():
+        batch = plain_loader.batch(step := next(online_numbers))
+        positions, epochs = plain_loader.positions(step)
+        online_step(batch.with_rows(live_rows(answers, host_samples, sample, reader, named, positions,
                                               plain_loader.views_at(positions, epochs))))
 
-    times, peaks = {"plain": [], "from the cache": [], "teacher in the loop": []}, {}
-    for number in range(1, args.steps + 4):                     # the first three warm up; gradient norms are measured at none
-        for kind, step in zip(times, (plain, from_cache, online)):
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-            start = time.perf_counter()
-            step(number if number % cfg.training.norm_every else number + 1)
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-                peaks[kind] = max(peaks.get(kind, 0), torch.cuda.max_memory_allocated())
-            times[kind].append(time.perf_counter() - start)
-    medians = {kind: statistics.median(values[3:]) for kind, values in times.items()}
-    ratios = {kind: statistics.median(a / b for a, b in zip(values[3:], times["plain"][3:])) for kind, values in times.items()}
-    machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__,
-               "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu"}
-    print(f"{args.config}: {args.student}, {args.method}, batch {cfg.training.batch}, {context.size}, {machine}")
+    work = {"plain": lambda: plain_step(next(plain_batches)), "from the cache": lambda: cached_step(next(cached_batches)),
+            "teacher in the loop": online}
+    if args.cached_only:
+        del work["teacher in the loop"]
+    peaks: dict[str, int] = {}
+    if device.startswith("cuda"):                                   # of a step, on top of what is held before; then its teacher
+        for kind, once in work.items():
+            once()
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
+            once()
+            peaks[kind] = torch.cuda.max_memory_allocated() - held
+        if not args.cached_only:
+            peaks["teacher in the loop"] += sum(value.nbytes for value in state.values())
+    seconds = turns(work, args.steps, device, warm=1)
+    medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+    ratios = {kind: ratio(values, seconds["plain"]) for kind, values in seconds.items()}
+    print(f"{args.config}: {args.student}, {args.method}, batch {cfg.training.batch}, {context.size}, {described(device)}")
     print("| step | median ms | against plain |", "|---|---|---|", sep="\n")
-    for kind in times:
-        print(f"| {kind} | {1000 * medians[kind]:.1f} | {ratios[kind]:.3f}x |" + (f" peak {peaks[kind] / 2**20:.0f} MiB" if peaks else ""))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"machine": machine, "config": str(args.config), "median_s": medians, "against_plain": ratios,
-                                    "peak_bytes": peaks}, indent=1) + "\n")
+    for kind in work:
+        print(f"| {kind} | {1000 * medians[kind]:.1f} | {ratios[kind]:.3f}x |"
+              + (f" peak {peaks[kind] / 2**20:.0f} MiB" if peaks else ""))
+    keep(args.out, device, {"config": str(args.config), "overrides": args.overrides, "student": args.student,
+                            "method": args.method, "steps": args.steps, "median_s": medians, "against_plain": ratios,
+                            "seconds": seconds, "peak_bytes": peaks})
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ import functools
 import logging
 import pickle
 import signal
-import sys
 import threading
 from itertools import islice
 from typing import Any, Callable, Iterator, Sequence
 
 from pipeline.errors import PipelineError
+from pipeline.progress import say
 
 IN_FLIGHT = 2                        # tasks per worker, one at work and one waiting: stopping or dying costs little
 CONNECT_S = 10
@@ -42,7 +42,8 @@ def processes(tasks: Sequence, make: Callable[[Any, str], Callable], spec, *, de
 
     `make` is importable, `spec` small and picklable. From several processes results come in any order. `num_threads` is
     torch's CPU threads in each; without it a single process has torch's own number, local ones share that, and a
-    scheduler's worker has as many as Dask threads (`dask worker --nthreads`), but one task at a time. PipelineError if
+    scheduler's worker has as many as Dask threads (`dask worker --nthreads`), but one task at a time. A single process
+    on a GPU calls `overlapped(tasks)` of what was made, if it has that: reading and writing beside the work. PipelineError if
     the scheduler can't be reached, or a task kills every worker it is given to; the first error stops the rest.
     """
     if not tasks:
@@ -52,7 +53,9 @@ def processes(tasks: Sequence, make: Callable[[Any, str], Callable], spec, *, de
     if scheduler is None and workers == 1:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        yield from serial(tasks, make(spec, device))
+        work = make(spec, device)
+        overlapped = getattr(work, "overlapped", None) if device.startswith("cuda") else None
+        yield from overlapped(tasks) if overlapped else serial(tasks, work)
         return
     devices = [device]
     if scheduler is None:
@@ -162,7 +165,7 @@ def _remote(scheduler: str):
                             f"`dask scheduler` prints, e.g. tcp://10.0.0.1:8786") from None
     with client:
         if not client.nthreads():
-            print(f"{scheduler}: no workers yet, waiting for the first", file=sys.stderr, flush=True)
+            say(f"{scheduler}: no workers yet, waiting for the first")
         try:
             yield client
         finally:

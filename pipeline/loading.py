@@ -1,14 +1,17 @@
 """Batches: prepared images and labels joined with cached rows by image id, warped by the stored view.
 
-A batch is a pure function of the step, so a resumed run sees what an unbroken one sees. Order: one permutation of the images
+A batch is a pure function of the step, so a resumed run sees what an unbroken one sees, and a thread may make it while the
+step before it runs. Order: one permutation of the images
 an epoch, from (seed, epoch). At epoch e an image is shown in view (e + hash(id)) % K.
 
 B images, H W the network input.
 """
 
+import dataclasses
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Mapping, Sequence
+from typing import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +20,7 @@ from torch import Tensor
 from pipeline import views as geometry
 from pipeline.config import Photometric, Training, Views
 from pipeline.datasets.base import DatasetBase
+from pipeline.errors import ConfigError
 from pipeline.losses.base import Batch
 from pipeline.store import Pass, Reader
 from pipeline.targets.base import TargetType
@@ -33,20 +37,40 @@ class CachedTargets:
 
 class Loader:
     def __init__(self, samples: Reader, sample: Pass, ids: Sequence[str], *, dataset: DatasetBase, content: tuple[int, int],
-                 views: Views, training: Training, seed: int, device, cached: CachedTargets | None = None):
+                 views: Views, training: Training, seed: int, device, cached: CachedTargets | None = None,
+                 share: tuple[int, int] = (0, 1)):
+        """`share` (i, n): of every batch, the i-th of n equal parts, for one of n processes. Raises ConfigError."""
         self.samples, self.sample, self.ids = samples, sample, list(ids)
         self.dataset, self.content, self.views, self.training = dataset, content, views, training
-        self.seed, self.device, self.cached = seed, torch.device(device), cached
+        self.seed, self.device, self.cached, self.share = seed, torch.device(device), cached, share
+        if training.batch % (share[1] * training.accumulate):
+            raise ConfigError(f"training.batch: {training.batch} images are no whole number for each of {share[1]} processes "
+                              f"in {training.accumulate} parts; write a multiple of {share[1] * training.accumulate}")
         self.size = sample.fields["label"].shape
         self._order = (-1, None)
+        if not 0 <= training.held_out < len(self.ids):
+            raise ConfigError(f"training.held_out: {training.held_out} of {len(self.ids)} images leave none to train on; write less")
+        order = surveyed(self.ids)
+        self.held_out, self.shown = np.array(order[:training.held_out], int), np.sort(order[training.held_out:])
 
     @property
     def epochs(self) -> float:
-        return self.training.steps * self.training.batch / len(self.ids)
+        return self.training.steps * self.training.batch / len(self.shown)
 
     def batch(self, step: int) -> Batch:
-        positions, epochs = self.positions(step)
-        numbers = self.views_at(positions, epochs)
+        own = slice(*(self.training.batch * i // self.share[1] for i in (self.share[0], self.share[0] + 1)))
+        positions, epochs = (of_all[own] for of_all in self.positions(step))
+        seen = self._seen(positions, self.views_at(positions, epochs), step)
+        images_B3HW = photometric(seen.images_B3HW, self.training.photometric, self._generator(step))
+        return dataclasses.replace(seen, images_B3HW=images_B3HW)
+
+    def held_out_batches(self, step: int) -> Iterator[Batch]:
+        """The images kept from training, in the plain view, without photometric changes."""
+        for start in range(0, len(self.held_out), self.training.batch):
+            positions = self.held_out[start:start + self.training.batch]
+            yield self._seen(positions, np.zeros_like(positions), step)
+
+    def _seen(self, positions: np.ndarray, numbers: np.ndarray, step: int) -> Batch:
         rows = self.samples.read(self.sample, positions, np.zeros_like(positions))
         matrices = self._matrices(positions, numbers)
         images, labels, inside = geometry.apply(
@@ -56,14 +80,13 @@ class Loader:
         if "existence" in rows:
             flags = geometry.existence(self._tensor(rows["existence"]), labels, self.dataset.lane_classes, matrices,
                                        self.dataset.mirror_lanes)
-        images = photometric(images, self.training.photometric, self._generator(step))
         return Batch(images, labels, inside, flags, self._targets(positions, numbers), step)
 
     def positions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Which images a step shows, and in which epoch of each."""
         numbers = step * self.training.batch + np.arange(self.training.batch)
-        epochs = numbers // len(self.ids)
-        positions = np.array([self._permutation(epoch)[n % len(self.ids)] for n, epoch in zip(numbers, epochs)])
+        epochs = numbers // len(self.shown)
+        positions = np.array([self._permutation(epoch)[n % len(self.shown)] for n, epoch in zip(numbers, epochs)])
         return positions, epochs
 
     def views_at(self, positions: np.ndarray, epochs: np.ndarray) -> np.ndarray:
@@ -72,10 +95,25 @@ class Loader:
             return epochs + 1
         return np.array([geometry.view_of_epoch(self.ids[p], e, self.views.count) for p, e in zip(positions, epochs)])
 
+    def survey(self, images: int = 16) -> Iterator[dict[str, dict[str, Tensor]]]:
+        """Rows of the plain view, some images at a time, in an order that follows from the ids alone."""
+        order = np.array(surveyed(self.ids)[self.training.held_out:])
+        for start in range(0, len(order), images):
+            positions = order[start:start + images]
+            yield self._targets(positions, np.zeros_like(positions))
+
+    def class_shares(self, images: int = 2000) -> Tensor:
+        """[K]: each class's part of the labelled pixels, of all images or of these many of them."""
+        counts = np.zeros(256)
+        for position in surveyed(self.ids)[self.training.held_out:][:images]:
+            label = self.samples.read(self.sample, np.array([position]), np.array([0]))["label"]
+            counts += np.bincount(torch.as_tensor(label).cpu().numpy().ravel(), minlength=256)
+        counts = counts[:len(self.dataset.classes)]
+        return torch.from_numpy(counts / counts.sum().clip(min=1)).float()
+
     def _permutation(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:
-            key = int.from_bytes(hashlib.blake2b(f"{self.seed}/{epoch}".encode(), digest_size=8).digest(), "little")
-            self._order = (epoch, np.random.Generator(np.random.Philox(key=key)).permutation(len(self.ids)))
+            self._order = (epoch, self.shown[permutation(self.seed, epoch, len(self.shown))])
         return self._order[1]
 
     def _matrices(self, positions, numbers) -> Tensor:
@@ -94,13 +132,52 @@ class Loader:
                 read[pass_.folder] = {field: self._tensor(values) for field, values in rows.items()}
         return {name: target.decode(read[pass_.folder]) for name, (target, pass_) in self.cached.targets.items()}
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
+    def _tensor(self, rows: np.ndarray | Tensor) -> Tensor:
+        if isinstance(rows, Tensor):                  # the reader holds them on the device
+            return rows
+        tensor = torch.from_numpy(rows)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def _generator(self, step: int) -> torch.Generator:
-        key = int.from_bytes(hashlib.blake2b(f"photometric/{self.seed}/{step}".encode(), digest_size=7).digest(), "little")
+        own = f"/{self.share[0]}" if self.share[0] else ""
+        key = int.from_bytes(hashlib.blake2b(f"photometric/{self.seed}/{step}{own}".encode(), digest_size=7).digest(), "little")
         return torch.Generator(self.device).manual_seed(key)
+
+
+def ahead(loader: Loader, steps: Sequence[int]) -> Iterator[Batch]:
+    """The batches of these steps, each made by a thread while the step before it runs; on CUDA in a stream of its own."""
+    stream = torch.cuda.Stream(loader.device) if loader.device.type == "cuda" else None
+
+    def make(step: int):
+        if stream is None:
+            return loader.batch(step), None
+        with torch.cuda.stream(stream):
+            batch = loader.batch(step)
+            return batch, stream.record_event()
+
+    with ThreadPoolExecutor(1, "batches") as thread:
+        following = thread.submit(make, steps[0]) if steps else None
+        for number in range(len(steps)):
+            batch, made = following.result()
+            if number + 1 < len(steps):
+                following = thread.submit(make, steps[number + 1])
+            if made is not None:
+                current = torch.cuda.current_stream(loader.device)
+                current.wait_event(made)
+                for tensor in batch.tensors():        # or their memory is given to the next batch while the step reads them
+                    tensor.record_stream(current)
+            yield batch
+
+
+def surveyed(ids: Sequence[str]) -> list[int]:
+    """Positions of the images as a survey shows them: in the order of their ids' digests, wherever they stand in a list."""
+    return sorted(range(len(ids)), key=lambda position: hashlib.blake2b(ids[position].encode(), digest_size=8).digest())
+
+
+def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of `count` images in one epoch."""
+    key = int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8).digest(), "little")
+    return np.random.Generator(np.random.Philox(key=key)).permutation(count)
 
 
 def photometric(images_B3HW: Tensor, change: Photometric, generator: torch.Generator) -> Tensor:

@@ -4,6 +4,9 @@
     config.yaml             the experiment's file with its --set overrides, for people
     checkpoint.pt           model, optimiser, losses and the curves so far; replaced atomically
     curves.tsv .json .png   each term's mean over a window of steps
+    curves/<term>.tsv       the same, a file a term, as `dvc plots` draws them
+    history.jsonl           the time each stretch of steps took, and on what; outside every comparison
+    held_out.tsv            each term on the images kept from training (training.held_out), at each checkpoint
     norms.tsv               each weighted term's gradient norm at the network's features
     weights.safetensors     the end of the run
 """
@@ -12,17 +15,19 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 import torch
 
-from pipeline import weights
+from pipeline import distributed, weights
 from pipeline.errors import PipelineError
 from pipeline.files import write_text, write_tsv
 from pipeline.identity import difference, listed
-from pipeline.loading import Loader
-from pipeline.progress import Progress
+from pipeline.loading import Loader, ahead
+from pipeline.progress import Progress, say
 from pipeline.training import Step
 
 PLUGINS = ("pipeline.models.", "pipeline.targets.", "pipeline.losses.")
@@ -35,7 +40,10 @@ class Run:
         self.folder, self.record, self.settings = Path(folder), record, settings
         self.curves: list[dict] = []
         self.norms: list[dict] = []
-        self._open()
+        self.held_out: list[dict] = []
+        if distributed.first():
+            self._open()
+        distributed.wait()
 
     def _open(self):
         path = self.folder / "run.json"
@@ -44,8 +52,8 @@ class Run:
             if before != self.record:
                 aside = _free_name(self.folder)
                 os.rename(self.folder, aside)
-                print(f"{self.folder}: was made from something else ({listed(difference(before, self.record))}); "
-                      f"set aside as {aside.name}, starting afresh", file=sys.stderr)
+                say(f"{self.folder}: was made from something else ({listed(difference(before, self.record))}); "
+                    f"set aside as {aside.name}, starting afresh")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(self.record, indent=1) + "\n")
         write_text(self.folder / "config.yaml", self.settings)
@@ -64,11 +72,13 @@ class Run:
         except Exception as error:
             raise PipelineError(f"{path}: cannot be read ({error}); delete it to start this run afresh") from error
         step.load_state(state)
-        self.curves, self.norms = state["curves"], state["norms"]
+        self.curves, self.norms, self.held_out = state["curves"], state["norms"], state["held_out"]
         return state["steps"]
 
     def save(self, step: Step, steps: int) -> None:
-        state = {**step.state(), "steps": steps, "curves": self.curves, "norms": self.norms}
+        if not distributed.first():
+            return
+        state = {**step.state(), "steps": steps, "curves": self.curves, "norms": self.norms, "held_out": self.held_out}
         partial = self.folder / "checkpoint.pt.tmp"
         with open(partial, "wb") as file:
             torch.save(state, file)
@@ -80,12 +90,30 @@ class Run:
     def _write_curves(self):
         write_tsv(self.folder / "curves.tsv", self.curves)
         write_tsv(self.folder / "norms.tsv", self.norms)
+        if self.held_out:
+            write_tsv(self.folder / "held_out.tsv", self.held_out)
+
+    def note(self, first: int, last: int, seconds: float, device: torch.device) -> None:
+        """Steps first..last-1 took so long, and are kept: a checkpoint holds them."""
+        if not distributed.first():
+            return
+        line = {"first": first, "last": last, "seconds": round(seconds, 3), "threads": torch.get_num_threads(),
+                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type, "torch": torch.__version__}
+        with open(self.folder / "history.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def finish(self, step: Step) -> None:
+        if not distributed.first():
+            return
         self._write_curves()                     # again: DVC deletes a stage's outs before it runs a finished one
+        shutil.rmtree(self.folder / "curves", ignore_errors=True)
+        for name in self.curves[-1]:
+            if name != "step":
+                known = [{"step": row["step"], name: row[name]} for row in self.curves if name in row]
+                write_tsv(self.folder / "curves" / f"{name}.tsv", known)
         write_text(self.folder / "curves.json", json.dumps(self.curves) + "\n")
         draw_curves(self.folder / "curves.png", self.curves)
-        weights.save_file(self.weights, step.model.state_dict())
+        weights.save_file(self.weights, step.weights())
 
 
 def fit(run: Run, step: Step, loader: Loader, what: str) -> None:
@@ -93,10 +121,12 @@ def fit(run: Run, step: Step, loader: Loader, what: str) -> None:
     training = step.training
     begin = run.resume(step)
     window = max(1, training.steps // POINTS)
+    saved, since = begin, time.perf_counter()
     pending: list[tuple[int, dict]] = []         # values stay on the device until a window ends: reading one waits for it
     with Progress(what, training.steps, "steps", begin) as progress:
-        for number in range(begin, training.steps):
-            values, norms = step(loader.batch(number))
+        steps = range(begin, training.steps)
+        for number, batch in zip(steps, ahead(loader, steps)):
+            values, norms = step(batch)
             pending.append((number, values))
             if norms:
                 run.norms.append({"step": number, **norms})
@@ -106,7 +136,12 @@ def fit(run: Run, step: Step, loader: Loader, what: str) -> None:
                 run.curves.append(_window(pending, run.folder))
                 pending = []
             if saves:
+                if training.held_out:
+                    run.held_out.append({"step": number + 1, **step.held_out(loader.held_out_batches(number))})
                 run.save(step, number + 1)
+                now = time.perf_counter()
+                run.note(saved, number + 1, now - since, step.weights_K.device)
+                saved, since = number + 1, now
             shown = run.curves[-1]["labels"] if run.curves else math.nan
             progress.advance(1, f"loss {shown:.3f}")
     run.finish(step)

@@ -1,31 +1,38 @@
-"""One training step: cross-entropy, the method's losses, their sum, SGD with a poly schedule. Nothing about files.
+"""One training step: cross-entropy, the method's losses, their sum, SGD or AdamW with a poly schedule. Nothing about files.
 
 B images, H W the network input, K classes, L lane slots.
 """
 
 import hashlib
 from contextlib import nullcontext
-from typing import Mapping, Sequence
+from typing import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline import distributed
 from pipeline.config import Term, Training, term_name
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import ConfigError
 from pipeline.losses.base import Batch
-from pipeline.models.base import Output
+from pipeline.models.base import Output, as_float
 
 
-def cross_entropy(logits_BKhw: Tensor, labels_BHW: Tensor, weights_K: Tensor) -> Tensor:
-    """Weighted mean over labelled pixels; logits are upsampled to the labels' grid. 0 where nothing is labelled."""
+def cross_entropy(logits_BKhw: Tensor, labels_BHW: Tensor, weights_K: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Weighted mean over labelled pixels; logits are upsampled to the labels' grid. 0 where nothing is labelled. `counted` is
+    what to divide by instead, where these images are a part of a batch."""
     if logits_BKhw.shape[-2:] != labels_BHW.shape[-2:]:
         logits_BKhw = F.interpolate(logits_BKhw, labels_BHW.shape[-2:], mode="bilinear", align_corners=False)
     labels_BHW = labels_BHW.long()
     total = F.cross_entropy(logits_BKhw, labels_BHW, weights_K, ignore_index=IGNORE, reduction="sum")
-    counted = torch.cat([weights_K, weights_K.new_zeros(256 - len(weights_K))])[labels_BHW].sum()
+    counted = labelled_weight(labels_BHW, weights_K) if counted is None else counted
     return total / counted.clamp(min=1e-6)
+
+
+def labelled_weight(labels_BHW: Tensor, weights_K: Tensor) -> Tensor:
+    """Sum of the labelled pixels' weights."""
+    return torch.cat([weights_K, weights_K.new_zeros(256 - len(weights_K))])[labels_BHW.int()].sum()
 
 
 def existence_loss(existence_BL: Tensor, flags_BL: Tensor) -> Tensor:
@@ -35,8 +42,17 @@ def existence_loss(existence_BL: Tensor, flags_BL: Tensor) -> Tensor:
     return (terms * known).sum() / known.sum().clamp(min=1)
 
 
-def class_weights(dataset: DatasetBase, training: Training, device) -> Tensor:
-    """[K] cross-entropy weights. Raises ConfigError on a background weight where the dataset names no background."""
+def class_weights(dataset: DatasetBase, training: Training, device, shares_K: Tensor | None = None) -> Tensor:
+    """[K] cross-entropy weights; `enet` needs each class's share of the labelled pixels. Raises ConfigError on a background
+    weight where the dataset names no background, or a list of another length than the classes."""
+    if training.class_weights == "enet":        # Paszke et al., "ENet", 2016: w = 1 / ln(c + p), c = 1.02
+        assert shares_K is not None
+        return 1 / (1.02 + shares_K.to(device)).log()
+    if training.class_weights is not None:
+        if len(training.class_weights) != len(dataset.classes):
+            raise ConfigError(f"training.class_weights: {len(training.class_weights)} weights for {len(dataset.classes)} "
+                              f"classes ({', '.join(dataset.classes)}); write one for each")
+        return torch.tensor(training.class_weights, device=device)
     weights = torch.ones(len(dataset.classes), device=device)
     if dataset.background is not None:
         weights[dataset.background] = training.background_weight
@@ -50,24 +66,34 @@ class Step:
 
     def __init__(self, model: nn.Module, terms: Sequence[Term], losses: Sequence[nn.Module], training: Training,
                  weights_K: Tensor, seed: int):
-        self.model, self.training, self.weights_K, self.seed = model, training, weights_K, seed
+        device = weights_K.device
+        if training.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        self.model, self.training, self.weights_K, self.seed = distributed.synchronised(model, device), training, weights_K, seed
+        self.network = compiled(self.model) if training.compile else self.model
         self.terms = {term_name(terms, i): (term, loss) for i, (term, loss) in enumerate(zip(terms, losses))}
         self.losses = nn.ModuleList(losses)
-        parameters = [*model.parameters(), *self.losses.parameters()]
+        parameters, self.lr_factors = grouped(model, self.losses, training)
+        fused = True if device.type == "cuda" else None
         if training.optimiser == "adamw":
             self.optimiser = torch.optim.AdamW(parameters, training.lr, betas=(training.momentum, 0.999),
-                                               weight_decay=training.weight_decay)
+                                               weight_decay=training.weight_decay, fused=fused)
         else:
             self.optimiser = torch.optim.SGD(parameters, training.lr, momentum=training.momentum,
-                                             weight_decay=training.weight_decay)
+                                             weight_decay=training.weight_decay, nesterov=training.nesterov, fused=fused)
+        self.mean = {name: value.clone() for name, value in self.model.state_dict().items()} if training.ema else {}
 
-    def loss_terms(self, batch: Batch) -> tuple[Output, dict[str, tuple[float, Tensor]]]:
-        """The student's output as it ran, and every term that counts at this step with its weight."""
+    def loss_terms(self, batch: Batch, counted: Tensor | None = None) -> tuple[Output, dict[str, tuple[float, Tensor]]]:
+        """The student's output as it ran, and every term that counts at this step with its weight. `counted`: see
+        cross_entropy."""
         bf16 = self.training.precision == "bf16"
         with torch.autocast(batch.images_B3HW.device.type, torch.bfloat16) if bf16 else nullcontext():
-            output = self.model(batch.images_B3HW)
+            output = self.network(batch.images_B3HW, batch.labels_BHW)       # which only a label-fed teacher looks at
+        if output.logits is None:
+            raise ConfigError("this network has no logits (logits: null) and can't be trained on labels; write 'logits: linear', or, "
+                              "for a teacher as it is, 'teacher_training: null'")
         raw, output = output, as_float(output)
-        terms = {"labels": (1.0, cross_entropy(output.logits, batch.labels_BHW, self.weights_K))}
+        terms = {"labels": (1.0, cross_entropy(output.logits, batch.labels_BHW, self.weights_K, counted))}
         if output.existence is not None and batch.existence_BL is not None:
             terms["existence"] = (self.training.existence_weight, existence_loss(output.existence, batch.existence_BL))
         for name, (term, loss) in self.terms.items():
@@ -76,39 +102,106 @@ class Step:
         return raw, terms
 
     def __call__(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """One update. Returns each term's unweighted value, and at every `norm_every`-th step its weighted gradient's norm."""
-        lr = self.training.lr * (1 - batch.step / self.training.steps) ** self.training.power
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
+        """One update. Returns each term's unweighted value, and at every `norm_every`-th step its weighted gradient's norm (of
+        the first part, where a batch has several). Parts and processes have equal weight, and pixels in all of them."""
+        lr = learning_rate(self.training, batch.step)
+        for group, factor in zip(self.optimiser.param_groups, self.lr_factors):
+            group["lr"] = lr * factor
         self.model.train(), self.losses.train()
         reseed(self.seed, batch.step)
-        output, terms = self.loss_terms(batch)
-        norms = gradient_norms(output, terms) if batch.step % self.training.norm_every == 0 else {}
-        total = sum(weight * value for weight, value in terms.values())
         self.optimiser.zero_grad(set_to_none=True)
-        total.backward()
+        parts = batch.parts(self.training.accumulate)
+        counted = labelled_weight(batch.labels_BHW, self.weights_K) / len(parts)
+        distributed.average([counted])
+        values, norms = {}, {}
+        for part in parts:
+            output, terms = self.loss_terms(part, counted)
+            if part is parts[0] and batch.step % self.training.norm_every == 0:
+                norms = gradient_norms(output, terms)
+            (sum(weight * value for weight, value in terms.values()) / len(parts)).backward()
+            for name, (_, value) in terms.items():
+                values[name] = values.get(name, 0) + value.detach() / len(parts)
+        distributed.average([*values.values(), *(p.grad for p in self._parameters() if p.grad is not None)])
         self.optimiser.step()
-        return {name: value.detach() for name, (_, value) in terms.items()}, norms
+        if self.mean:
+            self._follow(batch.step)
+        return values, norms
+
+    def held_out(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Each term's mean over these images, unweighted, also where its weight is 0: in eval mode, of the weights as they are
+        (not their running mean)."""
+        self.model.eval(), self.losses.eval()
+        sums: dict[str, float] = {}
+        images = 0
+        for batch in batches:
+            with torch.no_grad():
+                output = as_float(self.model(batch.images_B3HW, batch.labels_BHW))
+            terms = {"labels": cross_entropy(output.logits, batch.labels_BHW, self.weights_K)}
+            terms |= {name: loss(output, batch) for name, (_, loss) in self.terms.items()}
+            images += len(batch.labels_BHW)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(batch.labels_BHW)
+        return {name: value / images for name, value in sums.items()}
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [*self.model.parameters(), *self.losses.parameters()]
+
+    @torch.no_grad()
+    def _follow(self, step: int) -> None:
+        """The running mean takes in this step's weights and batch-norm statistics; early on it is a plain mean, or it would
+        remember the weights that training began with."""
+        decay = min(self.training.ema, step / (step + 1))
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                self.mean[name].lerp_(value, 1 - decay)
+            else:
+                self.mean[name].copy_(value)
+
+    def weights(self) -> dict[str, Tensor]:
+        """What a run leaves: the running mean where there is one, otherwise the last weights."""
+        return self.mean or self.model.state_dict()
 
     def state(self) -> dict:
-        return {"model": self.model.state_dict(), "losses": self.losses.state_dict(), "optimiser": self.optimiser.state_dict()}
+        state = {"model": self.model.state_dict(), "losses": self.losses.state_dict(), "optimiser": self.optimiser.state_dict()}
+        return state | {"mean": self.mean} if self.mean else state
 
     def load_state(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.losses.load_state_dict(state["losses"])
         self.optimiser.load_state_dict(state["optimiser"])
+        for name, value in self.mean.items():
+            value.copy_(state["mean"][name])
 
+
+def compiled(network: nn.Module):
+    """The network by torch.compile; parts that it cannot take, or without a compiler all of it, run as they are, with a
+    warning of PyTorch's."""
+    torch._dynamo.config.suppress_errors = True
+    return torch.compile(network, dynamic=False)
+
+
+def learning_rate(training: Training, step: int) -> float:
+    rate = training.lr * (1 - step / training.steps) ** training.power
+    return rate * min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else rate
+
+
+def grouped(model: nn.Module, losses: nn.Module, training: Training) -> tuple[list[dict], list[float]]:
+    """Parameters by learning rate, and what each group's is multiplied by; the losses' own have the backbone's. Raises
+    ConfigError if a network has no backbone to tell its head from."""
+    if training.head_lr == 1:
+        return [{"params": [*model.parameters(), *losses.parameters()]}], [1.0]
+    if not hasattr(model, "backbone"):
+        raise ConfigError(f"training.head_lr: {type(model).__module__.rpartition('.')[2]} has no backbone apart from its "
+                          f"head; write 1.0")
+    sides: dict[bool, list[nn.Parameter]] = {True: [*losses.parameters()], False: []}
+    for name, parameter in model.named_parameters():
+        sides[name.partition(".")[0] in model.backbone].append(parameter)
+    return [{"params": sides[True]}, {"params": sides[False]}], [1.0, training.head_lr]
 
 
 def reseed(seed: int, step: int) -> None:
     """Dropout of a step depends on (seed, step) alone: a resumed run draws what an unbroken one draws."""
     torch.manual_seed(int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest(), "little"))
-
-
-def as_float(output: Output) -> Output:
-    """Losses are float32, whatever the network ran in."""
-    return Output(output.logits.float(), {role: f.float() for role, f in output.features.items()},
-                  None if output.existence is None else output.existence.float())
 
 
 def gradient_norms(output: Output, terms: Mapping[str, tuple[float, Tensor]]) -> dict[str, float]:

@@ -8,6 +8,7 @@ bit-equal on every device; float coordinates would differ at half-pixel ties.
 B images, H W the network input, K classes.
 """
 
+import functools
 import hashlib
 import math
 
@@ -57,7 +58,7 @@ def view_of_epoch(image_id: str, epoch: int, count: int) -> int:
 
 
 def mirrored(matrices_B23: Tensor) -> Tensor:
-    return torch.linalg.det(matrices_B23[:, :, :2].double()) < 0
+    return matrices_B23[:, 0, 0] * matrices_B23[:, 1, 1] < matrices_B23[:, 0, 1] * matrices_B23[:, 1, 0]
 
 
 def apply(images_BHW3: Tensor, labels_BHW: Tensor, matrices_B23: Tensor, *, content: tuple[int, int],
@@ -66,23 +67,22 @@ def apply(images_BHW3: Tensor, labels_BHW: Tensor, matrices_B23: Tensor, *, cont
 
     Images are bilinear, labels the nearest pixel at floor(x + 1/2), exactly. Outside the image, and outside its `content`
     (height, width; the rest is padding), pixels have the FILL colour, labels are 255 and `inside` is False. A mirrored view
-    permutes the classes. Runs on the device of `images`.
+    permutes the classes. Runs on the device of `images`, and waits for it nowhere if `matrices` lie on the host.
     """
     B, H, W, _ = images_BHW3.shape
     device = images_BHW3.device
-    xs, ys = _coordinates(matrices_B23.to(device), H, W)
+    some_flipped = bool(mirrored(matrices_B23).any())
+    matrices_B23 = _moved(matrices_B23, device)
+    xs, ys = _coordinates(matrices_B23, H, W)
     half = 1 << (_PX - 1)
     nearest, inside = _index((xs + half) >> _PX, (ys + half) >> _PX, W, content)
     labels = torch.where(inside, labels_BHW.reshape(B, -1).gather(1, nearest), IGNORE)
-    flipped = mirrored(matrices_B23)
-    if flipped.any():
+    if some_flipped:
         assert permutation is not None, "a mirrored view of a dataset without a permutation"
-        table = torch.arange(256, dtype=torch.uint8)
-        table[:len(permutation)] = torch.tensor(permutation, dtype=torch.uint8)
-        labels = torch.where(flipped.to(device)[:, None], table.to(device)[labels.long()], labels)
+        labels = torch.where(mirrored(matrices_B23)[:, None], _table(permutation, device)[labels.int()], labels)
 
     pixels = images_BHW3.reshape(B, -1, 3)
-    fill = torch.tensor(FILL, dtype=torch.float32, device=device)
+    fill = _fill(device)
     x0, y0 = xs >> _PX, ys >> _PX
     mask = (1 << _PX) - 1
     fx, fy = (xs & mask).float() / 65536.0, (ys & mask).float() / 65536.0
@@ -93,6 +93,25 @@ def apply(images_BHW3: Tensor, labels_BHW: Tensor, matrices_B23: Tensor, *, cont
         result += weight[:, :, None] * torch.where(there[:, :, None], tap, fill)
     # NHWC memory: what channels-last convolutions want, at no cost
     return result.view(B, H, W, 3).permute(0, 3, 1, 2), labels.view(B, H, W), inside.view(B, H, W)
+
+
+# Constants stay on the device: making one there waits for all the work before it
+
+@functools.cache
+def _fill(device: torch.device) -> Tensor:
+    return torch.tensor(FILL, dtype=torch.float32, device=device)
+
+
+@functools.cache
+def _table(permutation: tuple[int, ...], device: torch.device) -> Tensor:
+    """What a class, a lane or 255 becomes in a mirrored view."""
+    return torch.tensor((*permutation, *range(len(permutation), 256)), dtype=torch.uint8, device=device)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _coordinates(matrices_B23, H, W):
@@ -117,9 +136,10 @@ def existence(flags_BL: Tensor, labels_BHW: Tensor, lane_classes: tuple[int, ...
 
     Too few is under one in ten thousand of the view's pixels. 255 (unknown) stays.
     """
-    flipped = mirrored(matrices_B23).to(flags_BL.device)
     if permutation is not None:
-        flags_BL = torch.where(flipped[:, None], flags_BL[:, list(permutation)], flags_BL)
+        flipped = _moved(mirrored(matrices_B23), flags_BL.device)
+        flags_BL = torch.where(flipped[:, None], flags_BL[:, _table(permutation, flags_BL.device)[:len(permutation)].int()],
+                               flags_BL)
     least = labels_BHW[0].numel() / 10_000
     left = torch.stack([(labels_BHW == c).flatten(1).sum(1) >= least for c in lane_classes], dim=1)
     return torch.where(flags_BL == IGNORE, flags_BL, flags_BL * left)

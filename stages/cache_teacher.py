@@ -4,12 +4,14 @@
 there is one in each process, with a teacher in memory, and it fills one block of one view at a time.
 """
 
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from pipeline import cache, executors, plan, prepared, views as geometry, weights
+from pipeline import cache, executors, plan, prepared, views as geometry
 from pipeline.config import Plugin, Prepare, Teacher, Views
 from pipeline.errors import StoreError
 from pipeline.files import write_json
@@ -38,15 +40,16 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     named = cache.target_passes(targets, context)
     every = [cache.MATRIX, *{pass_.folder: pass_ for _, pass_ in named.values()}.values()]
 
+    identity = cache.identity(source, prepare, views, teacher, weights_digest)
     store = Store.create_or_open(
-        root, "targets", dataset.name, cache.identity(source, prepare, views, teacher, weights_digest),
+        root, "targets", dataset.name, identity,
         block_rows=plan.block_rows(len(images), every[1:]),
         card={"dataset": dataset.name, "classes": list(source.classes), "teacher": teacher.model.name})
     store.grow(images)
     for pass_ in every:
         store.add_pass(pass_, range(views.count))
     try:
-        store.check(images, range(0), [(pass_, target.uses_labels) for target, pass_ in named.values()])
+        store.check(images, range(0), [(pass_, cache.by_labels(identity, target)) for target, pass_ in named.values()])
     except StoreError as error:
         raise StoreError(f"{error}; rows that were made from other labels can't be mended: remove that folder with "
                          f"`pipeline cache rm` and fill it again") from None
@@ -127,24 +130,47 @@ class Filler:
         self.held: tuple[int, dict] = (-1, {})   # the last block's images, for its other views
 
     def __call__(self, task: plan.Task) -> int:
+        return self.begin(task)()
+
+    def overlapped(self, tasks: Iterable[plan.Task]) -> Iterator[int]:
+        """The same for one task after the other. While a block is answered, the one before it is written and the next is
+        read, which keeps a GPU at work; on the CPU the network needs every core anyway."""
+        before = None
+        for task in tasks:
+            answering = self.begin(task, self.answers.begin)
+            if before is not None:
+                yield before()
+            before = answering
+        if before is not None:
+            yield before()
+
+    def begin(self, task: plan.Task, ask: Callable | None = None) -> Callable[[], int]:
+        """Asks the teacher, with `ask` in the background, for what is missing of the block; what it returns writes it, and
+        returns the number of views."""
         block = self.store.block_images(task.block)
         passes = [folder for folder in task.passes if self.store.fault(view_name(task.view), folder, task.block)]
         wanted = {pass_.folder: (target, pass_) for target, pass_ in self.named.values() if pass_.folder in passes}
         matrices = np.stack([geometry.draw(self.views, image.id, task.view, self.context.size) for image in block])
-        answered: list[tuple[Pass, dict]] = []
-        if cache.MATRIX.folder in passes:
-            answered.append((cache.MATRIX, {"matrix": matrices}))
         if wanted:
-            answered += self.ask(task, list(wanted.values()), matrices)
-        for pass_, values in answered:
-            self.store.write_block(pass_, task.view, task.block, values)
-        return len(block)
+            rows, targets = self.images(task.block), [target for target, _ in wanted.values()]
+            inputs = targets, rows["image"], rows["label"], matrices
+            answers = ask(*inputs) if ask else functools.partial(self.answers.rows, *inputs)
 
-    def ask(self, task: plan.Task, wanted, matrices: np.ndarray) -> list[tuple[Pass, dict]]:
-        rows = self.images(task.block)
+        def write() -> int:
+            answered: list[tuple[Pass, dict]] = []
+            if cache.MATRIX.folder in passes:
+                answered.append((cache.MATRIX, {"matrix": matrices}))
+            if wanted:
+                answered += self.checked(task, list(wanted.values()), answers)
+            for pass_, values in answered:
+                self.store.write_block(pass_, task.view, task.block, values)
+            return len(block)
+        return write
+
+    def checked(self, task: plan.Task, wanted, answers: Callable[[], list[dict]]) -> list[tuple[Pass, dict]]:
         targets = [target for target, _ in wanted]
         try:
-            found = self.answers.rows(targets, rows["image"], rows["label"], matrices)
+            found = answers()
         except cache.BadAnswer as bad:
             image = self.store.block_images(task.block)[bad.image]
             names = [name for name, (target, _) in self.named.items() if target in [targets[i] for i in bad.targets]]
@@ -171,9 +197,7 @@ def blocks(tasks: list[plan.Task]) -> str:
 def load_teacher(teacher: Teacher, source, prepare: Prepare, weights_file: Path):
     """The network with these weights, and their digest."""
     digest = cache.weights_digest(teacher, weights_file)
-    model = cache.build_teacher(teacher, source, prepare.size)
-    weights.load_into(model, weights.load_file(weights_file), str(weights_file))
-    return model, digest
+    return cache.load_teacher(teacher, source, prepare.size, weights_file), digest
 
 
 def rooted(dataset: Plugin) -> Plugin:

@@ -1,15 +1,15 @@
 """Stage two: train a student with a method, against cached targets; no teacher in memory."""
 
-import sys
 from pathlib import Path
 
-from pipeline import cache, lookup, loading, prepared, runs, training as steps, views as geometry
+from pipeline import cache, distributed, lookup, loading, prepared, runs, training as steps, views as geometry
 from pipeline.config import Plugin, Prepare, Teacher, Term, Training, Views
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError
 from pipeline.files import plain
 from pipeline.loading import CachedTargets, Loader
 from pipeline.models.base import set_precision
-from pipeline.store import Reader, Store
+from pipeline.progress import detail
+from pipeline.store import Reader
 
 
 def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], training: Training,
@@ -20,6 +20,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     Raises StoreError, naming what differs, if the cache was made from other weights, data, preprocessing, views or targets
     than this config asks for, or is not whole.
     """
+    device = distributed.start(device)
     source = dataset.build()
     cache.check_views(views, source, dataset.name)
     pixels, sample, images = prepared.open_whole(root, dataset, source, prepare, source.ids("train"))
@@ -35,18 +36,11 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
                           f"write false, or train with a method that reads none")
     if names:
         named = cache.target_passes({name: targets[name] for name in names}, context)
-        passes = {pass_.folder: (pass_, target.uses_labels) for target, pass_ in named.values()}
         identity = cache.identity(source, prepare, views, teacher, cache.weights_digest(teacher, weights_file))
-        try:
-            store = Store.find(root, "targets", dataset.name, identity)
-            wanted = [(cache.MATRIX, False), *passes.values()]
-            store.check(images, range(views.count), wanted)
-        except StoreError as error:
-            raise StoreError(f"{error}; run `pipeline cache-teacher {config}`") from None
-        record["cache"] = {"identity": store.identity,
-                           "rows": store.digest_of(images, range(views.count), [pass_ for pass_, _ in wanted])}
-        reader = Reader(store, [pass_ for pass_, _ in wanted], ids, views.count)
-        print(f"cached targets: {reader.strategy}", file=sys.stderr)
+        store, passes = cache.open_whole(root, dataset.name, identity, images, views.count, named, config)
+        record["cache"] = {"identity": store.identity, "rows": store.digest_of(images, range(views.count), passes)}
+        reader = Reader(store, passes, ids, views.count, device=device, host=[cache.MATRIX])
+        detail(f"cached targets: {reader.strategy}")
         cached = CachedTargets(reader, cache.MATRIX, named)
 
     lanes = source.lanes if training.existence_weight else 0
@@ -60,11 +54,15 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     own = cache.context(student, source, prepare.size, lanes)
     losses = [term.loss.build(reads={name: cached.targets[name][0] for name in term.reads}, context=context,
                               student=own).to(device) for term in method]
-    samples = Reader(pixels, [sample], ids, 1)
-    print(f"prepared images: {samples.strategy}", file=sys.stderr)
+    samples = Reader(pixels, [sample], ids, 1, device=device)
+    detail(f"prepared images: {samples.strategy}")
     loader = Loader(samples, sample, ids, dataset=source, content=prepare.size, views=views, training=training, seed=seed,
-                    device=device, cached=cached)
-    step = steps.Step(model, method, losses, training, steps.class_weights(source, training, device), seed)
+                    device=device, cached=cached, share=distributed.share())
+    for loss in losses:
+        if loss.needs_survey:
+            loss.survey(loader.survey())
+    shares_K = loader.class_shares() if training.class_weights == "enet" else None
+    step = steps.Step(model, method, losses, training, steps.class_weights(source, training, device, shares_K), seed)
     runs.fit(run, step, loader, folder.name)
     last = run.curves[-1]
     return f"{run.weights}: {training.steps} steps, " + ", ".join(f"{k} {v:.4g}" for k, v in last.items() if k != "step")

@@ -1,13 +1,13 @@
 """Train the teacher on the prepared images, or take the checkpoint that the YAML names."""
 
-import sys
 from pathlib import Path
 
-from pipeline import cache, lookup, loading, prepared, runs, training as steps, views as geometry, weights
+from pipeline import cache, distributed, lookup, loading, prepared, runs, training as steps, views as geometry, weights
 from pipeline.config import Plugin, Prepare, Teacher, Training, Views
 from pipeline.files import plain, write_json
 from pipeline.loading import Loader
 from pipeline.models.base import set_precision
+from pipeline.progress import detail
 from pipeline.store import Reader
 
 
@@ -16,13 +16,23 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, te
     """Writes the weights and a report with their digest. Resumes from its last checkpoint."""
     source = dataset.build()
     cache.check_views(views, source, dataset.name)
-    model = cache.build_teacher(teacher, source, prepare.size)
     if teacher.checkpoint is not None:
-        weights.load_into(model, weights.load_file(teacher.checkpoint), str(teacher.checkpoint))
+        state = weights.load_file(teacher.checkpoint)
+        model = cache.build_teacher(teacher, source, prepare.size, source.lanes if weights.has_existence(state) else 0)
+        weights.load_into(model, state, str(teacher.checkpoint))
         line = f"{weights_file}: copied from {teacher.checkpoint}"
+    elif teacher_training is None:
+        steps.reseed(0, 0)
+        model = cache.build_teacher(teacher, source, prepare.size)
+        line = f"{weights_file}: {teacher.model.name}, as its factory made it"
     else:
+        lanes = source.lanes if teacher_training.existence_weight else 0
+        model = cache.build_teacher(teacher, source, prepare.size, lanes)
+        device = distributed.start(device)
         _train(model, source, dataset, prepare, views, teacher, teacher_training, root, folder, settings, device)
         line = f"{weights_file}: {teacher.model.name}, {teacher_training.steps} steps"
+    if not distributed.first():
+        return line
     weights_file.parent.mkdir(parents=True, exist_ok=True)
     weights.save_file(weights_file, model.state_dict())
     write_json(report, {"weights": weights.digest(model.state_dict())})
@@ -43,9 +53,11 @@ def _train(model, source, dataset, prepare, views, teacher, training, root, fold
     if teacher.backbone is not None:
         weights.load_backbone(model, teacher.backbone)
     model.to(device)
-    reader = Reader(store, [sample], ids, 1)
-    print(f"prepared images: {reader.strategy}", file=sys.stderr)
+    reader = Reader(store, [sample], ids, 1, device=device)
+    detail(f"prepared images: {reader.strategy}")
     loader = Loader(reader, sample, ids, dataset=source, content=prepare.size, views=views, training=training, seed=0,
-                    device=device)
-    step = steps.Step(model, [], [], training, steps.class_weights(source, training, device), seed=0)
+                    device=device, share=distributed.share())
+    shares_K = loader.class_shares() if training.class_weights == "enet" else None
+    step = steps.Step(model, [], [], training, steps.class_weights(source, training, device, shares_K), seed=0)
     runs.fit(run, step, loader, "training the teacher")
+    model.load_state_dict(step.weights())

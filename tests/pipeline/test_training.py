@@ -90,6 +90,63 @@ def test_the_learning_rate_falls_by_the_poly_rule():
     assert rates == pytest.approx([0.1 * (1 - n / 10) ** 0.9 for n in range(10)])
 
 
+def test_the_learning_rate_warms_up_below_the_poly_rule():
+    training = dataclasses.replace(SETTINGS, warmup_steps=4)
+    rates = [steps.learning_rate(training, n) for n in range(10)]
+    assert rates == pytest.approx([0.1 * (1 - n / 10) ** 0.9 * min(1, (n + 1) / 4) for n in range(10)])
+
+
+def resnet(seed=0):
+    torch.manual_seed(seed)
+    return Plugin(kind="models", name="resnet18", args={"width": 8, "head": "plain", "dilation": "paper"}).build(
+        num_classes=5, size=(16, 24), lanes=0)
+
+
+def test_the_heads_learning_rate_is_its_own():
+    """One step of plain SGD moves a parameter by lr times its gradient: the head by ten times as much as without the key."""
+    bare = dataclasses.replace(SETTINGS, momentum=0.0, weight_decay=0.0, warmup_steps=2)
+    moved = {}
+    for factor in (1.0, 10.0):
+        step, before = steps.Step(resnet(), [], [], dataclasses.replace(bare, head_lr=factor), torch.ones(5), seed=0), resnet()
+        step(batch(0))
+        moved[factor] = {name: after - start for (name, start), (_, after) in
+                         zip(before.named_parameters(), step.model.named_parameters())}
+    for name, change in moved[1.0].items():
+        expected = change * (1 if name.partition(".")[0] in step.model.backbone else 10)
+        torch.testing.assert_close(moved[10.0][name], expected, rtol=1e-3, atol=1e-6)
+    assert any(name.startswith("head") for name in moved[1.0])
+    with pytest.raises(ConfigError, match="erfnet has no backbone"):
+        steps.Step(student(), [], [], dataclasses.replace(bare, head_lr=2.0), torch.ones(5), seed=0)
+
+
+def test_nesterov_takes_the_gradient_where_the_momentum_leads():
+    """Two steps of one number under a constant gradient g: with Nesterov it goes lr * g * (1 + m) and then lr * g * (1 + m + m^2)."""
+    moves = {}
+    for nesterov in (False, True):
+        loss = Pull()
+        training = dataclasses.replace(SETTINGS, nesterov=nesterov, weight_decay=0.0, power=0.0, lr=1e-3)
+        step = steps.Step(student(), [], [loss], training, torch.ones(5), seed=0)
+        places = [0.0]
+        for _ in range(2):
+            loss.scale.grad = torch.tensor(2.0)
+            step.optimiser.param_groups[0]["lr"] = 1e-3
+            step.optimiser.step()
+            places.append(float(loss.scale.detach()) - 1)
+        moves[nesterov] = [places[1] - places[0], places[2] - places[1]]
+    assert moves[False] == pytest.approx([-2e-3, -2e-3 * 1.9], rel=1e-3)
+    assert moves[True] == pytest.approx([-2e-3 * 1.9, -2e-3 * (1 + 0.9 * 1.9)], rel=1e-3)
+
+
+def test_class_weights_are_the_lists_or_enets():
+    by_hand = dataclasses.replace(SETTINGS, background_weight=1.0, class_weights=(0.5, 3.0))
+    assert steps.class_weights(Sky(), by_hand, "cpu").tolist() == [0.5, 3.0]
+    with pytest.raises(ConfigError, match="3 weights for 2 classes"):
+        steps.class_weights(Sky(), dataclasses.replace(by_hand, class_weights=(1.0, 1.0, 1.0)), "cpu")
+    enet = dataclasses.replace(by_hand, class_weights="enet")
+    found = steps.class_weights(Sky(), enet, "cpu", torch.tensor([0.9, 0.0])).tolist()
+    assert found == pytest.approx([1 / math.log(1.92), 1 / math.log(1.02)], rel=1e-5)
+
+
 class Pull(torch.nn.Module):
     """A loss with a parameter of its own."""
 

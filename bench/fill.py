@@ -1,0 +1,141 @@
+"""Filling a cache against the teacher's bare forward pass, side by side in one run, and where a block's time goes.
+
+    $ python -m bench.fill bench/step.yaml --blocks 4
+
+Needs the config's prepared store and teacher. The bare pass sees the same images, already warped and on the device, in the same
+batches and precision. Stages are timed one after the other on one block, so their sum is the fill without overlap. The cache is
+filled in a temporary folder.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.machine import described, keep, ratio, turns, wait
+from pipeline import cache, config, plan, prepared, views as geometry
+from pipeline.store import Store
+from stages.cache_teacher import Filler, Spec, rooted
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--blocks", type=int, default=4, help="of --rows images each")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--root", type=Path, default=Path("cache"))
+    parser.add_argument("--out", type=Path, default=Path("reports/bench/fill.json"))
+    args = parser.parse_args()
+    cfg = config.load(args.config, args.overrides)
+    source, device = cfg.dataset.build(), args.device
+    pixels, sample, images = prepared.open_whole(args.root, cfg.dataset, source, cfg.prepare, source.ids("train"))
+    images = images[:args.blocks * args.rows]
+    weights_file = Path("teachers") / f"{cfg.name}.safetensors"
+    identity = cache.identity(source, cfg.prepare, cfg.views, cfg.teacher, cache.weights_digest(cfg.teacher, weights_file))
+    context = cache.context(cfg.teacher.model, source, cfg.prepare.size)
+    named = cache.target_passes(cfg.targets, context)
+    passes = [cache.MATRIX, *{pass_.folder: pass_ for _, pass_ in named.values()}.values()]
+
+    with tempfile.TemporaryDirectory(dir=args.root) as folder:
+        root = Path(folder).absolute()
+        os.symlink((args.root / cfg.dataset.name).absolute() / pixels.folder.name, made(root / cfg.dataset.name) / pixels.folder.name)
+        views = iter(range(10**6))
+
+        def filler() -> tuple[Filler, Store]:
+            store = Store.create_or_open(root, "targets", cfg.dataset.name, identity, block_rows=args.rows, card={})
+            store.grow(images)
+            spec = Spec(dataset=rooted(cfg.dataset), prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
+                        weights_file=weights_file.absolute(), root=root, batch=args.batch, store=store.folder,
+                        passes=frozenset(pass_.folder for pass_ in passes), rows="")
+            for pass_ in passes:
+                store.add_pass(pass_, range(1))
+            return Filler(spec, device), store
+
+        work, store = filler()
+
+        def tasks():
+            """A view that has never been filled: its blocks."""
+            view = next(views)
+            for pass_ in passes:
+                store.add_pass(pass_, range(view + 1))
+                work.store.add_pass(pass_, range(view + 1))
+            return [plan.Task(view=view, block=block, passes=tuple(pass_.folder for pass_ in passes))
+                    for block in range(store.num_blocks)]
+
+        rows = work.images(0)
+        chosen = np.arange(args.batch) % len(rows["image"])
+        matrices = np.stack([geometry.draw(cfg.views, store.images[i].id, 1, context.size) for i in chosen])
+        shown, labels, _ = geometry.apply(
+            *(torch.from_numpy(rows[name][chosen]).to(device) for name in ("image", "label")), torch.from_numpy(matrices),
+            content=cfg.prepare.size, permutation=source.mirror)
+        batches = store.num_blocks * -(-args.rows // args.batch)
+
+        @torch.no_grad()
+        def bare():
+            for _ in range(batches):
+                with torch.autocast(work.answers.device.type, torch.bfloat16, enabled=work.answers.bf16):
+                    work.answers.model(shown, labels)
+
+        def one_by_one():
+            for task in tasks():
+                work(task)
+
+        seconds = turns({"bare forward": bare, "fill, one after the other": one_by_one,
+                         "fill, overlapped": lambda: [None for _ in work.overlapped(tasks())]}, args.runs, device, warm=1,
+                        work_only=False)
+        stages = staged(work, tasks()[0], device)
+    views_filled = len(images)
+    print(f"{args.config}: {views_filled} views in {store.num_blocks} blocks, batch {args.batch}, {context.size}, {described(device)}")
+    print("| | images/s | against the bare forward |", "|---|---|---|", sep="\n")
+    for name, values in seconds.items():
+        print(f"| {name} | {views_filled / statistics.median(values):.2f} | {ratio(seconds['bare forward'], values):.3f}x |")
+    print("one block: " + ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in stages.items()))
+    keep(args.out, device, {"config": str(args.config), "overrides": args.overrides, "views": views_filled, "batch": args.batch,
+                            "seconds": seconds, "stages_s": stages})
+
+
+def staged(work: Filler, task: plan.Task, device: str) -> dict[str, float]:
+    """Seconds of each stage of a block, alone."""
+    clock, found = [time.perf_counter()], {}
+
+    def stage(name):
+        wait(device)
+        clock.append(time.perf_counter())
+        found[name] = found.get(name, 0.0) + clock[-1] - clock[-2]
+    work.held = (-1, {})
+    rows = work.images(task.block)
+    matrices = np.stack([geometry.draw(work.views, image.id, 1, work.context.size) for image in work.store.block_images(task.block)])
+    stage("read")
+    found_rows: dict[str, list] = {name: [] for name in work.named}
+    for start in range(0, len(matrices), work.answers.batch):
+        part = slice(start, start + work.answers.batch)
+        output, labels = work.answers.output(rows["image"][part], rows["label"][part], matrices[part])
+        stage("copy, warp and forward")
+        values = {name: target.compute(output, labels, work.context) for name, (target, _) in work.named.items()}
+        stage("targets")
+        for name, (target, _) in work.named.items():
+            found_rows[name].append(target.encode(values[name]))
+        stage("encode")
+    for name, (_, pass_) in work.named.items():
+        fields = {field: np.concatenate([part[field] for part in found_rows[name]]) for field in found_rows[name][0]}
+        work.store.write_block(pass_, task.view, task.block, fields)
+    stage("write")
+    return found
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+if __name__ == "__main__":
+    main()
