@@ -11,13 +11,13 @@ height only scores of that height compare with each other.
 """
 
 import math
-import sys
 from pathlib import Path
 from typing import Mapping, Sequence
 
 from pipeline.datasets.base import DatasetBase
 from pipeline.metrics import culane, llamas
 from pipeline.metrics.segmentation import Confusion
+from pipeline.progress import say
 from pipeline.submission import frame_name
 
 HEADLINES = {"culane": "culane_f1", "llamas": "llamas_map", "apolloscape": "apolloscape_miou",
@@ -33,9 +33,9 @@ def line_scores(dataset: DatasetBase, split: str, ids: Sequence[str], folder: Pa
     lists = category_lists(dataset, split, ids)
     width = max(1, round(LINE_WIDTH_PX * size[0] / culane.FRAME[0]))
     scores: dict = {"culane": {}}
+    at = culane.scores(folder, dataset.root, lists, list(IOUS.values()), width, size, workers if len(ids) > FEW else 1)
     for name, iou in IOUS.items():
-        found = culane.score(folder, dataset.root, lists, iou=iou, width=width, size=size,
-                             workers=workers if len(ids) > FEW else 1)
+        found = at[iou]
         scores[name] = found["total"]["f1"]
         scores["culane"][f"iou {iou}"] = {**(found["categories"] if len(lists) > 1 else {}), "total": found["total"]}
     return scores
@@ -49,8 +49,7 @@ def category_lists(dataset: DatasetBase, split: str, ids: Sequence[str]) -> Mapp
     if sorted(listed) == sorted(f"{image_id}.lines.txt" for image_id in ids):
         return found
     if found:
-        print(f"{lists / f'{split}_split'}: the categories are not the frames of {split!r}; scored without them",
-              file=sys.stderr)
+        say(f"{lists / f'{split}_split'}: the categories are not the frames of {split!r}; scored without them")
     paths = (lists / f"{split}_gt.txt", lists / f"{split}.txt")
     return {split: next(path for path in paths if path.exists())}
 

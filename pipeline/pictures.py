@@ -45,26 +45,30 @@ def record_figure(title: str, image: np.ndarray, labels: np.ndarray, prediction:
             axes.set_xticks(range(len(words)), words, rotation=90, fontsize=6)
             axes.set_yticks(range(len(words)), words if axes is matrices[0] else [], fontsize=6)
         part.colorbar(shown, ax=matrices, shrink=0.7)
-        draw_graph(drawing, graph[0][np.ix_(present, present)], words, [dataset.colours[regions[k]] for k in present])
+        low, high = draw_graph(drawing, graph[0][np.ix_(present, present)], words, [dataset.colours[regions[k]] for k in present])
+        drawing.set_title(f"as a graph (mean, {low:.2f} to {high:.2f})", fontsize=8)
     return figure
 
 
-def draw_graph(axes, matrix: np.ndarray, names: Sequence[str], colours: Sequence[tuple[int, int, int]]) -> None:
-    """Regions on a circle; the nearer two are (cosine), the thicker and darker their edge. After Fig. 5 of IntRA-KD."""
+def draw_graph(axes, matrix: np.ndarray, names: Sequence[str], colours: Sequence[tuple[int, int, int]],
+               limits: tuple[float, float] | None = None, ink: str = "0.2") -> tuple[float, float]:
+    """Regions on a circle; the nearer two are (cosine), the thicker and darker their edge. After Fig. 5 of IntRA-KD. Returns the
+    cosines of the thinnest and the thickest edge: `limits`, or the graph's own least and greatest."""
     angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False) + np.pi / 2
     places = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     pairs = [(i, j) for i in range(len(names)) for j in range(i)]
     values = np.array([matrix[pair] for pair in pairs]) if pairs else np.zeros(0)
-    low, high = (values.min(), values.max()) if len(values) else (0, 1)
+    low, high = limits or ((values.min(), values.max()) if len(values) else (0, 1))
     for (i, j), value in zip(pairs, values):
-        strength = (value - low) / max(high - low, 1e-6)
-        axes.plot(*places[[i, j]].T, color="0.2", linewidth=0.3 + 3 * strength, alpha=0.15 + 0.7 * strength, zorder=1)
+        strength = np.clip((value - low) / max(high - low, 1e-6), 0, 1)
+        axes.plot(*places[[i, j]].T, color=ink, linewidth=0.3 + 3 * strength, alpha=0.15 + 0.7 * strength, zorder=1)
     for place, name, colour in zip(places, names, colours):
-        axes.scatter(*place, s=130, color=np.array(colour) / 255, edgecolor="0.2", zorder=2)
-        axes.text(*(1.28 * place), name, ha="center", va="center", fontsize=6)
-    axes.set_title(f"as a graph (mean, {low:.2f} to {high:.2f})", fontsize=8)
-    axes.set(xlim=(-1.6, 1.6), ylim=(-1.5, 1.5), aspect="equal")
+        axes.scatter(*place, s=130, color=np.array(colour) / 255, edgecolor=ink, zorder=2)
+        side = "center" if abs(place[0]) < 0.5 else "left" if place[0] > 0 else "right"
+        axes.text(*((1.28 if side == "center" else 1.16) * place), name, ha=side, va="center", fontsize=6, color=ink)
+    axes.set(xlim=(-2, 2), ylim=(-1.5, 1.5), aspect="equal")
     axes.axis("off")
+    return low, high
 
 
 def heat(image: np.ndarray, energy: np.ndarray) -> np.ndarray:

@@ -4,8 +4,8 @@ A file in configs/studies says which experiment, which arms (a method of the exp
 many seeds, the splits that are scored, and the primary contrast on the first of them: one arm against the *best* of the
 baselines it names.
 
-Differences of means come with Welch's 95 % interval (unequal variances; Welch, Biometrika 34, 1947), as arms may spread
-differently; seeds are independent draws, so nothing is paired by them.
+Differences of means come with Welch's 95 % interval: arms may spread differently, and which draws a seed's number fixes
+differs between arms, so nothing is paired.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ import yaml
 
 from pipeline.config import Config, load
 from pipeline.errors import ConfigError
+from pipeline.statistics import gap_closed, welch
 
 KEYS = {"config", "student", "splits", "seeds", "primary", "gate", "arms"}
 
@@ -72,18 +73,6 @@ def read(path: Path) -> Study:
                  baselines=tuple(primary["against"]), gate=float(raw["gate"]), arms=arms)
 
 
-def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float, float]:
-    """Difference of means a - b, the ends of its 95 % interval, and p. NaN where either has fewer than two values."""
-    from scipy import stats
-
-    difference = float(np.mean(a) - np.mean(b))
-    if min(len(a), len(b)) < 2 or not (np.std(a) or np.std(b)):
-        return difference, np.nan, np.nan, np.nan
-    test = stats.ttest_ind(a, b, equal_var=False)
-    low, high = test.confidence_interval(0.95)
-    return difference, float(low), float(high), float(test.pvalue)
-
-
 def table(study: Study, teacher: float | None, scores: Mapping[str, Sequence[float]], seconds: Mapping[str, Sequence[float]]
           ) -> list[str]:
     """Markdown: what each arm scored, in points, beside the best baseline. An arm that has not run yet keeps its line."""
@@ -102,11 +91,11 @@ def table(study: Study, teacher: float | None, scores: Mapping[str, Sequence[flo
         sd = f"{100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
         beside = " | | | "
         if best is not None and arm != best:
-            difference, low, high, p = welch(values, known[best])
-            interval = "" if np.isnan(low) else f"{100 * low:+.2f} to {100 * high:+.2f}"
-            gap = (teacher or np.nan) - np.mean(known[best])
-            closed = f"{difference / gap:.0%}" if gap > 0 else "-"
-            beside = f"{100 * difference:+.2f} | {interval} | {'' if np.isnan(p) else format(p, '.3f')} | {closed}"
+            apart = welch(values, known[best])
+            closed = gap_closed(np.mean(values), np.mean(known[best]), teacher)
+            beside = f"{100 * apart.mean:+.2f} | | | " if apart.test == "none" else (
+                f"{100 * apart.mean:+.2f} | {100 * apart.low:+.2f} to {100 * apart.high:+.2f} | {apart.p:.3f} | ")
+            beside += "-" if closed is None else f"{closed:.0%}"
         lines.append(f"| {arm} | {len(values)} | {100 * np.mean(values):.2f} | {sd} | {beside} | {np.median(seconds[arm]):.0f} |")
     return lines
 
@@ -122,10 +111,10 @@ def verdict(study: Study, teacher: float | None, scores: Mapping[str, Sequence[f
                      f"{study.gate:g} were asked for: {'passed' if times >= study.gate else 'NOT passed'}.")
     if study.primary in known and all(arm in known for arm in study.baselines):
         best = max(study.baselines, key=lambda arm: np.mean(known[arm]))
-        difference, low, high, p = welch(known[study.primary], known[best])
-        answer = "better" if low > 0 else "worse" if high < 0 else "no difference can be told"
-        lines.append(f"Primary contrast: `{study.primary}` against `{best}`, the best baseline: {100 * difference:+.2f} points, "
-                     f"95 % interval {100 * low:+.2f} to {100 * high:+.2f}, p = {p:.3f}: {answer}.")
+        apart = welch(known[study.primary], known[best])
+        answer = "better" if apart.low > 0 else "worse" if apart.high < 0 else "no difference can be told"
+        lines.append(f"Primary contrast: `{study.primary}` against `{best}`, the best baseline: {100 * apart.mean:+.2f} points, "
+                     f"95 % interval {100 * apart.low:+.2f} to {100 * apart.high:+.2f}, p = {apart.p:.3f}: {answer}.")
     return lines
 
 

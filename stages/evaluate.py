@@ -1,69 +1,49 @@
 """Score a trained student (or the teacher) on full frames: mean IoU, and the score of the dataset's own evaluator."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from pipeline import official, prediction, submission, weights
+from pipeline import official, prediction, submission, trained
 from pipeline.config import Evaluate, Plugin, Prepare, Training
 from pipeline.datasets.base import DatasetBase
-from pipeline.errors import DatasetError, PipelineError
-from pipeline.files import plain, write_json
-from pipeline.frames import canvas
-from pipeline.identity import difference, listed
+from pipeline.errors import DatasetError
+from pipeline.files import write_json
+from pipeline.identity import sha256
+from pipeline.metrics.names import WORDS
 from pipeline.metrics.segmentation import Confusion
-from pipeline.models.base import ModelBase, set_precision
+from pipeline.models.base import ModelBase
 from pipeline.progress import Progress
 
 PICTURES = 6
-WORDS = {"culane_f1": "F1", "culane_f1_30": "F1 at IoU 0.3", "llamas_map": "mAP",
-         "apolloscape_miou": "official mean IoU", "cityscapes_miou": "official mean IoU", "mean_iou": "mean IoU"}
 
 
 def run(*, dataset: Plugin, prepare: Prepare, training: Training | None, evaluate: Evaluate, model: Plugin,
         weights_file: Path, report: Path, picture: Path, predictions: Path, device: str, batch: int,
-        workers: int) -> str:
+        workers: int, flip_average: bool = False) -> str:
     """Writes the scores as JSON, a picture of some predictions, and the files that the official evaluator reads.
 
     Frames without a label are left out of the mean IoU. Where there is no truth at all the files are written all the
     same, for a server; a dataset that has no such files raises DatasetError.
     """
     source = dataset.build()
-    if not weights_file.exists():
-        raise PipelineError(f"{weights_file}: no trained weights; run `pipeline train-student` (or train-teacher) "
-                            "first")
-    refuse_other_run(weights_file.with_name("run.json"), model, prepare)
-    lanes = source.lanes if training is not None and training.existence_weight else 0
-    network = model.build(num_classes=len(source.classes), size=canvas(prepare.size), lanes=lanes)
-    weights.load_into(network, weights.load_file(weights_file), str(weights_file))
-    set_precision("fp32")
-    network = network.to(device, memory_format=torch.channels_last).eval()
+    network = trained.load(model, source, prepare, training, weights_file, device, flip_average)
     ids, folder = source.ids(evaluate.split), predictions / evaluate.split
     passed = answer_all(network, source, ids, prepare.size, folder, device=device, batch=batch, workers=workers)
     scores = scores_of(source, evaluate.split, ids, folder, passed, workers)
     if scores["images"] == 0 and source.metric == "miou":
         raise DatasetError(f"{dataset.name}: the split {evaluate.split!r} has no labels to score against; choose "
                            f"another with --set evaluate.split=val")
+    if network.uses_labels:
+        scores["reconstruction"] = True
+    scores["weights"] = sha256(weights_file.read_bytes())[:16]              # so that a later reader sees a score that is out of date
     write_json(report, scores)
     prediction.write_sheet(picture, passed.shown, source)
     written = "" if source.metric == "miou" else f"; files for its evaluator in {folder}"
-    return f"{report}: {in_words(scores)}{written}"
-
-
-def refuse_other_run(record: Path, model: Plugin, prepare: Prepare) -> None:
-    """Raises PipelineError if the run was trained as another network or at another size than it would be scored."""
-    if not record.exists():                     # a teacher's weights carry no record
-        return
-    made = json.loads(record.read_text())
-    there = {"student": made["student"], "prepare": {"size": made["prepared"]["identity"]["record"]["size"]}}
-    apart = difference(there, plain({"student": model, "prepare": {"size": prepare.size}}))
-    if apart:
-        raise PipelineError(f"{record.parent}: was trained with something else ({listed(apart)}); score it with the "
-                            "same settings (its config.yaml has them), or train it again")
+    shown = "; a reconstruction of the labels it was shown, no prediction" if network.uses_labels else ""
+    return f"{report}: {in_words(scores)}{written}{shown}"
 
 
 @dataclass
@@ -95,7 +75,8 @@ def answer_all(network: ModelBase, source: DatasetBase, ids: list[str], size: tu
         return image_id, image.shape[:2], counts, (image, label, answer.classes_HW) if image_id in shown else None
 
     with ThreadPoolExecutor(workers) as pool, Progress("scoring", len(ids), "images") as progress:
-        pairs = prediction.answered(network, source, ids, size, device=device, batch=batch, pool=pool, workers=workers)
+        samples = prediction.ahead(pool, lambda i: prediction.Sample(i, source.image(i), source.label(i)), ids, 2 * workers)
+        pairs = prediction.answered(network, source, samples, size, device=device, batch=batch)
         for image_id, frame_size, counts, picture in prediction.ahead(pool, finish, pairs, workers):
             passed.size = frame_size
             if counts is not None:

@@ -1,40 +1,34 @@
-"""One table of an experiment: teacher and students, and what they scored."""
+"""The report of an experiment: a page to look at, a table to quote, and numbers for `dvc metrics`.
 
-import json
+Reads files and runs no network, unless it is asked for pictures; those imports wait until then.
+"""
+
 from pathlib import Path
 
-from pipeline.errors import PipelineError
-from pipeline.files import write_text
+from pipeline.config import Evaluate, Plugin, Prepare, Teacher, Term, Training
+from pipeline.files import write_json, write_text
+from pipeline.reporting import page, results, table
 
 
-def run(*, scores: Path, out: Path) -> str:
-    """Reads every score under the folder `scores`; writes a Markdown table with the difference to `plain` of the same student
-    and seed, in points of the dataset's own metric, and returns it."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(scores.glob("*.json"))}
-    if not found:
-        raise PipelineError(f"{scores}: no scores yet; run `pipeline evaluate` (or `dvc repro`) first")
-    metric = next(iter(found.values()))["metric"]
-    others = ["mean_iou"] if metric != "mean_iou" else []
-    lines = [f"| run | {metric} | against plain |" + "".join(f" {name} |" for name in others) + " images |",
-             "|---|---|---|" + "---|" * len(others) + "---|"]
-    for name in sorted(found, key=lambda name: (name != "teacher", name)):
-        score, base = found[name], found.get(plain_of(name))
-        difference = ""
-        if base is not None and base is not score and None not in (base[metric], score[metric]):
-            difference = f"{100 * (score[metric] - base[metric]):+.2f}"
-        lines.append(f"| {name} | {points(score[metric])} | {difference} |"
-                     + "".join(f" {points(score[other])} |" for other in others) + f" {score['images']} |")
-    table = "\n".join(lines)
-    write_text(out, table + "\n")
-    return table
+def run(*, dataset: Plugin, prepare: Prepare, teacher: Teacher, targets: dict[str, Plugin], students: dict[str, Plugin],
+        methods: dict[str, tuple[Term, ...]], training: Training, evaluate: Evaluate, name: str, settings: str, scores: Path,
+        runs: Path, cache_report: Path, root: Path, weights_file: Path, out: Path, device: str | None) -> str:
+    """Writes <name>.md, <name>.json and <name>.html into the folder `out`; where a `device` is given, to run networks on,
+    <name>-pictures.html in the place of the last. Returns the table, and where the page is."""
+    methods = dict(sorted(methods.items(), key=lambda item: bool(item[1])))          # the baseline first
+    found = results.read(scores, runs, weights_file, students, methods)
+    lines, notes = table.lines(found, found.metric, methods)
+    looks = None
+    if device is not None:
+        from pipeline.reporting import looks as looking
 
-
-def points(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
-
-
-def plain_of(run_name: str) -> str:
-    """`erfnet-intra-0` -> `erfnet-plain-0`: the run with the same student and seed and no distillation."""
-    student, _, rest = run_name.partition("-")
-    method, _, seed = rest.rpartition("-")
-    return f"{student}-plain-{seed}"
+        looks = looking.look(dataset.build(), evaluate.split, prepare, teacher, targets, students, training, found, runs,
+                             weights_file, device)
+    text = table.markdown(found, lines, notes)
+    write_text(out / f"{name}.md", text + "\n")
+    write_json(out / f"{name}.json", {name: table.summary(found, lines)})
+    page_file = out / f"{name}{'' if looks is None else '-pictures'}.html"
+    cached = results.cached(cache_report, root, dataset.name)
+    write_text(page_file, page.render(name=name, dataset=dataset.name, split=evaluate.split, results=found, lines=lines,
+                                      notes=notes, methods=methods, cached=cached, settings=settings, looks=looks))
+    return f"{text}\n\n{page_file}"

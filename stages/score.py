@@ -1,7 +1,6 @@
 """Score files of predictions, of whatever origin, as the official evaluators do; dvc.yaml has `evaluate` for that."""
 
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Collection, Sequence
@@ -17,27 +16,31 @@ from pipeline.errors import ConfigError, DatasetError
 from pipeline.metrics import culane as culane_metric, llamas as llamas_metric
 from pipeline.metrics.segmentation import Confusion
 from pipeline.prediction import ahead
-from pipeline.progress import Progress
+from pipeline.progress import Progress, say
 
 FOREIGN = 254                   # an official id without a train id, as a prediction: wrong wherever it stands
 
 
-def culane(*, predictions: Path, truth: Path, lists: Sequence[Path], iou: float, width: int, size: tuple[int, int],
+def culane(*, predictions: Path, truth: Path, lists: Sequence[Path], ious: Sequence[float], width: int, size: tuple[int, int],
            workers: int, as_json: bool) -> str:
-    """The official counts as a table or as JSON. A frame without a file counts as without lanes; a warning says so."""
-    found = culane_metric.score(predictions, truth, named_lists(lists), iou, width, size, workers)
-    missing, frames = found["missing"], found["frames"]
+    """The official counts as a table or as JSON, one for each threshold if there are several. A frame without a file
+    counts as without lanes; a warning says so."""
+    at = culane_metric.scores(predictions, truth, named_lists(lists), list(dict.fromkeys(ious)), width, size, workers)
+    missing, frames = (next(iter(at.values()))[count] for count in ("missing", "frames"))
     if missing == frames:
         raise DatasetError(f"{predictions}: holds a .lines.txt for none of the {frames} frames of the lists; "
                            f"it should have them at the same paths as {truth}")
     if missing:
-        print(f"Warning: {predictions}: {missing} of {frames} frames have no .lines.txt; they count as frames without "
-              "lanes", file=sys.stderr)
+        say(f"Warning: {predictions}: {missing} of {frames} frames have no .lines.txt; they count as frames without lanes")
     if as_json:
-        return json.dumps(found, indent=1)
-    rows = {**(found["categories"] if len(found["categories"]) > 1 else {}), "total": found["total"]}
-    head = ("", "tp", "fp", "fn", "precision", "recall", "f1")
-    return table(head, [(name, *(ratios[key] for key in head[1:])) for name, ratios in rows.items()])
+        return json.dumps(at if len(at) > 1 else at.popitem()[1], indent=1)
+    head = ("tp", "fp", "fn", "precision", "recall", "f1")
+    texts = []
+    for iou, found in at.items():
+        rows = {**(found["categories"] if len(found["categories"]) > 1 else {}), "total": found["total"]}
+        title = f"IoU {iou:g}" if len(at) > 1 else ""
+        texts.append(table((title, *head), [(name, *(ratios[key] for key in head)) for name, ratios in rows.items()]))
+    return "\n\n".join(texts)
 
 
 def named_lists(paths: Sequence[Path]) -> dict[str, Path]:

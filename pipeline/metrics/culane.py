@@ -16,6 +16,7 @@ Departures: a missing truth file is an error (there: a frame without lanes); eve
 spline there; here its NaNs become pixels as they do on x86.
 """
 
+import contextlib
 import functools
 import math
 import os
@@ -31,6 +32,7 @@ import numpy as np
 from pipeline.errors import DatasetError
 from pipeline.metrics._assignment import assign
 from pipeline.metrics._strokes import Canvas, curve, overlap
+from pipeline.progress import Progress
 
 FRAME = (590, 1640)
 ROW_STEP = 20                   # px of the full frame between two predicted points
@@ -134,6 +136,19 @@ def score(
     `workers`: processes, None for one a core. Raises DatasetError for a list, a truth file or a folder that does not
     exist.
     """
+    return scores(pred_root, truth_root, lists, [iou], width, size, workers)[iou]
+
+
+def scores(
+    pred_root: Path,
+    truth_root: Path,
+    lists: Mapping[str, Path],
+    ious: Sequence[float],
+    width: int = 30,
+    size: tuple[int, int] = FRAME,
+    workers: int | None = None,
+) -> dict[float, dict]:
+    """`score` at each of these thresholds; lanes are drawn and assigned once, as that does not depend on a threshold."""
     pred_root, truth_root = Path(pred_root), Path(truth_root)
     for root in (pred_root, truth_root):
         if not root.is_dir():
@@ -142,26 +157,34 @@ def score(
     for name, path in lists.items():
         frames = read_list(path)
         tasks += [(name, frames[start:start + FRAMES_A_TASK]) for start in range(0, len(frames), FRAMES_A_TASK)]
-    count = functools.partial(_count, pred_root, truth_root, iou, width, size)
+    count = functools.partial(_count, pred_root, truth_root, ious, width, size)
     chunks = [frames for _, frames in tasks]
     workers = min(workers or os.cpu_count() or 1, len(tasks))
-    if workers > 1:
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:        # a fork would copy torch's locks
-            counted = list(pool.map(count, chunks))
-    else:
-        counted = [count(frames) for frames in chunks]
-    summed = {name: np.zeros(4, np.int64) for name in lists}
-    for (name, _), counts in zip(tasks, counted):
-        summed[name] += counts
-    categories = {name: ratios(*counts[:3].tolist()) for name, counts in summed.items()}
-    *total, missing = sum(summed.values()).tolist()
-    return {"categories": categories, "total": ratios(*total), "frames": sum(map(len, chunks)), "missing": missing}
+    counted = []
+    with contextlib.ExitStack() as opened:
+        progress = opened.enter_context(Progress("comparing lanes", sum(map(len, chunks)), "frames"))
+        apply = map
+        if workers > 1:                                 # a fork would copy torch's locks
+            apply = opened.enter_context(ProcessPoolExecutor(workers, get_context("spawn"))).map
+        for chunk, counts in zip(chunks, apply(count, chunks)):
+            counted.append(counts)
+            progress.advance(len(chunk))
+    summed_T4 = {name: np.zeros((len(ious), 4), np.int64) for name in lists}
+    for (name, _), counts_T4 in zip(tasks, counted):
+        summed_T4[name] += counts_T4
+    found = {}
+    for place, iou in enumerate(ious):
+        summed = {name: counts_T4[place] for name, counts_T4 in summed_T4.items()}
+        *total, missing = sum(summed.values()).tolist()
+        found[iou] = {"categories": {name: ratios(*counts[:3].tolist()) for name, counts in summed.items()},
+                      "total": ratios(*total), "frames": sum(map(len, chunks)), "missing": missing}
+    return found
 
 
-def _count(pred_root: Path, truth_root: Path, iou: float, width: int, size: tuple[int, int], frames: list[str]):
-    """[TP, FP, FN, missing prediction files] of some frames."""
+def _count(pred_root: Path, truth_root: Path, ious: Sequence[float], width: int, size: tuple[int, int], frames: list[str]):
+    """[T, 4]: TP, FP, FN and missing prediction files of some frames, at each of the T thresholds."""
     canvas = Canvas(size, width)
-    counts = np.zeros(4, np.int64)
+    counts_T4 = np.zeros((len(ious), 4), np.int64)
     for frame in frames:
         truth_path, prediction_path = truth_root / frame, pred_root / frame
         if not truth_path.exists():
@@ -169,9 +192,11 @@ def _count(pred_root: Path, truth_root: Path, iou: float, width: int, size: tupl
         truths = read_lines(truth_path)
         missing = not prediction_path.exists()
         predictions = [] if missing else read_lines(prediction_path)
-        hits = sum(value > iou for value in matched_ious(truths, predictions, canvas))
-        counts += hits, len(predictions) - hits, len(truths) - hits, missing
-    return counts
+        matched = matched_ious(truths, predictions, canvas)
+        for counts, iou in zip(counts_T4, ious):
+            hits = sum(value > iou for value in matched)
+            counts += hits, len(predictions) - hits, len(truths) - hits, missing
+    return counts_T4
 
 
 def ratios(tp: int, fp: int, fn: int) -> dict:

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import DatasetError
+from pipeline.progress import Progress
 
 CLASSES = ("background", "l1", "l0", "r0", "r1")
 LANES = CLASSES[1:]
@@ -112,8 +113,11 @@ def score(
     `best` holds means over images of the best points, as there. Raises DatasetError naming a missing or unfit file.
     """
     find = label.__getitem__ if isinstance(label, Mapping) else label
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        curves = list(pool.map(functools.partial(_frame_curves, folder, find), names))
+    curves = []
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool, Progress("comparing maps", len(names), "frames") as progress:
+        for found in pool.map(functools.partial(_frame_curves, folder, find), names):
+            curves.append(found)
+            progress.advance()
     ap, best = {}, {}
     for class_name, of_class in zip(CLASSES, zip(*curves)):
         means = Curve(*(_mean(values) for values in zip(*of_class)))

@@ -57,6 +57,16 @@ def test_a_wider_stroke_and_a_lower_threshold_find_the_lane_100_pixels_off(lines
     arguments = ("culane", lines / "found", lines / "truth", "--list", lines / "lists", "--json", "--workers", 1)
     assert json.loads(score(*arguments, "--width", 200).stdout)["total"]["tp"] == 1
     assert json.loads(score(*arguments, "--width", 200, "--iou", 0.3).stdout)["total"]["tp"] == 2
+    both = json.loads(score(*arguments, "--width", 200, "--iou", 0.5, "--iou", 0.3).stdout)
+    assert [found["total"]["tp"] for found in both.values()] == [1, 2] and list(both) == ["0.5", "0.3"]
+
+
+def test_several_thresholds_are_a_table_each(lines):
+    result = score("culane", lines / "found", lines / "truth", "--list", lines / "lists", "--width", 200, "--iou", 0.5,
+                   "--iou", 0.3, "--workers", 1)
+    first, second = result.stdout.split("\n\n")
+    assert first.startswith("IoU 0.5 ") and second.startswith("IoU 0.3 ")
+    assert [text.split("total")[1].split()[0] for text in (first, second)] == ["1", "2"]
 
 
 @pytest.mark.parametrize("arguments, word", [

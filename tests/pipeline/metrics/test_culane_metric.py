@@ -342,8 +342,10 @@ def test_categories_crossroads_missing_files_and_the_total(tmp_path):
     false = sum(len(frames[name][1]) for name in names[20:])
 
     assert expected[0.5] != expected[0.3]
+    together = culane.scores(predicted, truth, lists, list(expected), workers=1)
     for threshold, (tp, fp, fn) in expected.items():
         result = culane.score(predicted, truth, lists, threshold, workers=1)
+        assert together[threshold] == result
         assert [result["categories"]["normal"][key] for key in ("tp", "fp", "fn")] == [tp, fp, fn]
         cross = result["categories"]["cross"]
         assert cross == {"tp": 0, "fp": false, "fn": 0, "precision": 0, "recall": -1, "f1": None}

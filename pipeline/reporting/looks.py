@@ -1,0 +1,219 @@
+"""What the networks of an experiment make of the same images: their answers, their affinity graphs, their deep features.
+
+After Figs. 8, 5 and 9 of Hou, Ma, Liu, Hui, Loy, "Inter-Region Affinity Distillation for Road Marking Segmentation", CVPR 2020.
+Departures: features are shown by principal components, not t-SNE, since these keep distances and come out equal every time; and
+graphs of all networks are drawn to one scale, or their edges could not be compared.
+
+B images, H W the network input, C channels, h w a layer's grid, N cells, K regions.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from pipeline import cache, pictures, prediction, trained
+from pipeline.config import Plugin, Prepare, Teacher, Training
+from pipeline.datasets.base import DatasetBase
+from pipeline.frames import frame
+from pipeline.lookup import find_class
+from pipeline.metrics.segmentation import Confusion
+from pipeline.models.base import ModelBase, Output
+from pipeline.prediction import Sample
+from pipeline.reporting.charts import INK, new_figure, svg
+from pipeline.reporting.results import Results
+
+SHOWN, MEASURED = 4, 16                         # images drawn, images that distances and features are taken from
+CELLS = 100                                     # of a class, in the drawing of features
+FEATURES = "high"                               # the layer of the drawing of features
+WIDTH = 440                                     # of a picture, px
+
+
+@dataclass(frozen=True)
+class Picture:
+    name: str
+    data: str                                   # a data URI
+    score: float | None                         # mean IoU of this frame
+
+
+@dataclass(frozen=True)
+class Frame:
+    image_id: str
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Graph:
+    name: str
+    drawing: str
+    here: float | None                          # distance to the teacher's on the image drawn; None: the teacher's own
+    mean: float | None                          # over the measured images
+
+
+@dataclass(frozen=True)
+class Features:
+    name: str
+    drawing: str
+    between: float                              # share of the variance that lies between the classes' means
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looks:
+    classes: list[tuple[str, str]]              # names and CSS colours
+    frames: list[Frame]
+    graph_image: str
+    num_graphs: int
+    graphs: dict[str, list[Graph]]              # by layer; none where no image has labels
+    feature_layer: str
+    num_features: int
+    features: list[Features]
+
+
+def look(source: DatasetBase, split: str, prepare: Prepare, teacher: Teacher, targets: Mapping[str, Plugin],
+         students: Mapping[str, Plugin], training: Training, results: Results, runs: Path, weights_file: Path,
+         device: str) -> Looks:
+    """Of the teacher, and of each student and method's run with the lowest seed. PipelineError where weights are missing."""
+    ids = source.ids(split)
+    chosen = [ids[number] for number in np.linspace(0, len(ids) - 1, min(MEASURED, len(ids))).round().astype(int)]
+    samples = [Sample(image_id, source.image(image_id), source.label(image_id)) for image_id in chosen]
+    shown = samples[::max(1, len(samples) // SHOWN)][:SHOWN]
+    measured = [sample for sample in samples if sample.label is not None]
+    answers, graphs, features, theirs = {}, {}, {}, {}
+    for name, network in _networks(source, prepare, teacher, students, training, results, runs, weights_file, device):
+        found = prediction.answered(network, source, shown, prepare.size, device=device, batch=SHOWN)
+        answers[name] = [answer.classes_HW for _, answer in found]
+        outputs = [_answer(network, sample, source, prepare, device) for sample in measured]
+        for layer, target in _affinities(targets).items():
+            context = cache.context(teacher.model, source, prepare.size)
+            theirs.setdefault(layer, [target.compute(*one, context) for one in outputs])
+            graphs.setdefault(layer, {})[name] = [target.graph(output.features[layer], target.seen(labels, **rows), context)
+                                                  for (output, labels), rows in zip(outputs, theirs[layer])]
+        features[name] = _cells([(output.features[FEATURES], labels) for output, labels in outputs])
+    regions = cache.context(teacher.model, source, prepare.size).regions
+    return Looks(
+        classes=[(name, "rgb({}, {}, {})".format(*source.colours[number])) for number, name in enumerate(source.classes)
+                 if number != source.background],
+        frames=[_frame(sample, {name: found[number] for name, found in answers.items()}, source)
+                for number, sample in enumerate(shown)],
+        graph_image=measured[0].image_id if measured else "", num_graphs=len(measured),
+        graphs={layer: _graphs(found, regions, source) for layer, found in graphs.items()} if measured else {},
+        feature_layer=FEATURES, num_features=len(measured),
+        features=[_features(name, *cells, source) for name, cells in features.items() if len(cells[0])])
+
+
+def _networks(source, prepare, teacher, students, training, results, runs, weights_file, device):
+    """Names and networks, the teacher first; one at a time, as they need not fit into memory together."""
+    yield "teacher", trained.load(teacher.model, source, prepare, None, weights_file, device)
+    for (student, method), found in results.groups().items():
+        yield f"{student} {method}", trained.load(students[student], source, prepare, training,
+                                                  runs / found[0].name / "weights.safetensors", device)
+
+
+@torch.no_grad()
+def _answer(network: ModelBase, sample: Sample, source: DatasetBase, prepare: Prepare,
+            device: str) -> tuple[Output, torch.Tensor]:
+    """One image's output and the labels [1, H, W] that belong to it, on the CPU."""
+    image, label = frame(sample.image, sample.label, source.crop_top, prepare.size)
+    labels_1HW = torch.from_numpy(label)[None]
+    output = network(torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float(),
+                     labels_1HW.to(device) if network.uses_labels else None)
+    features = {layer: values.float().cpu() for layer, values in output.features.items()}
+    return Output(output.logits.float().cpu(), features), labels_1HW
+
+
+def _affinities(targets: Mapping[str, Plugin]) -> dict[str, object]:
+    """By layer: the experiment's own affinity targets, or those of the paper if it has none."""
+    own = [plugin.build() for plugin in targets.values() if plugin.name == "affinity"]
+    theirs = [find_class("targets", "affinity")(layer=layer) for layer in ("mid", "high")]
+    return {target.layer: target for target in own or theirs}
+
+
+def _graphs(found: Mapping[str, Sequence[Mapping]], regions: Sequence[int], source: DatasetBase) -> list[Graph]:
+    """Drawn for the first image, by the cosines of mean features."""
+    teacher = found["teacher"]
+    loss = find_class("losses", "affinity")(reads={}, context=None, student=None)
+    present = np.flatnonzero((teacher[0]["cells"][0] > 0).numpy())
+    matrices = {name: many[0]["graph"][0, 0].numpy()[np.ix_(present, present)] for name, many in found.items()}
+    apart = np.concatenate([matrix[~np.eye(len(present), dtype=bool)] for matrix in matrices.values()])
+    limits = (float(apart.min()), float(apart.max())) if len(apart) else (0.0, 1.0)
+    drawn = []
+    for name, many in found.items():
+        figure, axes = new_figure(2.8, 2.4)
+        pictures.draw_graph(axes, matrices[name], [source.classes[regions[k]] for k in present],
+                            [source.colours[regions[k]] for k in present], limits, INK)
+        distances = [float(loss.distance(mine, rows)) for mine, rows in zip(many, teacher)]
+        own = name == "teacher"
+        drawn.append(Graph(name, _markup(svg(figure)), None if own else distances[0], None if own else float(np.mean(distances))))
+    return drawn
+
+
+def _cells(outputs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[np.ndarray, np.ndarray]:
+    """[N, C] features and [N] labels at the cells' centres, at most CELLS a class, the same every time."""
+    features, labels = [np.zeros((0, 0), np.float32)], [np.zeros(0, np.uint8)]
+    for features_1Chw, labels_1HW in outputs:
+        (h, w), (H, W) = features_1Chw.shape[2:], labels_1HW.shape[1:]
+        centres = labels_1HW[0][torch.arange(h)[:, None] * H // h + H // h // 2, torch.arange(w) * W // w + W // w // 2]
+        features.append(features_1Chw[0].flatten(1).T.numpy())
+        labels.append(centres.flatten().numpy())
+    found, known = np.concatenate(features[1:] or features), np.concatenate(labels)
+    rng = np.random.default_rng(0)
+    kept = [rng.permutation(np.flatnonzero(known == value))[:CELLS] for value in np.unique(known) if value != 255]
+    kept = np.concatenate(kept) if kept else np.zeros(0, int)
+    return found[kept], known[kept]
+
+
+def between_classes(features_NC: np.ndarray, labels_N: np.ndarray) -> float:
+    """The share of the variance that the classes' means explain: 0 if they are all one, 1 if all cells of a class are equal."""
+    centred = features_NC.astype(np.float64) - features_NC.mean(axis=0, dtype=np.float64)
+    groups = [centred[labels_N == value] for value in np.unique(labels_N)]
+    between = sum(len(group) * np.square(group.mean(axis=0)).sum() for group in groups)
+    return float(between / max(np.square(centred).sum(), 1e-30))
+
+
+def components(features_NC: np.ndarray) -> np.ndarray:
+    """[N, 2] along the two directions of greatest variance; the sign makes the farthest cell's coordinate positive."""
+    centred = features_NC.astype(np.float64) - features_NC.mean(axis=0, dtype=np.float64)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    places = centred @ directions[:2].T
+    return places * np.sign(places[np.abs(places).argmax(axis=0), np.arange(places.shape[1])])
+
+
+def _features(name: str, features_NC: np.ndarray, labels_N: np.ndarray, source: DatasetBase) -> Features:
+    figure, axes = new_figure(2.6, 2.4)
+    colours = np.array(source.colours)[labels_N] / 255
+    order = np.random.default_rng(0).permutation(len(labels_N))       # or the last class would cover the others
+    axes.scatter(*components(features_NC)[order].T, s=7, c=colours[order], edgecolors=INK, linewidths=0.15)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return Features(name, _markup(svg(figure)), between_classes(features_NC, labels_N))
+
+
+def _frame(sample: Sample, answers: Mapping[str, np.ndarray], source: DatasetBase) -> Frame:
+    def shown(name, classes, score=None):
+        picture = sample.image if classes is None else prediction.overlay(sample.image, classes, source)
+        height = round(picture.shape[0] * WIDTH / picture.shape[1])
+        small = cv2.resize(picture, (WIDTH, height), interpolation=cv2.INTER_AREA)
+        encoded = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
+        return Picture(name, "data:image/jpeg;base64," + base64.b64encode(encoded).decode(), score)
+
+    found = [shown("image", None)]
+    if sample.label is not None:
+        found.append(shown("ground truth", sample.label))
+    for name, classes in answers.items():
+        score = None
+        if sample.label is not None:
+            counts = Confusion(len(source.classes))
+            counts.add(sample.label, classes)
+            score = counts.mean_iou()
+        found.append(shown(name, classes, score))
+    return Frame(sample.image_id, found)
+
+
+def _markup(text: str):
+    from markupsafe import Markup
+
+    return Markup(text)

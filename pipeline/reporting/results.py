@@ -1,0 +1,164 @@
+"""What an experiment's runs left on disk: scores, curves, time, and what each was made from."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from pipeline.errors import PipelineError
+from pipeline.identity import difference, sha256
+
+RECIPE = ("student", "training", "views", "dataset", "prepared")     # of run.json: what two runs must share to be compared
+LOGGING = ("checkpoint_every", "norm_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Time:
+    """Of the steps that are in the last checkpoint."""
+
+    steps: int
+    seconds: float
+    machine: str                                # device and CPU threads; several if the run moved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    student: str
+    method: str
+    seed: int
+    score: dict                                 # as `pipeline evaluate` writes it
+    recipe: dict | None                         # None: the run's folder is not here
+    curves: list[dict[str, float]]
+    time: Time | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.student}-{self.method}-{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    runs: list[Run]                             # in the file's order of students and methods, then by seed
+    teacher: dict | None                        # its score
+    teacher_time: Time | None
+    strays: list[str]                           # scores of runs that the file has no student or method for
+    stale: list[str]                            # runs whose weights are not those that were scored
+
+    @property
+    def metric(self) -> str:
+        """The name of the dataset's own score."""
+        return self._any["metric"]
+
+    @property
+    def images(self) -> int:
+        return self._any["images"]
+
+    @property
+    def _any(self) -> dict:
+        return self.runs[0].score if self.runs else self.teacher
+
+    def groups(self) -> dict[tuple[str, str], list[Run]]:
+        """The seeds of each student and method."""
+        found: dict[tuple[str, str], list[Run]] = {}
+        for run in self.runs:
+            found.setdefault((run.student, run.method), []).append(run)
+        return found
+
+
+def read(scores: Path, runs: Path, teacher_weights: Path, students: Iterable[str], methods: Iterable[str]) -> Results:
+    """Every score in the folder `scores`, with its run's folder below `runs`. Raises PipelineError if there is none."""
+    files = {path.stem: path for path in sorted(scores.glob("*.json"))}
+    if not files:
+        raise PipelineError(f"{scores}: no scores yet; run `pipeline evaluate` (or `dvc repro`) first")
+    teacher, found = files.pop("teacher", None), []
+    for student in students:
+        for method in methods:
+            start = f"{student}-{method}-"
+            seeds = [int(name[len(start):]) for name in files if name.startswith(start) and name[len(start):].isdecimal()]
+            found += [_run(student, method, seed, files.pop(f"{start}{seed}"), runs) for seed in sorted(seeds)]
+    if teacher is None and not found:
+        raise PipelineError(f"{scores}: the scores there ({', '.join(files)}) are of no student and method of this file; "
+                            "score its runs with `pipeline evaluate`")
+    scored = {run.name: (run.score, runs / run.name / "weights.safetensors") for run in found}
+    if teacher is not None:
+        scored["teacher"] = (_score(teacher), teacher_weights)
+    stale = [name for name, (score, weights) in scored.items() if "weights" in score and weights.exists()
+             and score["weights"] != sha256(weights.read_bytes())[:16]]
+    return Results(runs=found, teacher=teacher and _score(teacher), teacher_time=time_of(runs / "teacher"), strays=sorted(files),
+                   stale=stale)
+
+
+def _run(student: str, method: str, seed: int, score: Path, runs: Path) -> Run:
+    folder, record = runs / score.stem, None
+    if (folder / "run.json").exists():
+        made = json.loads((folder / "run.json").read_text())
+        record = {name: made[name] for name in RECIPE if name in made}
+        record["training"] = {key: value for key, value in record["training"].items() if key not in LOGGING}
+    return Run(student=student, method=method, seed=seed, score=_score(score), recipe=record,
+               curves=_curves(folder / "curves.tsv"), time=time_of(folder))
+
+
+def _score(path: Path) -> dict:
+    score = json.loads(path.read_text())
+    if "metric" not in score:
+        raise PipelineError(f"{path}: was written by an older version; run `pipeline evaluate` again")
+    return score
+
+
+def _curves(path: Path) -> list[dict[str, float]]:
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file, delimiter="\t")]
+
+
+def time_of(folder: Path) -> Time | None:
+    """From a run's history. Steps that were made twice, since the run was begun afresh, count once: the last time."""
+    path, kept = folder / "history.jsonl", []
+    for line in map(json.loads, path.read_text().splitlines() if path.exists() else []):
+        kept = [one for one in kept if one["first"] < line["first"]] + [line]
+    if not kept:
+        return None
+    machines = dict.fromkeys(f"{one['device']}, {one['threads']} thread{'s' * (one['threads'] > 1)}" if one["device"] == "cpu"
+                             else one["device"] for one in kept)
+    return Time(steps=kept[-1]["last"] - kept[0]["first"], seconds=sum(one["seconds"] for one in kept),
+                machine="; ".join(machines))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cached:
+    """What the cache costs on disk."""
+
+    images: int
+    views: int
+    num_bytes: Mapping[str, int]                # by target, all views; targets of one pass share it
+    passes: Mapping[str, str]                   # target -> its pass
+    seconds: float | None                       # from the store's creation to its last completion, breaks included
+
+    def bytes_of(self, targets: Iterable[str]) -> int:
+        return sum({self.passes[name]: self.num_bytes[name] for name in targets if name in self.passes}.values())
+
+
+def cached(report: Path, root: Path, dataset: str) -> Cached | None:
+    """What `pipeline cache-teacher` reported, weighed in the store below `root`; None if the store is not on this machine."""
+    if not report.exists() or not isinstance(root, Path):
+        return None
+    said = json.loads(report.read_text())
+    store = root / dataset / f"targets-{said['identity']['digest'][:12]}"
+    if not store.exists():
+        return None
+    passes = {name: target["pass"] for name, target in said["targets"].items()}
+    weights = {folder: sum(file.stat().st_size for place in store.glob(f"targets.zarr/v*/{folder}") for file in place.rglob("*")
+                           if file.is_file()) for folder in set(passes.values())}
+    history = [json.loads(line) for line in (store / "history.jsonl").read_text().splitlines()]
+    times = {line["action"]: datetime.fromisoformat(line["time"]) for line in history if line["action"] != "grow"}
+    seconds = (times["finalise"] - times["create"]).total_seconds() if {"create", "finalise"} <= set(times) else None
+    return Cached(images=said["images"], views=said["views"], passes=passes, seconds=seconds,
+                  num_bytes={name: weights[folder] for name, folder in passes.items()})
+
+
+def apart(mine: dict | None, theirs: dict | None) -> list[str]:
+    """The settings in which two recipes differ, by name; none where one is not known."""
+    return [line.split(":")[0] for line in difference(mine, theirs)] if mine and theirs else []
