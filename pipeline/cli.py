@@ -5,7 +5,9 @@ The only file that imports click or a stage. Heavy imports happen inside command
 
 import contextlib
 import os
+import shlex
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -35,7 +37,10 @@ class _Group(_Commands):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="pipeline")
-def main():
+@click.option("-v", "--verbose", is_flag=True, help="Also say how: where data are read from.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the result alone, and errors.")
+@click.pass_context
+def main(ctx, verbose, quiet):
     """Distil a large segmentation teacher into a small student in two stages: run the teacher once, train from its cache.
 
     \b
@@ -43,6 +48,20 @@ def main():
     $ pipeline train-teacher configs/demo.yaml && pipeline cache-teacher configs/demo.yaml
     $ pipeline train-student configs/demo.yaml --student erfnet --method intra --seed 0
     """
+    from pipeline import progress
+    progress.verbosity = verbose - quiet
+    ctx.obj = time.monotonic()
+
+
+def _next(command, config, overrides=(), root=None, *arguments):
+    """On stderr: how long it took, and what to run after this. `dvc repro` knows that by itself."""
+    from pipeline.progress import duration, say
+    if "DVC_STAGE" in os.environ:
+        return
+    words = ["pipeline", command, str(config), *map(str, arguments), *(word for text in overrides for word in ("--set", text))]
+    if root is not None and root != _place(os.environ.get("PIPELINE_CACHE_ROOT", "cache")):
+        words += ["--root", str(root)]
+    say(f"took {duration(time.monotonic() - click.get_current_context().find_root().obj)}; next: {shlex.join(words)}")
 
 
 _set = click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
@@ -72,9 +91,26 @@ _device = click.option("--device", default="auto", show_default=True, help="cpu,
 _deterministic = click.option("--deterministic", is_flag=True,
                               help="Resume to the same bits on a GPU too, at some cost in speed; a CPU always does.")
 _workers = click.option("--workers", type=click.IntRange(min=1), default=os.cpu_count(), show_default="cores",
-                        help="Threads or processes for decoding and drawing.")
-_student = click.option("--student", required=True, help="An entry of the file's `students`.")
-_method = click.option("--method", required=True, help="An entry of the file's `methods`; `plain` is no distillation.")
+                        help="Threads or processes for decoding, drawing and checking.")
+
+
+def _entries(section):
+    """Completion of a shell: the section's entries in the configuration that stands on the line already."""
+    def complete(ctx, param, incomplete):
+        import yaml
+        config = ctx.params.get("config") or next(iter(ctx.args), "")       # click parses nothing after an open option
+        try:
+            entries = list(yaml.safe_load(Path(config).read_text())[section])
+        except (OSError, KeyError, TypeError, yaml.YAMLError):
+            return []
+        return [name for name in entries if name.startswith(incomplete)]
+
+    return complete
+
+
+_student = click.option("--student", required=True, shell_complete=_entries("students"), help="An entry of the file's `students`.")
+_method = click.option("--method", required=True, shell_complete=_entries("methods"),
+                       help="An entry of the file's `methods`; `plain` is no distillation.")
 _seed = click.option("--seed", type=int, required=True, help="Seed of initial weights, order and dropout.")
 
 
@@ -125,6 +161,18 @@ def _run_name(student, method, seed) -> str:
     return f"{student}-{method}-{seed}"
 
 
+@main.command("init")
+@click.argument("folder", type=click.Path(path_type=Path), default=".")
+def init(folder):
+    """Copy the example configurations to FOLDER/configs; a file that is there already stays as it is.
+
+    \b
+    $ pipeline init
+    """
+    from stages import init as stage
+    click.echo(stage.run(folder=folder))
+
+
 @_command("synth")
 @_workers
 def synth(config, overrides, workers):
@@ -139,6 +187,7 @@ def synth(config, overrides, workers):
     from stages import synth as stage
     cfg = _load(config, overrides)
     click.echo(stage.run(dataset=cfg.dataset, workers=workers))
+    _next("prepare", config, overrides)
 
 
 @_command("doctor")
@@ -156,6 +205,7 @@ def doctor(config, overrides, splits, workers):
     from stages import doctor as stage
     cfg = _load(config, overrides)
     click.echo(stage.run(dataset=cfg.dataset, splits=splits, workers=workers))
+    _next("prepare", config, overrides)
 
 
 @_command("prepare")
@@ -178,6 +228,7 @@ def prepare(config, overrides, root, workers, skip_bad):
         cfg = _load(config, overrides)
         click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, root=root, workers=workers, skip_bad=skip_bad,
                              report=Path("reports/prepare") / f"{cfg.name}.json"))
+        _next("train-teacher", config, overrides, root)
 
 
 @_command("train-teacher")
@@ -192,12 +243,14 @@ def train_teacher(config, overrides, root, device, deterministic):
     \b
     $ pipeline train-teacher configs/demo.yaml
     """
-    from stages import train_teacher as stage
-    cfg = _load(config, overrides)
-    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher,
-                         teacher_training=cfg.teacher_training, root=root, folder=Path("runs") / cfg.name / "teacher",
-                         weights_file=_teacher_weights(cfg), report=Path("reports/teacher") / f"{cfg.name}.json",
-                         settings=cfg.text, device=_pick(device, deterministic)))
+    with _stoppable():
+        from stages import train_teacher as stage
+        cfg = _load(config, overrides)
+        click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher,
+                             teacher_training=cfg.teacher_training, root=root, folder=Path("runs") / cfg.name / "teacher",
+                             weights_file=_teacher_weights(cfg), report=Path("reports/teacher") / f"{cfg.name}.json",
+                             settings=cfg.text, device=_pick(device, deterministic)))
+        _next("cache-teacher", config, overrides, root)
 
 
 @_command("plan")
@@ -249,6 +302,9 @@ def cache_teacher(config, overrides, root, device, batch, workers, threads, sche
                              weights_file=_teacher_weights(cfg), root=root, report=Path("reports/cache") / f"{cfg.name}.json",
                              device=_pick(device) if scheduler is None else device, batch=batch, workers=workers,
                              threads=threads, scheduler=scheduler, share=share))
+        if share[1] == 1:
+            method = next((name for name, terms in cfg.methods.items() if any(term.reads for term in terms)), "plain")
+            _next("train-student", config, overrides, root, "--student", next(iter(cfg.students)), "--method", method, "--seed", 0)
 
 
 @_command("train-student")
@@ -267,19 +323,45 @@ def train_student(config, overrides, student, method, seed, root, device, determ
     \b
     $ pipeline train-student configs/demo.yaml --student erfnet --method intra --seed 0
     """
-    from stages import train_student as stage
-    cfg = _load(config, overrides)
-    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
-                         training=cfg.training, student=cfg.student(student), method=cfg.method(method), seed=seed, root=root,
-                         folder=Path("runs") / cfg.name / _run_name(student, method, seed), weights_file=_teacher_weights(cfg),
-                         config=config, settings=cfg.text, device=_pick(device, deterministic)))
+    with _stoppable():
+        from stages import train_student as stage
+        cfg = _load(config, overrides)
+        click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
+                             training=cfg.training, student=cfg.student(student), method=cfg.method(method), seed=seed, root=root,
+                             folder=Path("runs") / cfg.name / _run_name(student, method, seed),
+                             weights_file=_teacher_weights(cfg), config=config, settings=cfg.text,
+                             device=_pick(device, deterministic)))
+        _next("evaluate", config, overrides, None, "--student", student, "--method", method, "--seed", seed)
+
+
+def _one_network(function):
+    """A run's student, or the teacher."""
+    for option in (click.option("--teacher", is_flag=True, help="The teacher instead of a student."),
+                   click.option("--seed", type=int, help="The run's seed."),
+                   click.option("--method", shell_complete=_entries("methods"), help="An entry of the file's `methods`."),
+                   click.option("--student", shell_complete=_entries("students"), help="An entry of the file's `students`.")):
+        function = option(function)
+    return function
+
+
+_weights = click.option("--weights", type=click.Path(path_type=Path), metavar="FILE",
+                        help="Other weights for --student or --teacher than the run's: .safetensors, .pt, a run's checkpoint.pt.")
+
+
+def _network(cfg, student, method, seed, teacher, weights=None):
+    """Its run's name, and what the stages that use a trained network are told of it."""
+    if teacher == (student is not None) or weights is None and not teacher and (method is None or seed is None):
+        raise click.UsageError("give either --teacher, or all of --student, --method and --seed")
+    if teacher:
+        return "teacher", dict(model=cfg.teacher.model, training=None, weights_file=weights or _teacher_weights(cfg),
+                               flip_average=cfg.teacher.flip_average)
+    name = _run_name(student, method, seed)
+    return name, dict(model=cfg.student(student), training=cfg.training,
+                      weights_file=weights or Path("runs") / cfg.name / name / "weights.safetensors")
 
 
 @_command("evaluate")
-@click.option("--student", help="An entry of the file's `students`.")
-@click.option("--method", help="An entry of the file's `methods`.")
-@click.option("--seed", type=int, help="The run's seed.")
-@click.option("--teacher", is_flag=True, help="Score the teacher instead of a student.")
+@_one_network
 @_device
 @_workers
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Frames a pass of the network takes.")
@@ -295,19 +377,98 @@ def evaluate(config, overrides, student, method, seed, teacher, device, workers,
     """
     from stages import evaluate as stage
     cfg = _load(config, overrides)
-    if teacher == (student is not None) or not teacher and (method is None or seed is None):
-        raise click.UsageError("give either --teacher, or all of --student, --method and --seed")
-    name = "teacher" if teacher else _run_name(student, method, seed)
-    if teacher:
-        model, training, weights_file = cfg.teacher.model, None, _teacher_weights(cfg)
-    else:
-        model, training = cfg.student(student), cfg.training
-        weights_file = Path("runs") / cfg.name / name / "weights.safetensors"
+    name, network = _network(cfg, student, method, seed, teacher)
     out = Path("reports/scores") / cfg.name
-    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, training=training, evaluate=cfg.evaluate, model=model,
-                         weights_file=weights_file, report=out / f"{name}.json", picture=out / f"{name}.png",
+    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, evaluate=cfg.evaluate, **network,
+                         report=out / f"{name}.json", picture=out / f"{name}.png",
                          predictions=Path("runs") / cfg.name / name / "predictions", device=_pick(device), batch=batch,
                          workers=workers))
+    _next("report", config, overrides)
+
+
+@_command("predict")
+@click.argument("place", metavar="INPUT", type=click.Path(path_type=Path))
+@_one_network
+@_weights
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the results, of this network and input alone.")
+@click.option("--as", "kinds", multiple=True, type=click.Choice(["overlay", "ids", "colours", "lanes", "submission"]),
+              default=["overlay"], show_default=True, help="What to write, each in a folder of that name. May be repeated.")
+@click.option("--crop-top", type=click.IntRange(min=0), help="Rows to cut at the top of each frame; if not given, the dataset's.")
+@_device
+@_workers
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Frames a pass of the network takes.")
+def predict(config, overrides, place, student, method, seed, teacher, weights, out, kinds, crop_top, device, workers, batch):
+    """Show a trained network pictures or a video, and write what it sees at their full resolution.
+
+    INPUT is a picture, a video, or a folder whose pictures are all taken, sub-folders too. Frames are cropped, resized and
+    put back as `evaluate` does. Overlays of a video are a video. Pictures that can't be read are listed at the end, with exit
+    code 1. A folder --out of another network or input is refused.
+
+    \b
+    $ pipeline predict configs/demo.yaml data/demo --student erfnet --method intra --seed 0 --out seen
+    """
+    from stages import predict as stage
+    cfg = _load(config, overrides)
+    _, network = _network(cfg, student, method, seed, teacher, weights)
+    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, **network, place=place, out=out,
+                         kinds=tuple(dict.fromkeys(kinds)), crop_top=crop_top, device=_pick(device), batch=batch,
+                         workers=workers))
+
+
+_input = click.option("--input", "takes", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True,
+                      help="uint8 [batch, height, width, 3], or float32 [batch, 3, height, width]; both RGB in 0..255.")
+
+
+@_command("export")
+@_one_network
+@_weights
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .onnx file.")
+@_input
+@click.option("--images", type=click.IntRange(min=1), default=16, show_default=True, help="How many of the dataset's to compare on.")
+@click.option("--split", help="Of which split; without it the file's `evaluate.split`.")
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+def export(config, overrides, student, method, seed, teacher, weights, out, takes, images, split, force):
+    """Write a trained network as ONNX, after comparing ONNX Runtime with torch on the dataset's images.
+
+    Normalisation, padding and upsampling are inside, crop and resize in the file's metadata; the batch is free, the size
+    fixed. Prints the largest difference and how many pixels get the same class; where they disagree nothing is written.
+    Needs the extra `export`. About half a minute.
+
+    \b
+    $ pipeline export configs/demo.yaml --student erfnet --method intra --seed 0 --out erfnet.onnx
+    """
+    from stages import export as stage
+    cfg = _load(config, overrides)
+    _, network = _network(cfg, student, method, seed, teacher, weights)
+    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, **network, out=out, takes=takes,
+                         split=split or cfg.evaluate.split, images=images, force=force))
+    _next("latency", config, overrides, None, *(["--teacher"] if teacher else ["--student", student]))
+
+
+@_command("latency")
+@click.option("--student", shell_complete=_entries("students"), help="An entry of the file's `students`.")
+@click.option("--teacher", is_flag=True, help="The teacher instead of a student.")
+@_input
+@click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, default=[1, 8], show_default=True,
+              help="Images at a time. May be repeated.")
+@click.option("--runs", type=click.IntRange(min=1), default=100, show_default=True, help="Of each batch and runtime.")
+@click.option("--threads", type=click.IntRange(min=1), default=os.cpu_count(), show_default="cores", help="CPU threads of each runtime.")
+@_device
+def latency(config, overrides, student, teacher, takes, batches, runs, threads, device):
+    """Time a network in torch and in ONNX Runtime: median and 99th percentile for a batch, the machine stated.
+
+    Needs no trained weights, since the time does not depend on them, but the extra `export`. The runtimes take turns.
+
+    \b
+    $ pipeline latency configs/demo.yaml --student erfnet --threads 1
+    """
+    from stages import latency as stage
+    cfg = _load(config, overrides)
+    if teacher == (student is not None):
+        raise click.UsageError("give either --student or --teacher")
+    model, training = (cfg.teacher.model, None) if teacher else (cfg.student(student), cfg.training)
+    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, training=training, model=model, takes=takes, batches=batches,
+                         runs=runs, threads=threads, device=_pick(device)))
 
 
 @main.command("study")
@@ -349,12 +510,13 @@ def _size_option(*default):
 @click.argument("truth", metavar="TRUTH", type=click.Path(path_type=Path))
 @click.option("--list", "lists", multiple=True, required=True, type=click.Path(path_type=Path),
               help="A list of frames, or a folder of lists, one a category. May be repeated.")
-@click.option("--iou", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="A lane is found above it.")
+@click.option("--iou", "ious", multiple=True, type=click.FloatRange(0, 1), default=[0.5], show_default=True,
+              help="A lane is found above it. May be repeated, at the cost of one.")
 @click.option("--width", type=click.IntRange(min=1), default=30, show_default=True, help="Of the drawn lanes, in pixels.")
 @_size_option(590, 1640)
 @_workers
 @_json
-def score_culane(predictions, truth, lists, iou, width, size, workers, as_json):
+def score_culane(predictions, truth, lists, ious, width, size, workers, as_json):
     """F1 of the .lines.txt below PRED against those below TRUTH, with the counts of the official program.
 
     F1 = 2PR / (P + R), from TP, FP and FN summed over the frames. Crossroads have no lanes: their FP counts.
@@ -363,7 +525,7 @@ def score_culane(predictions, truth, lists, iou, width, size, workers, as_json):
     $ pipeline score culane runs/culane/erfnet-intra-0/predictions/test data/culane --list data/culane/list/test_split
     """
     from stages import score as stage
-    click.echo(stage.culane(predictions=predictions, truth=truth, lists=lists, iou=iou, width=width, size=size, workers=workers,
+    click.echo(stage.culane(predictions=predictions, truth=truth, lists=lists, ious=ious, width=width, size=size, workers=workers,
                             as_json=as_json))
 
 
@@ -435,7 +597,7 @@ def verify(what, overrides, root, device, recompute, repair, batch, workers):
     if "://" in what or folder.is_dir():
         if recompute:
             raise click.UsageError("--recompute needs the config: a store by itself knows no teacher")
-        text, faults = stage.check_folder(folder=folder, mend=repair)
+        text, faults = stage.check_folder(folder=folder, mend=repair, workers=workers)
         click.echo(text)
         if faults:
             raise StoreError("\n".join(faults))
@@ -444,7 +606,7 @@ def verify(what, overrides, root, device, recompute, repair, batch, workers):
     sections = dict(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
                     weights_file=_teacher_weights(cfg), root=root)
     if repair:
-        done, unfilled = stage.mend(**sections)
+        done, unfilled = stage.mend(**sections, workers=workers)
         for line in done:
             click.echo(line, err=True)
         with _stoppable():
@@ -457,7 +619,7 @@ def verify(what, overrides, root, device, recompute, repair, batch, workers):
                 click.echo(fill.run(**sections, report=Path("reports/cache") / f"{cfg.name}.json", device=_pick(device),
                                     batch=batch), err=True)
     click.echo(stage.run(**sections, training=cfg.training, students=cfg.students, methods=cfg.methods, recompute=recompute,
-                         device=_pick(device), batch=batch))
+                         device=_pick(device), batch=batch, workers=workers))
 
 
 @main.group("cache", cls=_Commands)
@@ -496,6 +658,7 @@ def cache_pull(source, root, views):
     from stages import cache as stage
     with _stoppable():
         click.echo(stage.pull(source=_place(source), root=_place(root), num_views=views))
+        _next("cache", "list", (), _place(root))
 
 
 @cache.command("rm")
@@ -533,17 +696,26 @@ def inspect(config, overrides, root, image_id, view, out):
 
 
 @_command("report")
-def report(config, overrides):
-    """Print one table of all scored runs, with the difference to plain training.
+@_root
+@click.option("--pictures", is_flag=True, help="Also run the networks, for the same frames by each, affinity graphs and features.")
+@_device
+def report(config, overrides, root, pictures, device):
+    """Compare all scored runs: a page to look at, and a table of means over seeds beside plain training, with intervals.
 
-    Reads reports/scores/<config>/, writes reports/<config>.md.
+    Reads reports/scores/<config>/ and runs/<config>/; writes reports/<config>.html (one file, opens anywhere), .md and .json
+    (for `dvc metrics`), and prints the table. With --pictures, which reads dataset and weights and takes a minute, the page is
+    reports/<config>-pictures.html.
 
     \b
     $ pipeline report configs/demo.yaml
     """
     from stages import report as stage
-    name = config.stem
-    click.echo(stage.run(scores=Path("reports/scores") / name, out=Path("reports") / f"{name}.md"))
+    cfg = _load(config, overrides)
+    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, teacher=cfg.teacher, targets=cfg.targets, students=cfg.students,
+                         methods=cfg.methods, training=cfg.training, evaluate=cfg.evaluate, name=cfg.name, settings=cfg.text,
+                         scores=Path("reports/scores") / cfg.name, runs=Path("runs") / cfg.name,
+                         cache_report=Path("reports/cache") / f"{cfg.name}.json", root=root, weights_file=_teacher_weights(cfg),
+                         out=Path("reports"), device=_pick(device) if pictures else None))
 
 
 if __name__ == "__main__":

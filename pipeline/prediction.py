@@ -5,6 +5,7 @@ K classes, H W the full frame, h w the network input without its padding.
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.datasets.base import DatasetBase
+from pipeline.errors import PipelineError
 from pipeline.frames import canvas, frame
 from pipeline.models.base import ModelBase
 
@@ -31,18 +33,12 @@ class Sample(NamedTuple):
     label: np.ndarray | None                # [H, W]
 
 
-def answered(model: ModelBase, dataset: DatasetBase, ids: Iterable[str], size: tuple[int, int], *, device, batch: int,
-             pool: ThreadPoolExecutor, workers: int) -> Iterator[tuple[Sample, Answer]]:
-    """Every frame with its label and answer, in order; the pool's `workers` threads read ahead of the network."""
-    samples = ahead(pool, lambda i: Sample(i, dataset.image(i), dataset.label(i)), ids, 2 * workers)
-    group: list[Sample] = []
-    for sample in samples:
-        group.append(sample)
-        if len(group) == batch:
-            yield from zip(group, answers(model, [s.image for s in group], dataset, size, device))
-            group = []
-    if group:
-        yield from zip(group, answers(model, [s.image for s in group], dataset, size, device))
+def answered(model: ModelBase, dataset: DatasetBase, samples: Iterable[Sample], size: tuple[int, int], *, device,
+             batch: int) -> Iterator[tuple[Sample, Answer]]:
+    """Every frame with its answer, in order."""
+    waiting = iter(samples)
+    while group := list(islice(waiting, batch)):
+        yield from zip(group, answers(model, group, dataset, size, device))
 
 
 def ahead(pool: ThreadPoolExecutor, work: Callable, items: Iterable, most: int) -> Iterator:
@@ -57,18 +53,31 @@ def ahead(pool: ThreadPoolExecutor, work: Callable, items: Iterable, most: int) 
 
 
 @torch.no_grad()
-def answers(model: ModelBase, images: Sequence[np.ndarray], dataset: DatasetBase, size: tuple[int, int],
+def answers(model: ModelBase, samples: Sequence[Sample], dataset: DatasetBase, size: tuple[int, int],
             device) -> list[Answer]:
     """One answer a frame, from one pass of the network; the frames may differ in size."""
-    shown = torch.from_numpy(np.stack([frame(image, None, dataset.crop_top, size)[0] for image in images]))
-    output = model(shown.to(device).permute(0, 3, 1, 2).float())
-    logits = F.interpolate(output.logits.float(), canvas(size), mode="bilinear", align_corners=False)
-    logits = logits[:, :, :size[0], :size[1]]
+    images, unlabelled = [sample.image for sample in samples], [sample.image_id for sample in samples if sample.label is None]
+    if model.uses_labels and unlabelled:
+        raise PipelineError(f"{unlabelled[0]}: has no label, and this network answers from labels alone; choose another")
+    shown, labels = (torch.from_numpy(np.stack(parts)).to(device) for parts in zip(*(
+        frame(sample.image, sample.label if model.uses_labels else None, dataset.crop_top, size) for sample in samples)))
+    logits, existence = scores(model, shown.permute(0, 3, 1, 2).float(), size, labels)
     nothing = [None] * len(images)
     probabilities = logits.softmax(dim=1).cpu().numpy() if dataset.lanes else nothing
-    flags = nothing if output.existence is None else output.existence.float().sigmoid().cpu().numpy()
+    flags = nothing if existence is None else existence.cpu().numpy()
     classes = [class_map(one, image.shape[:2], dataset) for one, image in zip(logits, images)]
     return [Answer(*parts) for parts in zip(classes, probabilities, flags)]
+
+
+def scores(model: ModelBase, images_B3HW: Tensor, size: tuple[int, int],
+           labels_BHW: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """[B, K, h, w] logits of the input without its padding, and [B, lanes] probabilities of existence."""
+    output = model(images_B3HW, labels_BHW)
+    if output.logits is None:
+        raise PipelineError("this network has no logits (an adapter with `logits: null`) and predicts nothing; choose another")
+    logits = F.interpolate(output.logits.float(), canvas(size), mode="bilinear", align_corners=False)
+    existence = None if output.existence is None else output.existence.float().sigmoid()
+    return logits[:, :, :size[0], :size[1]], existence
 
 
 def class_map(logits_Khw: Tensor, shape: tuple[int, int], dataset: DatasetBase) -> np.ndarray:

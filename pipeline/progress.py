@@ -1,54 +1,87 @@
-"""What a long command says while it runs: a bar on a terminal, a plain line now and then elsewhere. On stderr."""
+"""What a command says while it runs, on stderr: a bar on a terminal, elsewhere a plain line now and then.
 
+Nothing here changes a result. `verbosity` is set once, by the command line: -1 results and errors alone, 0, or 1 with notes
+on how a thing is done.
+"""
+
+import os
 import sys
 import time
+
+verbosity = 0
+
+
+def say(text: str) -> None:
+    """A remark that a user should see, unless quiet was asked for."""
+    if verbosity >= 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def detail(text: str) -> None:
+    """A note for those who ask for them."""
+    if verbosity >= 1:
+        print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """In words, the two greatest units: 45 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    left = round(seconds)
+    if left < 60:
+        return f"{left} s"
+    for size, name, smaller, unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if left >= size:
+            return f"{left // size} {name} {left % size // smaller} {unit}"
 
 
 class Progress:
     """`with Progress("filling", 120, "images") as progress: progress.advance(8)`; `note` adds a few words to the line."""
 
-    EVERY_S = 10.0
+    EVERY_S = 10.0                              # between plain lines, at first; a day's work says less often how it goes
+    SHARE = 20
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0):
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
-        self.bar = None
+        self.bar, self.said = None, False
 
     def __enter__(self):
         self.start = self.last = time.monotonic()
-        if sys.stderr.isatty():
+        if verbosity >= 0 and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             from rich.console import Console
             from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
-                       TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-            self.bar = Bar(*columns, console=Console(stderr=True))
+            columns = (TextColumn("{task.description}"), BarColumn(),
+                       TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
+                       TextColumn("{task.fields[rate]}"), TimeRemainingColumn(elapsed_when_finished=True))
+            self.bar = Bar(*columns, console=Console(stderr=True))       # rich knows NO_COLOR
             self.bar.start()
-            self.task = self.bar.add_task(self.what, total=self.total, completed=self.done, unit=self.unit, rate="")
+            self.task = self.bar.add_task(self.what, total=self.total or None, completed=self.done, unit=self.unit, rate="")
         return self
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.done += count
         now = time.monotonic()
-        rate = (self.done - self.before) / max(now - self.start, 1e-9)
-        words = f"{rate:.1f} {self.unit}/s" + (f"  {note}" if note else "")
+        words = f"{self.rate:.1f} {self.unit}/s" + (f"  {note}" if note else "")
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, rate=words)
-        elif now - self.last >= self.EVERY_S:
-            self.last = now
-            left = (self.total - self.done) / max(rate, 1e-9)
-            print(f"{self.what}: {self.done}/{self.total} {self.unit}, {words}, {left:.0f} s left", file=sys.stderr, flush=True)
+        elif now - self.last >= max(self.EVERY_S, (now - self.start) / self.SHARE):
+            self.last, self.said = now, True
+            left = max(0, self.total - self.done) / max(self.rate, 1e-9)
+            say(f"{self.what}: {self.done}/{self.total} {self.unit}, {words}, {duration(left)} left")
 
     def reach(self, done: int, total: int) -> None:
         """For callers that count for themselves."""
         self.total = total
         if self.bar is not None:
-            self.bar.update(self.task, total=total)
+            self.bar.update(self.task, total=total or None)
         self.advance(done - self.done)
 
     @property
     def rate(self) -> float:
         return (self.done - self.before) / max(time.monotonic() - self.start, 1e-9)
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
         if self.bar is not None:
             self.bar.stop()
+        elif self.said and kind is None:
+            say(f"{self.what}: {self.done}/{self.total} {self.unit} in {duration(time.monotonic() - self.start)}, "
+                f"{self.rate:.1f} {self.unit}/s")

@@ -1,0 +1,90 @@
+"""What a trained network can be shown besides a dataset: the pictures below a folder, one picture, or a video.
+
+A frame that can't be read is handed on as the error that says why, so that the others are not lost. Pictures are read as
+a dataset's are: 8 bits a channel, as stored (an EXIF rotation is not applied). A video is turned upright as its file says.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from typing import Iterator
+
+import cv2
+
+from pipeline.datasets._images import read_rgb
+from pipeline.datasets.folder import PICTURES, stem, visible_files
+from pipeline.errors import DatasetError
+from pipeline.prediction import Sample, ahead
+
+VIDEOS = {".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".ts"}
+
+
+class Pictures:
+    """`paths`: a picture by its name, which is its path below the folder without the ending."""
+
+    unit = "images"
+
+    def __init__(self, place: Path):
+        self.root = place if place.is_dir() else place.parent
+        files = visible_files(place) if place.is_dir() else [place]
+        pictures = [path for path in files if path.suffix.lower() in PICTURES]
+        if not pictures:
+            raise DatasetError(f"{place}: holds no picture ({' '.join(sorted(PICTURES))}) and is no video; name a folder of "
+                               f"pictures, a picture or a video")
+        self.paths: dict[str, Path] = {}
+        for path in pictures:
+            other = self.paths.setdefault(stem(path, self.root), path)
+            if other is not path:
+                raise DatasetError(f"{path}: would be written over {other.name}, which differs only in its ending; give one "
+                                   f"of them another name")
+        self.total, self.others = len(pictures), len(files) - len(pictures)
+
+    def read(self, pool: ThreadPoolExecutor, workers: int) -> Iterator[Sample | DatasetError]:
+        """Every picture in order of its name, read ahead by the pool's threads."""
+        def one(name):
+            try:
+                return Sample(name, read_rgb(self.paths[name]), None)
+            except DatasetError as error:
+                return error
+
+        return ahead(pool, one, self.paths, 2 * workers)
+
+
+class Video:
+    """Its frames are named <video>/000000, ..."""
+
+    unit = "frames"
+    others = 0
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.capture = cv2.VideoCapture(str(path))
+        if not self.capture.isOpened():
+            raise DatasetError(f"{path}: cannot be read as a video; convert it with `ffmpeg -i {path.name} out.mp4`")
+        self.fps = self.capture.get(cv2.CAP_PROP_FPS) or 25.0
+        self.total = max(0, round(self.capture.get(cv2.CAP_PROP_FRAME_COUNT)))       # some formats only estimate it
+
+    def read(self, pool: ThreadPoolExecutor, workers: int) -> Iterator[Sample | DatasetError]:
+        """Every frame in order. One that ends more than a second early is a DatasetError at its end."""
+        def one(number):
+            here, image_BGR = self.capture.read()
+            if not here:
+                return None
+            return Sample(f"{self.path.stem}/{number:06d}", cv2.cvtColor(image_BGR, cv2.COLOR_BGR2RGB), None)
+
+        number = 0
+        with ThreadPoolExecutor(1) as reader:                   # frames come one after the other
+            for sample in ahead(reader, one, count(), 2 * workers):
+                if sample is None:
+                    break
+                number += 1
+                yield sample
+        if number < self.total - self.fps:
+            yield DatasetError(f"{self.path}: ends after {number} of the {self.total} frames it promises; fetch it again")
+
+
+def opened(place: Path) -> Pictures | Video:
+    """Raises DatasetError where there is nothing to be shown."""
+    if not place.exists():
+        raise DatasetError(f"{place}: no such file or folder; name a folder of pictures, a picture or a video")
+    return Video(place) if place.is_file() and place.suffix.lower() in VIDEOS else Pictures(place)

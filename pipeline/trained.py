@@ -1,0 +1,54 @@
+"""A trained network: built as the YAML says, its weights loaded, ready to answer."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from pipeline import weights
+from pipeline.config import Plugin, Prepare, Training
+from pipeline.datasets.base import DatasetBase
+from pipeline.errors import PipelineError
+from pipeline.files import plain
+from pipeline.frames import canvas
+from pipeline.identity import difference, listed
+from pipeline.models._flipped import FlipAveraged
+from pipeline.models.base import ModelBase, set_precision
+
+
+def build(model: Plugin, source: DatasetBase, prepare: Prepare, training: Training | None) -> ModelBase:
+    """With the heads that `training` asks for; None is a teacher without an existence head."""
+    lanes = source.lanes if training is not None and training.existence_weight else 0
+    return model.build(num_classes=len(source.classes), size=canvas(prepare.size), lanes=lanes)
+
+
+def load(model: Plugin, source: DatasetBase, prepare: Prepare, training: Training | None, weights_file: Path,
+         device: str, flip_average: bool = False) -> ModelBase:
+    """In eval mode, in fp32; a teacher with an existence head if its weights have one. Raises PipelineError where there are no weights, or those of something else."""
+    if not weights_file.exists():
+        command = "train-teacher" if training is None else "train-student"
+        raise PipelineError(f"{weights_file}: no trained weights; run `pipeline {command}` first")
+    refuse_other_run(weights_file.with_name("run.json"), model, prepare)
+    state = weights.load_file(weights_file)
+    if training is None and weights.has_existence(state):
+        network = model.build(num_classes=len(source.classes), size=canvas(prepare.size), lanes=source.lanes)
+    else:
+        network = build(model, source, prepare, training)
+    weights.load_into(network, state, str(weights_file))
+    if flip_average:
+        network = FlipAveraged(network, source.mirror, source.mirror_lanes)
+    set_precision("fp32")
+    return network.to(device, memory_format=torch.channels_last).eval()
+
+
+def refuse_other_run(record: Path, model: Plugin, prepare: Prepare) -> None:
+    """Raises PipelineError if the run was trained as another network or at another size than it would be used."""
+    if not record.exists():                     # weights from elsewhere carry no record
+        return
+    made = json.loads(record.read_text())
+    network = {"student": model} if "student" in made else {"teacher": model}
+    there = {**{name: made[name] for name in network}, "prepare": {"size": made["prepared"]["identity"]["record"]["size"]}}
+    apart = difference(there, plain({**network, "prepare": {"size": prepare.size}}))
+    if apart:
+        raise PipelineError(f"{record.parent}: was trained with something else ({listed(apart)}); use it with the same "
+                            "settings (its config.yaml has them), or train it again")

@@ -1,0 +1,44 @@
+"""Write a trained network as ONNX, after comparing it with torch on the dataset's images. No stage of dvc.yaml."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import exporting, trained, weights
+from pipeline.config import Plugin, Prepare, Training
+from pipeline.datasets.base import DatasetBase
+from pipeline.errors import PipelineError
+from pipeline.files import plain
+from pipeline.frames import frame
+from pipeline.identity import identity_digest
+
+
+def run(*, dataset: Plugin, prepare: Prepare, training: Training | None, model: Plugin, weights_file: Path, out: Path,
+        takes: exporting.Input, split: str, images: int, force: bool, flip_average: bool = False) -> str:
+    """Writes `out`. Raises PipelineError, and leaves nothing behind, if ONNX Runtime and torch disagree."""
+    if out.exists() and not force:
+        raise PipelineError(f"{out}: is there already; choose another --out, or replace it with --force")
+    source = dataset.build()
+    network = trained.load(model, source, prepare, training, weights_file, "cpu", flip_average)
+    deployed = exporting.Deployed(network, tuple(prepare.size), takes).eval()
+    record = plain({"model": model, "weights": weights.digest(network.state_dict())})
+    described = exporting.metadata(dataset.name, source, deployed, record)
+    proto = exporting.to_onnx(deployed, {**described, "identity": identity_digest(described)})
+    found = exporting.compared(proto.SerializeToString(), deployed, batches(source, split, images, prepare.size))
+    exporting.refuse_disagreement(found, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.tmp")
+    partial.write_bytes(proto.SerializeToString())
+    os.replace(partial, out)
+    size = out.stat().st_size / 1e6
+    return f"{out}: {size:.1f} MB, opset {exporting.OPSET}; on {found.images} images {exporting.in_words(found)}"
+
+
+def batches(source: DatasetBase, split: str, images: int, size: tuple[int, int]):
+    """Frames [B, h, w, 3] evenly from the split: the first alone, the others four at a time."""
+    ids = source.ids(split)
+    chosen = [ids[number] for number in np.linspace(0, len(ids) - 1, min(images, len(ids))).round().astype(int)]
+    for group in (chosen[:1], *(chosen[start:start + 4] for start in range(1, len(chosen), 4))):
+        shown = np.stack([frame(source.image(image_id), None, source.crop_top, size)[0] for image_id in group])
+        yield shown[:, :size[0], :size[1]]
