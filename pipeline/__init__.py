@@ -1,3 +1,21 @@
 """Offline distillation for semantic segmentation: run the teacher once, train students from its cached answers."""
 
+from typing import TYPE_CHECKING
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.api import Cache, Record, collate, make_loss, open_cache
+    from pipeline.losses.base import Batch
+    from pipeline.models.base import Output
+
+__all__ = ["Batch", "Cache", "Output", "PipelineError", "Record", "collate", "make_loss", "open_cache"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """The Python API, which imports torch, when it is first asked for: `pipeline --help` needs none of it."""
+    if name in __all__:
+        from pipeline import api
+        return getattr(api, name)
+    raise AttributeError(f"module 'pipeline' has no attribute {name!r}")

@@ -3,15 +3,19 @@
 import dataclasses
 import json
 import os
+import uuid
 from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
-    """Atomically."""
+    """Atomically, also where several processes, on whatever hosts, write the same file: the last one's text stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value) -> None:

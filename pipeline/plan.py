@@ -8,6 +8,8 @@ import numpy as np
 from pipeline.store import MAX_CHUNK_BYTES, Pass
 from pipeline.targets.base import Field
 
+MANY_BLOCKS = 2**14
+
 
 @dataclass(frozen=True)
 class Task:
@@ -29,9 +31,12 @@ def row_bytes(pass_: Pass) -> int:
 
 def block_rows(num_images: int, passes: Sequence[Pass]) -> int:
     """Rows of a block: a power of two from 8 to 128, so that the largest file reaches 1-16 MB where the data allows, and a
-    small dataset still has about 16 blocks to resume from."""
+    small dataset still has about 16 blocks to resume from. From two million images on up to 1,024, since every block is a
+    file or more in the same few folders; a fill holds the images of a block in memory."""
     largest = max(field_bytes(field) for pass_ in passes for field in pass_.fields.values())
     rows = 128
+    while rows < 1024 and num_images > MANY_BLOCKS * rows:
+        rows *= 2
     while rows > 8 and (rows * 16 > num_images or rows * largest > 128 * 2**20):
         rows //= 2
     return rows
@@ -88,18 +93,27 @@ def sizes(num_images: int, num_views: int, named: Mapping[str, Pass], always: Pa
                  2 * context.num_classes * area, features)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Measured: seconds of the bare teacher, of the whole fill (targets, encoding, writing) for one view, and of one student
-    image in a plain step."""
+    """Measured seconds."""
 
-    teacher_s: float
-    fill_s: float
-    student_s: float
+    teacher_s: float                            # the bare teacher, one view
+    answer_s: float                             # with its targets, encoded, one view
+    read_s: float                               # the images of a block, once for all its views
+    write_s: float                              # one view of a block, its marks included
+    verify_s: float                             # the same
+    student_s: float                            # a plain step, one image
+
+    def view_s(self, sizes: Sizes) -> float:
+        """The whole fill, one view."""
+        return self.answer_s + (self.write_s + self.read_s / sizes.num_views) / sizes.rows_of_block
 
     def fill_total_s(self, sizes: Sizes) -> float:
-        return sizes.num_images * sizes.num_views * self.fill_s
+        return sizes.num_images * sizes.num_views * self.view_s(sizes)
+
+    def verify_total_s(self, sizes: Sizes) -> float:
+        return sizes.num_blocks * sizes.num_views * self.verify_s
 
     def break_even_epochs(self, sizes: Sizes) -> float:
         """Student epochs after which the fill has cost less than a teacher in every step: K fill / teacher."""
-        return sizes.num_views * self.fill_s / self.teacher_s
+        return sizes.num_views * self.view_s(sizes) / self.teacher_s

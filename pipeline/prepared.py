@@ -5,7 +5,6 @@ One pass, `sample`, of one view: `image` [H, W, 3] uint8 RGB, `label` [H, W] uin
 networks' multiple.
 """
 
-import sys
 from pathlib import Path
 from typing import Mapping, Sequence
 
@@ -16,8 +15,9 @@ from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError, StoreError
 from pipeline.frames import VERSION, canvas, frame
 from pipeline.identity import listed
+from pipeline.progress import say
 from pipeline.store import ImageRow, Pass, Store, digest_array
-from pipeline.storefiles import write
+from pipeline.storefiles import AnyPath, write
 from pipeline.targets.base import Field
 from pipeline.views import FILL
 
@@ -98,7 +98,7 @@ def meaning(dataset: DatasetBase) -> dict:
     return {name: getattr(dataset, name) for name in ("classes", "background", "regions", "mirror", "mirror_lanes", "lane_classes")}
 
 
-def open_whole(root: Path, plugin: Plugin, dataset: DatasetBase, prepare: Prepare,
+def open_whole(root: AnyPath, plugin: Plugin, dataset: DatasetBase, prepare: Prepare,
                ids: Sequence[str]) -> tuple[Store, Pass, list[ImageRow]]:
     """The prepared store, its pass, and the lines of these images, all of them whole, without those that are on record
     as bad (which it says on stderr). Raises StoreError with what to run."""
@@ -108,8 +108,8 @@ def open_whole(root: Path, plugin: Plugin, dataset: DatasetBase, prepare: Prepar
         bad = skipped(store)
         left_out = [image_id for image_id in ids if image_id in bad]
         if left_out:
-            print(f"{store.folder}: {len(left_out)} of {len(ids)} images are left out, as skipped.tsv there says: "
-                  f"{listed(left_out)}", file=sys.stderr)
+            say(f"{store.folder}: {len(left_out)} of {len(ids)} images are left out, as skipped.tsv there says: "
+                f"{listed(left_out)}")
         ids = [image_id for image_id in ids if image_id not in bad]
         store.check_ids(ids)
         known = known_files(store.folder / "sources.tsv")

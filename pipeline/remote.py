@@ -84,7 +84,11 @@ class RemotePath:
         return Stat(self._ask("info", self.key)["size"])
 
     def glob(self, pattern: str) -> "Iterator[RemotePath]":
-        return (RemotePath(self.protocol, key.strip("/")) for key in self._ask("glob", f"{self.key}/{pattern}"))
+        try:
+            found = self._ask("glob", f"{self.key}/{pattern}")
+        except FileNotFoundError:                # nothing below, as on disk
+            found = []
+        return (RemotePath(self.protocol, key.strip("/")) for key in found)
 
     def rglob(self, pattern: str) -> "Iterator[RemotePath]":
         """The files below; only for the pattern `*`."""
@@ -115,7 +119,10 @@ class RemotePath:
 
     def write_bytes(self, data: bytes) -> None:
         """Whole or not at all; returns when the other side has acknowledged it."""
-        self._ask("pipe_file", self.key, data)
+        try:
+            self._ask("pipe_file", self.key, data)
+        except FileNotFoundError:                # there are no folders that could be missing
+            raise RemoteError(f"{self}: there is no such bucket; create it, or correct the address") from None
 
     def unlink(self, missing_ok: bool = False) -> None:
         try:
@@ -125,8 +132,9 @@ class RemotePath:
                 raise
 
     def remove_tree(self) -> None:
-        """The file, or all below."""
-        self._ask("rm", self.key, recursive=self.is_dir())
+        """The file, or all below, if there is anything."""
+        if (below := self.is_dir()) or self.exists():
+            self._ask("rm", self.key, recursive=below)
 
     def _ask(self, method: str, *given, **named):
         import fsspec

@@ -140,16 +140,25 @@ class Store:
 
     def _load_images(self) -> None:
         """Takes in the blocks that are new on disk; those known never change."""
-        paths = self.image_files()
-        for block, path in enumerate(paths):
-            if int(path.stem) != block:
-                raise StoreError(f"{self.folder}/images/{block:06d}.tsv: missing; bring it back from a copy")
-        for path in paths[self.num_blocks:]:
+        for path in self._new_image_files():
             data = read(path)
             images = parse_images(data, path)
             self.row_of |= {image.id: len(self.images) + offset for offset, image in enumerate(images)}
             self.images += images + [PADDING] * (self.block_rows - len(images))
             self._image_digests.append(sha256(data))
+
+    def _new_image_files(self) -> Iterator[AnyPath]:
+        if self.num_blocks:                      # listing them all for every block would take the square of their number
+            while (path := self.image_file(self.num_blocks)).exists():
+                yield path
+            return
+        for block, path in enumerate(self.image_files()):
+            if int(path.stem) != block:
+                raise StoreError(f"{self.image_file(block)}: missing; bring it back from a copy")
+            yield path
+
+    def image_file(self, block: int) -> AnyPath:
+        return self.folder / f"images/{block:06d}.tsv"
 
     def image_files(self) -> list[AnyPath]:
         found = [path for path in (self.folder / "images").glob("*.tsv") if path.stem.isdecimal()]
@@ -177,7 +186,7 @@ class Store:
             self._load_images()                  # another process may have grown it
             unknown = self._unknown(rows)
             parts = [unknown[start:start + self.block_rows] for start in range(0, len(unknown), self.block_rows)]
-            write((self.folder / f"images/{block:06d}.tsv", images_tsv(part))
+            write((self.image_file(block), images_tsv(part))
                   for block, part in enumerate(parts, start=self.num_blocks))
             self._load_images()
             for group in self.stored_groups():
@@ -473,9 +482,9 @@ class Store:
             return stored
 
         found = {name: np.empty(len(rows), CRC) for name in names}
-        numbers = np.unique(blocks).tolist()
-        for block, stored in zip(numbers, each(of_block, numbers, self.folder)):
-            here = blocks == block
+        numbers, counts = np.unique(blocks, return_counts=True)
+        parts = np.split(np.argsort(blocks, kind="stable"), np.cumsum(counts)[:-1])      # where the rows of each are
+        for here, stored in zip(parts, each(of_block, numbers.tolist(), self.folder)):
             for name, crcs in zip(names, stored):
                 found[name][here] = crcs[rows[here] % self.block_rows]
         return found
@@ -491,11 +500,11 @@ class Store:
                 digests[f"{view}/{folder}"] = {name: sha256(values.tobytes()) for name, values in crcs.items()}
         return identity_digest({"images": [dataclasses.astuple(row) for row in rows], "crcs": digests})
 
-    def verify(self, deep: bool = True) -> list[str]:
-        """Every fault of the store, one line each; `deep` reads all data."""
+    def verify(self, deep: bool = True, workers: int = 1) -> list[str]:
+        """Every fault of the store, one line each; `deep` reads all data, in so many threads."""
         from pipeline.verification import verify  # which knows stores
 
-        return verify(self, deep)
+        return verify(self, deep, workers=workers)
 
 
 def store_folder(root: AnyPath, kind: str, dataset: str, identity_record: dict) -> AnyPath:

@@ -1,49 +1,57 @@
 """How big a cache will be, and, measured on this machine, how long it takes and when it has paid for itself."""
 
+import contextlib
 import shutil
 import tempfile
 import time
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from pipeline import cache, plan, prepared, training as steps
+from pipeline import cache, plan, prepared, training as steps, views as geometry
 from pipeline.config import Plugin, Prepare, Teacher, Training, Views
 from pipeline.errors import StoreError
-from pipeline.models.base import set_precision
-from pipeline.store import ImageRow, Store
+from pipeline.models.base import ModelBase, set_precision
+from pipeline.store import ImageRow, Reader, Store
+from pipeline.storefiles import AnyPath, local
 
-MEASURED_VIEWS = 64
+MEASURE_S = 4.0                                  # for each of the things measured
+WRITTEN_VIEWS = 16                               # at most
 
 
 def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], training: Training,
-        students: dict[str, Plugin], root: Path, images: int | None, measure: bool, device: str, batch: int) -> str:
+        students: dict[str, Plugin], root: AnyPath, images: int | None, measure: bool, device: str, batch: int) -> str:
     """Returns the plan in words. `images` plans for that many without a dataset on disk. Raises StoreError, after the plan's
-    figures, if they exceed the free disk."""
-    root.mkdir(parents=True, exist_ok=True)
+    figures, if they exceed the free disk; object storage is not asked."""
     source = dataset.build()
     count = images or len(source.ids("train"))
     context = cache.context(teacher.model, source, prepare.size)
     named = cache.target_passes(targets, context)
     sizes = plan.sizes(count, views.count, {name: pass_ for name, (_, pass_) in named.items()}, cache.MATRIX, context)
-    canvas = prepared.sample_pass(prepare.size, source.lanes)
+    pixel_bytes = count * plan.row_bytes(prepared.sample_pass(prepare.size, source.lanes))
     lines = [f"{count} images x {sizes.num_views} views in {sizes.num_blocks} blocks of {sizes.rows_of_block} rows, "
              f"{sizes.num_files} files", "", "| target | bytes a view |", "|---|---|"]
     lines += [f"| {name} | {size} |" for name, size in sizes.target_bytes.items()]
     lines += [f"| all | {sizes.row_bytes} |", "",
-              f"cache: {words(sizes.total_bytes)}; prepared images: {words(count * plan.row_bytes(canvas))}",
+              f"cache: {words(sizes.total_bytes)}; prepared images: {words(pixel_bytes)}",
               f"instead of {words(sizes.probability_bytes * count * sizes.num_views)} of probability maps "
               f"({sizes.probability_bytes / sizes.row_bytes:.0f}x) or {words(sizes.feature_bytes * count * sizes.num_views)} of "
               f"features ({sizes.feature_bytes / sizes.row_bytes:.0f}x)"]
     if measure:
         cost = measured(source, prepare, views, teacher, named, context, training, students, root, device, batch, sizes)
-        lines += ["", f"measured here ({device}, {MEASURED_VIEWS} views): teacher {1 / cost.teacher_s:.1f} views/s, fill "
-                      f"{1 / cost.fill_s:.1f} views/s, student {1 / cost.student_s:.1f} images/s",
-                  f"time to fill: {duration(cost.fill_total_s(sizes))}",
+        lines += ["", f"measured here ({device}): teacher {1 / cost.teacher_s:.1f} views/s, fill {1 / cost.view_s(sizes):.1f} "
+                      f"views/s, of which writing takes {cost.write_s / sizes.rows_of_block / cost.view_s(sizes):.0%}; student "
+                      f"{1 / cost.student_s:.1f} images/s",
+                  f"time to fill, with one process: {duration(cost.fill_total_s(sizes))}; to verify what is in memory: "
+                  f"{duration(cost.verify_total_s(sizes))}",
                   f"paid for itself after {cost.break_even_epochs(sizes):.1f} student epochs, whatever the number of students; "
                   f"a step with the teacher in it would take {1 + cost.teacher_s / cost.student_s:.2f}x a plain one"]
-    free = shutil.disk_usage(root).free
+    if not local(root):
+        return "\n".join([*lines, f"free at {root}: object storage doesn't say"])
+    free = shutil.disk_usage(there(root)).free
     if sizes.total_bytes > free:
         raise StoreError("\n".join([*lines, f"{root}: {words(sizes.total_bytes)} are needed, {words(free)} are free; choose "
                                             f"another --root, fewer views, or smaller targets"]))
@@ -51,61 +59,122 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
 
 
 def measured(source, prepare, views, teacher, named, context, training, students, root, device, batch, sizes) -> plan.Cost:
-    """Times the very code of the fill on random pictures: teacher alone, then targets, encoding and a real block written to
-    this root, then a plain step of the first student. """
+    """Times the very code of the fill on random pictures: teacher alone, its answers, real blocks read from and written to
+    this root, then a plain step of the first student."""
     set_precision(teacher.precision)
-    model = cache.build_teacher(teacher, source, prepare.size)
-    answers = cache.Answers(model, source, context, prepare.size, precision=teacher.precision, batch=batch, device=device)
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (MEASURED_VIEWS, *context.size, 3), dtype=np.uint8)
-    labels = rng.integers(0, context.num_classes, (MEASURED_VIEWS, *context.size), dtype=np.uint8)
-    matrices = np.repeat(np.array([[[1.0, 0, 0], [0, 1, 0]]]), MEASURED_VIEWS, axis=0)
-
-    def bare():
-        for start in range(0, MEASURED_VIEWS, batch):
-            here = slice(start, start + batch)
-            answers.output(images[here], labels[here], matrices[here])
-
+    pixels = {"image": rng.integers(0, 256, (max(2, batch), *context.size, 3), dtype=np.uint8),
+              "label": rng.integers(0, context.num_classes, (max(2, batch), *context.size), dtype=np.uint8),
+              "existence": np.zeros((max(2, batch), source.lanes), np.uint8)}
+    model = settled(cache.build_teacher(teacher, source, prepare.size, source.lanes), pixels["image"])
+    model = cache.as_it_answers(model, teacher, source)
+    answers = cache.Answers(model, source, context, prepare.size, precision=teacher.precision, batch=batch, device=device)
+    images, labels = pixels["image"][:batch], pixels["label"][:batch]
+    matrices = np.stack([geometry.draw(views, f"{i}", views.count - 1, context.size) for i in range(batch)])
     list_of_targets = [target for target, _ in named.values()]
-    passes = [pass_ for _, pass_ in named.values()]
-    with tempfile.TemporaryDirectory(dir=root, prefix="plan-") as folder:
-        store = Store.create_or_open(Path(folder), "targets", "plan", {"plan": 1}, block_rows=sizes.rows_of_block, card={})
-        store.grow([ImageRow(f"{i}", "-", "-") for i in range(-(-MEASURED_VIEWS // sizes.rows_of_block) * sizes.rows_of_block)])
-        for pass_ in passes:
-            store.add_pass(pass_, range(1))
+    rows = answers.rows(list_of_targets, images, labels, matrices)
+    values = {pass_.folder: (pass_, tiled(found, sizes.rows_of_block)) for (_, pass_), found in zip(named.values(), rows)}
+    values[cache.MATRIX.folder] = cache.MATRIX, tiled({"matrix": matrices}, sizes.rows_of_block)
+    teacher_s = seconds(lambda: answers.output(images, labels, matrices), device) / batch
+    answer_s = seconds(lambda: answers.rows(list_of_targets, images, labels, matrices), device) / batch
 
-        def fill():
-            rows = answers.rows(list_of_targets, images, labels, matrices)
-            for block in range(store.num_blocks):
-                chosen = np.arange(block * sizes.rows_of_block, (block + 1) * sizes.rows_of_block) % MEASURED_VIEWS
-                for pass_, values in zip(passes, rows):
-                    store.write_block(pass_, 0, block, {name: value[chosen] for name, value in values.items()})
-        teacher_s, fill_s = timed(bare, device) / MEASURED_VIEWS, timed(fill, device) / MEASURED_VIEWS
+    ids = [f"{i}" for i in range(sizes.rows_of_block)]
+    sample = prepared.sample_pass(prepare.size, source.lanes)
+    with scratch(root) as folder:
+        store = new_store(folder, "targets", ids, len(ids))
+        for pass_, _ in values.values():
+            store.add_pass(pass_, range(WRITTEN_VIEWS))
+        fresh = iter(range(WRITTEN_VIEWS))       # a block that is whole would not be written again
+
+        def write():
+            view = next(fresh)
+            for pass_, found in values.values():
+                store.write_block(pass_, view, 0, found)
+
+        write_s = seconds(write, device, most=WRITTEN_VIEWS - 1)
+        written = next(fresh, WRITTEN_VIEWS)
+        verify_s = seconds(store.verify, device, most=1) / written
+
+        prepared_rows = min(len(ids), plan.block_rows(sizes.num_images, [sample]))
+        source_store = new_store(folder, "prepared", ids[:prepared_rows], prepared_rows)
+        source_store.add_pass(sample, range(1))
+        source_store.write_block(sample, 0, 0, tiled({name: pixels[name] for name in sample.fields}, prepared_rows))
+
+        def read():
+            reader = Reader(source_store, [sample], ids[:prepared_rows], 1, memory="disk")
+            reader.read(sample, np.arange(prepared_rows), np.zeros(prepared_rows, int))
+
+        read_s = seconds(read, device) * len(ids) / prepared_rows
+
     plugin = next(iter(students.values()))
     network = plugin.build(num_classes=context.num_classes, size=context.size, lanes=0).to(device)
     step = steps.Step(network, [], [], training, torch.ones(context.num_classes, device=device), 0)
-    shown, labels_BHW = torch.from_numpy(images[:training.batch]).to(device), torch.from_numpy(labels[:training.batch]).to(device)
+    shown, labels_BHW = (torch.from_numpy(rows).to(device) for rows in
+                         tiled({name: pixels[name] for name in ("image", "label")}, training.batch).values())
     seen = steps.Batch(shown.permute(0, 3, 1, 2).float(), labels_BHW, labels_BHW < 255, None, {}, 1)
-    return plan.Cost(teacher_s, fill_s, timed(lambda: step(seen), device) / len(shown))
+    return plan.Cost(teacher_s=teacher_s, answer_s=answer_s, read_s=read_s, write_s=write_s, verify_s=verify_s,
+                     student_s=seconds(lambda: step(seen), device) / len(shown))
 
 
-def timed(work, device, calls=3) -> float:
-    """Seconds of the fastest of a few calls; the first one warms up."""
-    best = float("inf")
-    for _ in range(1 + calls):
+def settled(model: ModelBase, images: np.ndarray) -> ModelBase:
+    """With batch norms that know their input: a deep network from scratch overflows without, and no fill takes that."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = None               # the mean of all passes, here of one
+    with torch.no_grad():
+        model.train()(torch.from_numpy(images).permute(0, 3, 1, 2).float())
+    return model
+
+
+def tiled(rows: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    return {name: values[np.arange(count) % len(values)] for name, values in rows.items()}
+
+
+def new_store(root: AnyPath, kind: str, ids: list[str], block_rows: int) -> Store:
+    store = Store.create_or_open(root, kind, "plan", {"plan": 1}, block_rows=block_rows, card={})
+    store.grow([ImageRow(image_id, "-", "-") for image_id in ids])
+    return store
+
+
+@contextlib.contextmanager
+def scratch(root: AnyPath) -> Iterator[AnyPath]:
+    """A folder for a while, on the disk where the root will be."""
+    if local(root):
+        with tempfile.TemporaryDirectory(dir=there(root), prefix="plan-") as folder:
+            yield Path(folder)
+        return
+    folder = root / f"plan-{uuid.uuid4().hex[:8]}"
+    try:
+        yield folder
+    finally:
+        folder.remove_tree()
+
+
+def there(root: Path) -> Path:
+    """The root, or the nearest folder above that exists."""
+    return next(path for path in (root, *root.parents) if path.exists())
+
+
+def seconds(work: Callable, device: str, most: float = float("inf")) -> float:
+    """Of one call: the mean of those that fit into MEASURE_S, `most` at most, after one to warm up. A mean, not the
+    fastest, since a fill meets the slow ones too."""
+    def finished() -> float:
         if device.startswith("cuda"):
             torch.cuda.synchronize()
-        start = time.perf_counter()
+        return time.perf_counter()
+
+    work()
+    start, calls = finished(), 0
+    while calls == 0 or calls < most and time.perf_counter() - start < MEASURE_S:
         work()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
+        calls += 1
+        end = finished()
+    return (end - start) / calls
 
 
 def words(num_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if num_bytes < 1000 or unit == "TB":
+    for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
+        if num_bytes < 1000 or unit == "PB":
             return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1000
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import cache, parity, prepared, weights
+from pipeline import cache, parity, prepared
 from pipeline.config import Plugin, Prepare, Teacher, Term, Training, Views, term_name
 from pipeline.errors import StoreError
 from pipeline.loading import CachedTargets, Loader
@@ -19,7 +19,7 @@ from pipeline.verification import gaps, repair, table, verify
 
 def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], training: Training,
         students: dict[str, Plugin], methods: dict[str, tuple[Term, ...]], weights_file: Path, root: Path, recompute: int,
-        device: str, batch: int) -> str:
+        device: str, batch: int, workers: int) -> str:
     """Returns what was found, in words and tables. Raises StoreError listing every fault: damage, gaps, or rows of another
     teacher. `recompute` rows, chosen at random, are answered again by the teacher."""
     source = dataset.build()
@@ -27,20 +27,19 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     ids = [image.id for image in images]
     identity = cache.identity(source, prepare, views, teacher, cache.weights_digest(teacher, weights_file))
     store = Store.find(root, "targets", dataset.name, identity)
-    faults = [*pixels.verify(), *store.verify()]
+    faults = [*pixels.verify(workers=workers), *store.verify(workers=workers)]
     if faults:
         raise StoreError("\n".join(faults))
     context = cache.context(teacher.model, source, prepare.size)
     named = cache.target_passes(targets, context)
-    passes = [(cache.MATRIX, False), *((pass_, target.uses_labels) for target, pass_ in named.values())]
+    passes = [(cache.MATRIX, False), *((pass_, cache.by_labels(identity, target)) for target, pass_ in named.values())]
     store.check(images, range(views.count), passes)
     lines = [f"{store.folder}: whole and undamaged: {len(ids)} images x {views.count} views, {len(named)} targets"]
     if not recompute:
         return lines[0]
 
     set_precision(teacher.precision)
-    model = cache.build_teacher(teacher, source, prepare.size)
-    weights.load_into(model, weights.load_file(weights_file), str(weights_file))
+    model = cache.load_teacher(teacher, source, prepare.size, weights_file)
     answers = cache.Answers(model, source, context, prepare.size, precision=teacher.precision, batch=batch, device=device)
     samples = Reader(pixels, [sample], ids, 1)
     reader = Reader(store, [pass_ for pass_, _ in passes], ids, views.count)
@@ -61,14 +60,15 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
 
     # one batch of each method, seen by a fresh student, with stored and with live rows
     differences = []
+    lanes = source.lanes if training.existence_weight else 0
     for method, terms in methods.items():
         wanted = {name: named[name] for term in terms for name in term.reads}
         if not wanted:
             continue
         for student, plugin in students.items():
             torch.manual_seed(0)
-            network = plugin.build(num_classes=len(source.classes), size=context.size, lanes=0).to(device)
-            own = cache.context(plugin, source, prepare.size)
+            network = plugin.build(num_classes=len(source.classes), size=context.size, lanes=lanes).to(device)
+            own = cache.context(plugin, source, prepare.size, lanes)
             loader = Loader(samples, sample, ids, dataset=source, content=prepare.size, views=views,
                             training=dataclasses.replace(training, fresh_views=False), seed=0,
                             device=device, cached=CachedTargets(reader, cache.MATRIX, wanted))
@@ -78,6 +78,8 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
             output = network(offline.images_B3HW)
             for i, term in enumerate(terms):
                 loss = term.loss.build(reads={n: wanted[n][0] for n in term.reads}, context=context, student=own).to(device)
+                if loss.needs_survey:
+                    loss.survey(loader.survey())
                 differences.append(parity.loss_error(f"{student} {method} {term_name(terms, i)}", loss, output, offline, online))
     lines += ["", parity.loss_table(differences)]
     wrong = [error.target for error in errors if not error.holds]
@@ -87,13 +89,13 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     return "\n".join(lines)
 
 
-def check_folder(*, folder: AnyPath, mend: bool) -> tuple[str, list[str]]:
+def check_folder(*, folder: AnyPath, mend: bool, workers: int) -> tuple[str, list[str]]:
     """A store by itself, without its teacher: what it holds, in words and tables, and every fault and gap of it. With `mend`,
     first what can be mended without a teacher. Raises StoreError if it can't be opened at all."""
     store = Store.open(folder)
-    lines = repair(store) if mend else []
+    lines = repair(store, workers=workers) if mend else []
     values = {}
-    faults = verify(store, True, values)
+    faults = verify(store, True, values, workers)
     filled = sum(store.mark_path(view, pass_, block).exists()
                  for view, pass_ in store.stored_groups() for block in range(store.num_blocks))
     lines += [f"{folder}: {store.kind} of {store.card.get('dataset', folder.parent.name)}, {len(store.row_of)} images, "
@@ -102,7 +104,7 @@ def check_folder(*, folder: AnyPath, mend: bool) -> tuple[str, list[str]]:
 
 
 def mend(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], weights_file: Path,
-         root: AnyPath) -> tuple[list[str], set[str]]:
+         root: AnyPath, workers: int) -> tuple[list[str], set[str]]:
     """Mends what can be without the teacher. Returns what was done, and the kinds of store with blocks to fill again."""
     source = dataset.build()
     sample = prepared.sample_pass(prepare.size, source.lanes)
@@ -113,7 +115,7 @@ def mend(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, t
                views.count)]
     done, unfilled = [], set()
     for store, passes, num_views in stores:
-        done += repair(store, passes)
+        done += repair(store, passes, workers)
         if any(store.missing(pass_, view) for pass_ in passes for view in range(num_views)):
             unfilled.add(store.kind)
     return done, unfilled
@@ -124,7 +126,7 @@ def live_rows(answers, samples, sample, reader, named, positions, numbers) -> di
     rows = samples.read(sample, positions, np.zeros_like(positions))
     matrices = reader.read(cache.MATRIX, positions, numbers)["matrix"]
     output, labels = answers.output(rows["image"], rows["label"], matrices)
-    return {name: target.compute(output, labels, answers.context) for name, (target, _) in named.items()}
+    return {name: cache.computed(target, output, labels, answers.context) for name, (target, _) in named.items()}
 
 
 def tensors(rows, device):

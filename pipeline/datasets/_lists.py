@@ -8,6 +8,8 @@ from pipeline.errors import DatasetError
 
 def read_list(path: Path) -> list[tuple[str, str]]:
     """(where, text) of every line that is not blank; `where` reads `val.txt: line 3`."""
+    if not path.parent.is_dir():
+        raise DatasetError(f"{path.parent}: no such folder; put or link the dataset there, or correct 'root'")
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

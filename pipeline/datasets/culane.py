@@ -12,6 +12,7 @@ Source: Pan et al., "Spatial As Deep: Spatial CNN for Traffic Scene Understandin
 the 240-row cut: Hou et al., CVPR 2020.
 """
 
+import contextlib
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -44,9 +45,14 @@ class Dataset(DatasetBase):
 
     @cached_property
     def crop_top(self) -> int:
-        """240 of 590 rows; the same share of frames of another height."""
-        first = next(image_id for entries in self._lists.values() for image_id in entries)
-        return crop_rows(image_size(self._path(first, ".jpg"))[0])
+        """240 of 590 rows; the same share of frames of another height, as the first that can be read has it."""
+        paths = [self._path(image_id, ".jpg") for entries in self._lists.values() for image_id in entries]
+        if not paths:
+            raise DatasetError(f"{self.root / 'list'}: holds no list of frames; unpack CULane's list/ there, or correct 'root'")
+        for path in paths:
+            with contextlib.suppress(DatasetError):                     # reading it will say so
+                return crop_rows(image_size(path)[0])
+        return crop_rows(image_size(paths[0])[0])
 
     def ids(self, split: str) -> list[str]:
         require_split(split, self.splits, self.root)

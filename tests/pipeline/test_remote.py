@@ -206,6 +206,10 @@ def test_list_and_rm_work_there(bucket):
 def test_what_cannot_be_reached_is_one_line(server, monkeypatch):
     with pytest.raises(StoreError, match="No such file"):
         Store.open("s3://no-such-bucket/roads/targets-000000000000")
+    with pytest.raises(RemoteError, match="no such bucket; create it"):
+        create(place("s3://no-such-bucket/cache"))
+    with pytest.raises(StoreError, match="there is no targets store"):
+        Store.find(place("s3://no-such-bucket/cache"), "targets", "roads", RECORD)
     with pytest.raises(RemoteError, match="install"):
         Store.open("nowhere://bucket/x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -240,3 +244,26 @@ def test_both_stages_run_with_their_root_there(experiment, bucket):
     assert weights.read_bytes() == meant
     result = experiment.run("verify", "--root", f"{bucket}/cache")
     assert result.exit_code == 0 and "whole and undamaged" in result.stdout
+
+
+def test_plan_and_prepare_work_with_their_root_there(experiment, bucket, monkeypatch):
+    from stages import plan as stage
+    monkeypatch.setattr(stage, "MEASURE_S", 0.0)
+    monkeypatch.setattr(stage, "WRITTEN_VIEWS", 2)
+    root = f"{bucket}/cache"
+    out = experiment.do("plan", "--measure", "--root", root)
+    assert "time to fill" in out and f"free at {root}: object storage doesn't say" in out
+    assert not list((bucket / "cache").rglob("*"))
+    refused = experiment.run("plan", "--measure", "--root", "s3://no-such-bucket/cache")
+    assert refused.exit_code == 1 and "no such bucket" in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+    image = (experiment.folder / "data/toy/list/train_gt.txt").read_text().split()[0]
+    frame = experiment.folder / "data/toy" / image.lstrip("/")
+    whole = frame.read_bytes()
+    frame.write_bytes(whole[:500])
+    assert "12 images (1 left out: skipped.tsv)" in experiment.do("prepare", "--skip-bad", "--root", root)
+    frame.write_bytes(whole)
+    assert "13 images," in experiment.do("prepare", "--root", root)
+    assert not list((bucket / "cache").glob("roads/*/skipped.tsv"))
+    result = experiment.run("cache-teacher", "--root", "s3://no-such-bucket/cache")
+    assert result.exit_code == 1 and "run `pipeline prepare`" in result.stderr

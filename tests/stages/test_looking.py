@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline import cache, plan
+from pipeline.plan import Cost as plan_cost
 from pipeline.progress import Progress
 
 
@@ -23,12 +24,45 @@ def test_a_plan_says_what_the_fill_then_weighs(cached_experiment):
     assert sizes.probability_bytes == 2 * 5 * 48 * 128
 
 
-def test_the_plan_command_prints_sizes_and_measures(cached_experiment):
+def test_the_plan_command_prints_sizes_and_measures(cached_experiment, monkeypatch):
+    from stages import plan as stage
+    monkeypatch.setattr(stage, "MEASURE_S", 0.1)
     out = cached_experiment.do("plan")
     assert "13 images x 3 views in 2 blocks of 8 rows" in out and "| graph_mid | 328 |" in out and "of features" in out
     out = cached_experiment.do("plan", "--measure", "--images", "88880")
-    assert "time to fill" in out and "paid for itself after" in out and "88880 images" in out
+    assert "time to fill" in out and "to verify" in out and "paid for itself after" in out and "88880 images" in out
     assert not list((cached_experiment.folder / "cache").glob("plan-*"))
+
+
+def test_a_deep_teacher_from_scratch_is_measured_too(cached_experiment, monkeypatch):
+    from stages import plan as stage
+    monkeypatch.setattr(stage, "MEASURE_S", 0.1)
+    args = "--set", "teacher.name=resnet101", "--batch", "1"
+    assert "time to fill" in cached_experiment.do("plan", "--measure", "--root", "nowhere/yet", *args)
+    assert not (cached_experiment.folder / "nowhere").exists()          # a plan leaves nothing behind
+
+
+def test_a_plan_counts_what_writing_takes_each_time(cached_experiment, monkeypatch):
+    """A block that is whole is not written again, so a second write of the same one would take no time."""
+    import time
+
+    from pipeline import store
+    from stages import plan as stage
+    costs, write = [], store.write
+
+    def slow(files):
+        time.sleep(0.03)
+        write(files)
+
+    monkeypatch.setattr(stage, "MEASURE_S", 0.3)
+    monkeypatch.setattr(store, "write", slow)
+    monkeypatch.setattr(plan, "Cost", lambda **cost: costs.append(plan_cost(**cost)) or costs[0])
+    cached_experiment.do("plan", "--measure")
+    assert costs[0].write_s >= 5 * 0.03                                 # four targets and the matrices
+    sizes = plan.Sizes(100, 4, 10, {"x": 1}, 0, 0, 0)
+    cost = plan_cost(teacher_s=1.0, answer_s=2.0, read_s=8.0, write_s=5.0, verify_s=0.5, student_s=1.0)
+    assert cost.view_s(sizes) == 2.0 + 0.5 + 0.2 and cost.fill_total_s(sizes) == 400 * 2.7
+    assert cost.verify_total_s(sizes) == 40 * 0.5 and cost.break_even_epochs(sizes) == 4 * 2.7
 
 
 def test_a_plan_says_when_the_disk_is_too_small(cached_experiment, monkeypatch):
@@ -38,7 +72,8 @@ def test_a_plan_says_when_the_disk_is_too_small(cached_experiment, monkeypatch):
     assert result.exit_code == 1 and "are needed, 0 bytes are free" in result.stderr
 
 
-@pytest.mark.parametrize(("images", "row", "rows"), [(88_880, 6_344, 128), (367, 6_344, 16), (20, 300, 8), (100_000, 2**22, 32)])
+@pytest.mark.parametrize(("images", "row", "rows"), [(88_880, 6_344, 128), (100_000_000, 6_344, 1024),
+                                                   (100_000_000, 600_000, 128), (367, 6_344, 16), (20, 300, 8), (100_000, 2**22, 32)])
 def test_blocks_suit_the_data(images, row, rows):
     from pipeline.store import Pass
     from pipeline.targets.base import Field

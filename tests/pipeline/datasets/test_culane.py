@@ -74,6 +74,17 @@ def test_the_rows_cut_at_the_top_scale_with_the_frame(tmp_path, size, rows):
     assert make(tmp_path, size).crop_top == rows
 
 
+def test_a_first_frame_that_is_missing_does_not_hide_the_height_of_the_others(tmp_path):
+    make(tmp_path, (295, 820))
+    data = Dataset(root=str(tmp_path))
+    first = data.files(data.ids("train")[0])[0]
+    first.unlink()
+    assert data.crop_top == 120
+    for path in tmp_path.rglob("*.jpg"):
+        path.write_bytes(b"")
+    assert first.name in complaint(lambda: Dataset(root=str(tmp_path)).crop_top)
+
+
 def test_a_palette_label_keeps_its_indices(tmp_path):
     data = make(tmp_path)
     path = tmp_path / "laneseg_label_w16" / CLIP / "00000.png"

@@ -1,0 +1,290 @@
+"""What a notebook, or a training loop of your own, needs of the pipeline: a cache opened, its records, batches and losses.
+
+    cache = pipeline.open_cache("configs/demo.yaml")               # or the folder or URL of a cache
+    record = cache[cache.ids[0], 1]                                # an image id and a view
+    batches = DataLoader(cache, batch_size=8, sampler=cache.sampler(seed=0), collate_fn=pipeline.collate)
+    loss = pipeline.make_loss("affinity", cache, reads=["graph_mid", "graph_high"], student=model)
+    loss(model(batch.images_B3HW), batch).backward()               # the model returns a pipeline.Output
+
+Everything is joined by image id, and pixels and labels are warped with the matrix that is stored beside the rows. A
+config is held to the same as by `pipeline train-student`. A folder or URL alone has no say in what is right: it shows
+what is there, under the names of the stored passes, with pixels if the prepared store lies beside it.
+
+B images, H W the network input, L lane slots.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+
+from pipeline import cache as caches, config, prepared, views as geometry
+from pipeline.errors import ConfigError, StoreError
+from pipeline.identity import difference, listed
+from pipeline.loading import permutation, surveyed
+from pipeline.lookup import did_you_mean, find_class
+from pipeline.losses.base import Batch, LossModule
+from pipeline.models.base import Output
+from pipeline.store import Pass, Reader, Store, store_folder
+from pipeline.storefiles import AnyPath, local, place
+from pipeline.targets.base import Context, Field, TargetType
+
+Memory = Literal["auto", "ram", "disk"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One view of one image. Without a prepared store there are no pixels: they are None."""
+
+    id: str
+    view: int
+    matrix_23: Tensor                               # float64; from pixels of the view to pixels of the prepared image
+    targets: dict[str, dict[str, Tensor]]           # decoded fields by target, as a loss sees them
+    image_3HW: Tensor | None                        # float32 RGB 0..255
+    label_HW: Tensor | None                         # uint8, 255 = ignored
+    inside_HW: Tensor | None                        # bool: False where the view looks outside the image
+    existence_L: Tensor | None                      # uint8 lane flags; only where the dataset has them, opened by its config
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The prepared images that the teacher saw, for the cache's ids."""
+
+    reader: Reader
+    sample: Pass
+    content: tuple[int, int]                        # height, width without the padding
+    permutation: tuple[int, ...] | None             # of the classes in a mirrored view
+    lane_classes: tuple[int, ...] = ()
+    mirror_lanes: tuple[int, ...] | None = None
+
+    def seen(self, position: int, matrix_23: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Image, label, inside-mask and lane flags of one view."""
+        rows = self.reader.read(self.sample, np.array([position]), np.array([0]))
+        found = {name: torch.from_numpy(values) for name, values in rows.items()}
+        images, labels, inside = geometry.apply(found["image"], found["label"], matrix_23[None], content=self.content,
+                                                permutation=self.permutation)
+        flags = None
+        if self.lane_classes and "existence" in found:
+            flags = geometry.existence(found["existence"], labels, self.lane_classes, matrix_23[None], self.mirror_lanes)[0]
+        return images[0], labels[0], inside[0], flags
+
+
+class Cache(Dataset[Record]):
+    """Records by (image id, view), for a notebook or for DataLoader; safe to hand to forked and spawned workers."""
+
+    def __init__(self, store: Store, targets: dict[str, tuple[TargetType, Pass]], ids: Sequence[str], num_views: int,
+                 pixels: Pixels | None, memory: Memory):
+        self.folder, self.identity, self.ids, self.num_views = store.folder, store.identity["record"], list(ids), num_views
+        self.targets = {name: target for name, (target, _) in targets.items()}
+        self._passes = {name: pass_ for name, (_, pass_) in targets.items()}
+        self._pixels = pixels
+        self._reader = Reader(store, [caches.MATRIX, *self._passes.values()], ids, num_views, memory=memory)
+        self._positions = {image_id: position for position, image_id in enumerate(ids)}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        said = [f"  {name}: {str(target).replace('Target', self._passes[name].name, 1)}" for name, target in self.targets.items()]
+        height, width = self.size
+        return "\n".join([f"{self.folder}: {len(self.ids)} images x {self.num_views} views of {height} x {width} pixels", *said])
+
+    def __getitem__(self, key: str | tuple[str, int]) -> Record:
+        """`cache[image_id, view]`, or `cache[image_id]` for view 0. Raises StoreError on an unknown image or view."""
+        image_id, view = key if isinstance(key, tuple) else (key, 0)
+        if not isinstance(image_id, str):
+            raise StoreError(f"{self.folder}: {image_id!r} is no image id; ask for cache['id', view], and give DataLoader "
+                             f"sampler=cache.sampler(seed)")
+        if image_id not in self._positions:
+            raise StoreError(f"{self.folder}: no image {image_id!r}{did_you_mean(image_id, self.ids)}; there are "
+                             f"{listed(self.ids)}")
+        if not 0 <= view < self.num_views:
+            raise StoreError(f"{self.folder}: no view {view} of {image_id!r}; there are 0 to {self.num_views - 1}")
+        position = self._positions[image_id]
+        matrix_23 = self._read(caches.MATRIX, position, view)["matrix"][0]
+        decoded = {name: target.decode(self._read(self._passes[name], position, view)) for name, target in self.targets.items()}
+        targets = {name: {field: values[0] for field, values in fields.items()} for name, fields in decoded.items()}
+        seen = self._pixels.seen(position, matrix_23) if self._pixels else (None, None, None, None)
+        return Record(image_id, view, matrix_23, targets, *seen)
+
+    def _read(self, pass_: Pass, position: int, view: int) -> dict[str, Tensor]:
+        rows = self._reader.read(pass_, np.array([position]), np.array([view]))
+        return {field: torch.from_numpy(values) for field, values in rows.items()}
+
+    def sampler(self, seed: int, ids: Sequence[str] | None = None) -> "Epochs":
+        """Each of these images (all, if none are named) once an epoch, each epoch in another of its views."""
+        return Epochs(self.ids if ids is None else ids, self.num_views, seed)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what the networks see."""
+        height, width = self.identity["prepare"]["canvas"]
+        return height, width
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.identity["prepare"]["classes"])
+
+    @cached_property
+    def context(self) -> Context:
+        """What losses know about the teacher. Makes its network without weights or arithmetic."""
+        teacher = self.identity["teacher"]
+        model = config.Plugin(kind="models", name=teacher["name"], args=teacher["args"])
+        return caches.described(model, len(self.classes), self.identity["regions"], self.identity["prepare"]["size"])
+
+
+class Epochs(Sampler[tuple[str, int]]):
+    """(image id, view), an epoch at each iteration, in the order and views of `pipeline train-student` with this seed.
+
+    It lives in the main process, so workers need not be told about epochs. `set_epoch` goes on somewhere else.
+    """
+
+    def __init__(self, ids: Sequence[str], num_views: int, seed: int):
+        self.ids, self.num_views, self.seed, self.epoch = list(ids), num_views, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        for position in permutation(self.seed, epoch, len(self.ids)):
+            image_id = self.ids[position]
+            yield image_id, geometry.view_of_epoch(image_id, epoch, self.num_views)
+
+
+def collate(records: Sequence[Record]) -> Batch:
+    """The batch of these records, at step 0: a loss that looks at the step (skd_holistic) wants `replace(batch, step=n)`."""
+    def stacked(name: str) -> Tensor:
+        tensors = [getattr(record, name) for record in records]
+        if any(tensor is None for tensor in tensors):
+            raise StoreError(f"{records[0].id}: this record has no pixels; open the cache by its config, or beside its prepared store")
+        return torch.stack(tensors)
+
+    rows = {name: {field: torch.stack([record.targets[name][field] for record in records]) for field in fields}
+            for name, fields in records[0].targets.items()}
+    images_B3HW = stacked("image_3HW").contiguous(memory_format=torch.channels_last)
+    existence_BL = None if records[0].existence_L is None else stacked("existence_L")
+    return Batch(images_B3HW, stacked("label_HW"), stacked("inside_HW"), existence_BL, rows, step=0)
+
+
+def open_cache(where: str | os.PathLike[str], *, overrides: Sequence[str] = (), root: str | os.PathLike[str] | None = None,
+               targets: Sequence[str] | None = None, memory: Memory = "disk") -> Cache:
+    """The cache that a config asks for, or the one in this folder or at this URL.
+
+    Paths in a config count from where the process stands, as they do for the commands; `overrides` are those of `--set`,
+    `root` that of `--root`. `targets` leaves others out. `memory`: rows stay on disk, or are held in RAM ("ram"; "auto":
+    where they fit). Raises a PipelineError, naming what differs, if the config asks for another teacher, other pixels,
+    labels, views or targets, or if rows are missing.
+    """
+    folder = place(os.fspath(where))
+    if not local(folder) or folder.is_dir():
+        return _opened_alone(folder, targets, memory)
+    return _opened_by_config(config.load(Path(where), overrides), root, targets, memory)
+
+
+def make_loss(name: str, cache: Cache, *, student: nn.Module, reads: Sequence[str] = (), **settings: Any) -> LossModule:
+    """The loss pipeline/losses/<name>.py that compares `student` with these targets of the cache; keywords as in a YAML.
+
+    Call it with the student's Output and the batch. What parameters it has (projections, discriminators) are yours to move
+    and to optimise. The student is run once, on an empty image, for its grids and channels. Raises ConfigError.
+    """
+    plugin = config.plugin("losses", name, settings)
+    accepted = find_class("losses", name).reads_types
+    for target in reads:
+        if target not in cache.targets:
+            raise ConfigError(f"{name}: reads: no target {target!r}{did_you_mean(target, cache.targets)}; there are {', '.join(cache.targets)}")
+        if cache._passes[target].name not in accepted:
+            raise ConfigError(f"{name} cannot read {target!r} (type {cache._passes[target].name}); it reads "
+                              f"{' or '.join(accepted) or 'no target'}")
+    if accepted and not reads:
+        raise ConfigError(f"{name}: reads: name targets of type {' or '.join(accepted)}")
+    loss: LossModule = plugin.build(reads={target: cache.targets[target] for target in reads}, context=cache.context,
+                                    student=_context_of(student, cache))
+    if loss.needs_survey:
+        loss.survey({name: cache.targets[name].decode(cache._read(cache._passes[name], position, 0)) for name in reads}
+                    for position in surveyed(cache.ids))
+    return loss
+
+
+def _context_of(student: nn.Module, cache: Cache) -> Context:
+    device = next((tensor.device for tensor in student.parameters()), torch.device("cpu"))
+    trained = student.training
+    with torch.no_grad():
+        output = student.eval()(torch.zeros(1, 3, *cache.size, device=device))
+    student.train(trained)
+    if not isinstance(output, Output):
+        raise ConfigError(f"{type(student).__name__}: returns {type(output).__name__}; return pipeline.Output(logits, "
+                          f"{{'mid': ..., 'high': ...}})")
+    named = output.features if output.logits is None else {**output.features, "logits": output.logits}
+    return Context(len(cache.classes), tuple(cache.identity["regions"]), cache.size,
+                   {role: (tensor.shape[-2], tensor.shape[-1]) for role, tensor in named.items()},
+                   {role: tensor.shape[1] for role, tensor in named.items()})
+
+
+def _opened_by_config(cfg: config.Config, root: str | os.PathLike[str] | None, names: Sequence[str] | None, memory: Memory) -> Cache:
+    top = place(os.fspath(root or os.environ.get("PIPELINE_CACHE_ROOT", "cache")))
+    source = cfg.dataset.build()
+    caches.check_views(cfg.views, source, cfg.dataset.name)
+    pixels, sample, images = prepared.open_whole(top, cfg.dataset, source, cfg.prepare, source.ids("train"))
+    weights_file = Path("teachers") / f"{cfg.name}.safetensors"
+    identity = caches.identity(source, cfg.prepare, cfg.views, cfg.teacher, caches.weights_digest(cfg.teacher, weights_file))
+    chosen = _chosen(cfg.targets, names, str(cfg.path))
+    named = caches.target_passes(chosen, caches.context(cfg.teacher.model, source, cfg.prepare.size))
+    store, _ = caches.open_whole(top, cfg.dataset.name, identity, images, cfg.views.count, named, cfg.path)
+    ids = [image.id for image in images]
+    return Cache(store, named, ids, cfg.views.count,
+                 Pixels(Reader(pixels, [sample], ids, 1, memory=memory), sample, cfg.prepare.size, source.mirror,
+                        source.lane_classes, source.mirror_lanes), memory)
+
+
+def _opened_alone(folder: AnyPath, names: Sequence[str] | None, memory: Memory) -> Cache:
+    store = Store.open(folder)
+    if store.kind != "targets":
+        raise StoreError(f"{store.folder}: holds {store.kind} images, no targets; open a targets-... folder beside it")
+    passes = {name: name for name in store.stored_passes() if name != caches.MATRIX.folder}
+    stored = {name: _stored_target(store, name) for name in _chosen(passes, names, str(store.folder))}
+    views = {view for view, name in store.stored_groups() if name == caches.MATRIX.folder}
+    images = [image for image in store.images if image.id]
+    ids = [image.id for image in images]
+
+    record = store.identity["record"]["prepare"]
+    beside = store_folder(store.folder.absolute().parent.parent, "prepared", store.folder.absolute().parent.name, record)
+    pixels = None
+    if (beside / "store.json").exists():
+        sample = prepared.sample_pass(tuple(record["size"]), record["lanes"])
+        by_labels = any(caches.by_labels(store.identity["record"], target) for target, _ in stored.values())
+        Store.open(beside).check(images, range(1), [(sample, by_labels)])
+        mirror = store.identity["record"]["views"]["permutation"]
+        pixels = Pixels(Reader(Store.open(beside), [sample], ids, 1, memory=memory), sample, tuple(record["size"]),
+                        tuple(mirror) if mirror else None)
+    return Cache(store, stored, ids, len(views), pixels, memory)
+
+
+def _stored_target(store: Store, folder: str) -> tuple[TargetType, Pass]:
+    """A pass as its file describes it. Raises StoreError if this version of the code would read other numbers from it."""
+    content = store.pass_file(folder)
+    record, kind = content["record"], content["record"]["type"]
+    args = {key: value for key, value in record.items() if key not in ("type", "version", "uses_labels")}
+    target = config.plugin("targets", kind, args).build()
+    if apart := difference(record, target.record(kind)):
+        raise StoreError(f"{store.folder}: {folder} was stored by other code: {listed(apart)}; leave it out (targets=[...])")
+    fields = {name: Field(tuple(field["shape"]), field["dtype"], tuple(field["dims"]))
+              for name, field in content["fields"].items()}
+    return target, Pass(content["name"], record, fields)
+
+
+def _chosen(targets: dict[str, Any], names: Sequence[str] | None, where: str) -> dict[str, Any]:
+    for name in names or ():
+        if name not in targets:
+            raise ConfigError(f"{where}: no target {name!r}{did_you_mean(name, targets)}; there are {', '.join(targets)}")
+    return targets if names is None else {name: targets[name] for name in names}

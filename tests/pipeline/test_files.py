@@ -1,0 +1,30 @@
+"""Small files: whole or not at all, whoever writes them."""
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+
+from pipeline.files import write_text
+
+
+def write_often(path, letter):
+    for _ in range(100):
+        write_text(path, letter * 200_000)
+
+
+def test_processes_that_write_one_file_leave_the_whole_text_of_one_of_them(tmp_path):
+    path = tmp_path / "below" / "report.json"
+    with ProcessPoolExecutor(3, get_context("fork")) as pool:
+        list(pool.map(write_often, [path] * 3, "abc"))
+    text = path.read_text()
+    assert len(text) == 200_000 and len(set(text)) == 1
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_text_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path):
+    path = tmp_path / "report.json"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
