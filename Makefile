@@ -1,17 +1,18 @@
-# make demo: a fresh clone to a scored table. make test: the whole suite, in the same environment.
+# make demo: a fresh clone to a scored table. make test: the whole suite, in the same environment. make types: the public API,
+# type-checked. make wheel-check: the wheel in an environment of its own, with nothing but what it says it needs.
 PYTHON ?= python3
 VENV ?= .venv
 # an existing torch build can be chosen here, e.g. TORCH="torch --index-url <the CUDA wheels you want>"
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test install clean-demo
+.PHONY: demo test types wheel-check install clean-demo
 
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q $(TORCH)
-	$(VENV)/bin/pip install -q -c constraints.txt -e '.[dvc,test]'
+	$(VENV)/bin/pip install -q -c constraints.txt -e '.[dvc,export,test,types]'
 	touch $@
 
 # one thread: networks as narrow as the demo's run slower in two
@@ -21,6 +22,23 @@ demo: install
 
 test: install
 	$(VENV)/bin/python -m pytest -n auto --cov --cov-report=term:skip-covered
+
+types: install
+	$(VENV)/bin/mypy
+
+SMALL = --set dataset.train=6 --set dataset.val=1 --set dataset.test=2 --set teacher_training.steps=8 \
+        --set teacher_training.lr=0.01 --set training.steps=2
+RUN = --student erfnet --method intra --seed 0
+
+wheel-check: install
+	rm -rf build dist wheel-check && $(VENV)/bin/python -m build -o dist
+	$(PYTHON) -m venv wheel-check/venv
+	wheel-check/venv/bin/pip install -q $(TORCH)
+	wheel-check/venv/bin/pip install -q -c constraints.txt dist/*.whl
+	cd wheel-check && PATH="$$PWD/venv/bin:$$PATH" && pipeline init && for command in synth prepare train-teacher cache-teacher \
+	  "train-student $(RUN)" "evaluate $(RUN)" "evaluate --teacher" report; do \
+	  set -- $$command; name=$$1; shift; pipeline $$name configs/demo.yaml "$$@" $(SMALL) || exit 1; done
+	rm -rf wheel-check
 
 clean-demo:
 	rm -rf data/demo cache/roads runs/demo reports teachers/demo.safetensors dvc.lock
