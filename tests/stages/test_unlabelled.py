@@ -36,7 +36,7 @@ def half_labelled(experiment):
     short = {"steps": 6, "checkpoint_every": 100, "norm_every": 100, "background_weight": 0.4}
     kinds = {kind: dict(type="affinity", layer="high", regions=kind) for kind in ("label", "teacher", "both")}
     raw |= {"dataset": {"name": "folder", "root": "data/own"}, "targets": kinds | {"logits": {"type": "logits"}},
-            "teacher_training": raw["teacher_training"] | short, "training": raw["training"] | short,
+            "teacher_training": raw["teacher_training"] | short | {"steps": 60}, "training": raw["training"] | short,
             "methods": {"plain": [], **{kind: [dict(loss="affinity", reads=[kind], weight=1.0)] for kind in kinds},
                         "kd": [dict(loss="kd", reads=["logits"], weight=1.0, temperature=1.0)]}}
     experiment.config.write_text(yaml.safe_dump(raw))
