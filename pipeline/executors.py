@@ -146,7 +146,8 @@ def dask_setup(worker) -> None:
     leaves it to the process that started it, which ends it."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    _quiet(logging.CRITICAL)                     # what a task raises travels to that process; the rest is its end
+    logging.disable(logging.CRITICAL)            # what a task raises travels to that process; the rest is its end. Dask
+                                                 # resets its handlers' levels when a worker closes, but not this
 
 
 def _quiet(level: int) -> None:
