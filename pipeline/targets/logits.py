@@ -1,10 +1,11 @@
-"""The teacher's logits on its own grid (stride 8), from which every loss on logits or probabilities can be computed.
+"""The teacher's logits on its own grid (stride 8 of a ResNet, every pixel of an ERFNet or ENet), from which every loss on logits or probabilities can be computed.
 
 Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, gives the use; logits instead of
 probabilities are stored because they serve any temperature, and every loss that takes a softmax of its own over
-classes or over positions. `uint8` is affine per image and class, between the class's least and largest logit.
+classes or over positions. Two ways to make them smaller: `uint8`, affine per image and class, between the class's least and largest
+logit, and `pool`, which averages patches of cells: with 8, an ERFNet's take as little as a ResNet's.
 
-B images, K classes, h w the teacher's logit grid.
+B images, K classes, h w the stored grid.
 """
 
 from dataclasses import dataclass
@@ -14,16 +15,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.errors import ConfigError
 from pipeline.models.base import Output
+from pipeline.targets._grid import on_grid
 from pipeline.targets.base import Context, Field, TargetType
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
     dtype: Literal["float32", "float16", "uint8"] = "float16"
+    pool: int = 1                                       # a stored cell's height and width in the teacher's cells
+
+    def __post_init__(self):
+        if self.pool < 1:
+            raise ConfigError(f"logits.pool: {self.pool} cells have no average; write 1 or more")
+
+    def record(self, type_name: str) -> dict:
+        """Without `pool` where it says nothing: stores from before there was one remain what they are."""
+        record = super().record(type_name)
+        return record if self.pool > 1 else {key: value for key, value in record.items() if key != "pool"}
+
+    def grid(self, context: Context) -> tuple[int, int]:
+        h, w = context.grids["logits"]
+        return -(-h // self.pool), -(-w // self.pool)
 
     def fields(self, context: Context) -> dict[str, Field]:
-        h, w = context.grids["logits"]
+        h, w = self.grid(context)
         shape, dims = (context.num_classes, h, w), ("class", f"y{h}", f"x{w}")
         if self.dtype == "float32":
             return {"logits": Field(shape, "float32", dims)}
@@ -37,7 +54,8 @@ class Target(TargetType):
         }
 
     def compute(self, output: Output, labels_BHW: Tensor, context: Context) -> dict[str, Tensor]:
-        return {"logits": output.logits.float()}
+        logits_BKhw = output.logits.float()
+        return {"logits": logits_BKhw if self.pool == 1 else on_grid(logits_BKhw, self.grid(context))}
 
     def encode(self, values: dict[str, Tensor]) -> dict[str, np.ndarray]:
         logits_BKhw = values["logits"].detach()

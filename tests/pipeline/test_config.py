@@ -35,7 +35,7 @@ def test_values_come_out_typed(tmp_path):
     loaded = config.load(write(tmp_path, lambda raw: raw["training"].update(lr=1)))
     assert loaded.training.lr == 1.0 and isinstance(loaded.training.lr, float)
     assert loaded.views.scale == (0.9, 1.1)
-    assert loaded.teacher.model.name == "resnet101" and "checkpoint" not in loaded.teacher.model.args
+    assert loaded.teacher.model.name == "erfnet" and "checkpoint" not in loaded.teacher.model.args
     assert loaded.methods["intra"][0].reads == ("graph_mid", "graph_high")
 
 

@@ -1,9 +1,12 @@
 """What the stored form of the logits keeps."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
+from pipeline.errors import ConfigError
 from pipeline.models.base import Output
 from pipeline.targets.base import Context
 from pipeline.targets.logits import Target
@@ -22,6 +25,21 @@ def test_the_target_is_the_logits_in_float32():
     logits_BKhw = torch.randn(2, 3, 2, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
     values = Target().compute(Output(logits_BKhw, {}), torch.zeros(2, 16, 24, dtype=torch.uint8), CONTEXT)
     assert values["logits"].dtype == torch.float32 and torch.equal(values["logits"], logits_BKhw.float())
+
+
+def test_pooled_logits_are_the_means_of_patches_of_cells():
+    logits_BKhw = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    target, context = Target(pool=8), dataclasses.replace(CONTEXT, grids={"logits": (16, 24)})
+    assert target.fields(context)["logits"].shape == (3, 2, 3)
+    pooled = target.compute(Output(logits_BKhw, {}), torch.zeros(2, 16, 24, dtype=torch.uint8), context)["logits"]
+    slow = [[logits_BKhw[..., 8 * y:8 * y + 8, 8 * x:8 * x + 8].double().mean(dim=(2, 3)) for x in range(3)] for y in range(2)]
+    np.testing.assert_allclose(pooled, np.array(slow).transpose(2, 3, 0, 1), atol=1e-6)
+    with pytest.raises(ConfigError, match="logits.pool: 0"):
+        Target(pool=0)
+
+
+def test_a_store_from_before_there_was_pooling_is_what_it_was():
+    assert "pool" not in Target().record("logits") and Target(pool=8).record("logits")["pool"] == 8
 
 
 def test_eight_bits_worked_by_hand():
