@@ -1,16 +1,21 @@
-"""Moment pooling of the affinity target: all classes in one pass, against a loop over the classes.
+"""Moment pooling of the affinity target: all classes in one pass, by torch and by Triton, against a loop over the classes.
 
     $ python -m bench.moments --device cuda
 
 Forward and backward of 12 maps, for 5, 11, 19 and 36 regions. The loop is what a reader of Eq. 2 would write: each class's
 mean, then two more passes around it, in float32. Errors are those of the graph against the loop in float64. On a GPU the table
 also says what share of the copy bandwidth the pass over the features reaches: bytes of the features read twice and of their
-gradient written once, over the time, against a copy of the same map.
+gradient written once, over the time, against a copy of the same map. Where triton is at hand, its kernel takes turns with the
+torch version; the last line says whether `MOMENTS` in pipeline/targets/affinity.py should be `triton` on this GPU, which is
+where torch stays below 70 % of the bandwidth and the kernel is faster, at every shape.
 
 B images, K regions, C channels, h w the grid.
 """
 
 import argparse
+import contextlib
+import functools
+import importlib.util
 import statistics
 from pathlib import Path
 
@@ -22,8 +27,25 @@ from pipeline.targets import affinity
 SHAPES = {"cpu": ((12, 64, 52, 122), (12, 128, 26, 122)), "cuda": ((12, 128, 26, 122), (12, 512, 26, 122), (12, 2048, 26, 122))}
 
 
+ENOUGH = 0.7                        # of the copy bandwidth: below it, another version is worth having
+
+
 def one_pass(features_BChw, aoi_BKhw):
     return affinity.nodes(features_BChw, aoi_BKhw, "masked", 1e-2, "relative")
+
+
+def kernel(features_BChw, aoi_BKhw):
+    with by_triton():
+        return one_pass(features_BChw, aoi_BKhw)
+
+
+@contextlib.contextmanager
+def by_triton():
+    before, affinity.MOMENTS = affinity.MOMENTS, "triton"
+    try:
+        yield
+    finally:
+        affinity.MOMENTS = before
 
 
 def class_by_class(features_BChw, aoi_BKhw):
@@ -45,12 +67,16 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--regions", type=int, nargs="+", default=(5, 11, 19, 36))
+    parser.add_argument("--shapes", nargs="+", type=lambda text: tuple(map(int, text.split("x"))), metavar="BxCxhxw")
     parser.add_argument("--out", type=Path, default=Path("reports/bench/moments.json"))
     args = parser.parse_args()
+    versions = {"torch": one_pass, "loop": class_by_class}
+    if args.device.startswith("cuda") and importlib.util.find_spec("triton"):
+        versions["triton"] = kernel
     rows = []
-    print("| maps | regions | one pass ms | loop ms | loop / one pass | error, one pass | error, loop | of copy bandwidth |",
-          "|" + "---|" * 8, sep="\n")
-    for shape in SHAPES[args.device.split(":")[0]]:
+    print(f"| maps | regions | {' | '.join(f'{name} ms' for name in versions)} | loop / torch | "
+          + " | ".join(f"{name}, of copy bandwidth | its error" for name in versions) + " |", "|---" * (3 + 3 * len(versions)) + "|", sep="\n")
+    for shape in args.shapes or SHAPES[args.device.split(":")[0]]:
         for regions in args.regions:
             generator = torch.Generator().manual_seed(0)
             features = (2 * torch.randn(shape, generator=generator) + 1).relu().to(args.device).requires_grad_()
@@ -62,18 +88,22 @@ def main():
                 return graph, torch.autograd.grad(graph.square().sum(), features)[0]
 
             other = torch.empty_like(features)
-            seconds = turns({"one pass": lambda: once(one_pass), "loop": lambda: once(class_by_class),
+            seconds = turns({**{name: functools.partial(once, pooling) for name, pooling in versions.items()},
                              "copy": lambda: other.copy_(features.detach())}, args.runs, args.device)
             with torch.no_grad():
                 exact = affinity.cosines(class_by_class(features.double(), aoi))
-                errors = [float((affinity.cosines(pooling(features, aoi)) - exact).abs().max())
-                          for pooling in (one_pass, class_by_class)]
+                errors = {name: float((affinity.cosines(pooling(features, aoi)) - exact).abs().max())
+                          for name, pooling in versions.items()}
             medians = {name: statistics.median(values) for name, values in seconds.items()}
-            share = 1.5 * ratio(seconds["copy"], seconds["one pass"])            # three maps moved against the copy's two
-            rows.append({"shape": shape, "regions": regions, "seconds": medians, "errors": errors, "bandwidth_share": share,
-                         "loop_over_one_pass": ratio(seconds["loop"], seconds["one pass"])})
-            print(f"| {' x '.join(map(str, shape))} | {regions} | {1000 * medians['one pass']:.2f} | {1000 * medians['loop']:.1f} | "
-                  f"{rows[-1]['loop_over_one_pass']:.1f}x | {errors[0]:.0e} | {errors[1]:.0e} | {share:.0%} |", flush=True)
+            shares = {name: 1.5 * ratio(seconds["copy"], seconds[name]) for name in versions}    # three maps moved, a copy moves two
+            rows.append({"shape": shape, "regions": regions, "seconds": medians, "errors": errors, "bandwidth_share": shares,
+                         "loop_over_torch": ratio(seconds["loop"], seconds["torch"])})
+            print(f"| {' x '.join(map(str, shape))} | {regions} | "
+                  f"{' | '.join(f'{1000 * medians[name]:.2f}' for name in versions)} | {rows[-1]['loop_over_torch']:.1f}x | "
+                  + " | ".join(f"{shares[name]:.0%} | {errors[name]:.0e}" for name in versions) + " |", flush=True)
+    if "triton" in versions:
+        better = all(row["bandwidth_share"]["torch"] < ENOUGH and row["seconds"]["triton"] < row["seconds"]["torch"] for row in rows)
+        print(f"MOMENTS on this GPU: {'triton' if better else 'torch'}")
     keep(args.out, args.device, {"rows": rows})
 
 

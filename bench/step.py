@@ -5,6 +5,8 @@
 Needs the config's prepared store and cache. Steps of the three kinds take turns, so that what else the machine does falls on
 all of them (on the CPU, seconds of work are counted); medians, and the medians of the ratios of steps side by side, are printed and written as JSON with the machine's
 description. The next batch is made while a step runs, as in training. The plain step has the same images and views, and no losses.
+A step on a batch that is at hand already shows what of a step is waiting for its input. On a GPU, one more run under PyTorch's
+profiler counts the time in which nothing runs there.
 """
 
 import argparse
@@ -13,12 +15,14 @@ from pathlib import Path
 
 import torch
 
-from bench.machine import described, keep, ratio, turns
+from bench.machine import described, keep, ratio, turns, wait
 from pipeline import cache, config, prepared, training as steps, weights
 from pipeline.loading import CachedTargets, Loader, ahead
 from pipeline.models.base import set_precision
 from pipeline.store import Reader, Store
 from stages.verify import live_rows
+
+BUSY_STEPS = 30
 
 
 def main():
@@ -27,6 +31,7 @@ def main():
     parser.add_argument("--student", default="erfnet")
     parser.add_argument("--method", default="intra")
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--together", type=int, help="steps of a kind in a row, for which no GPU waits; 10 there, 1 on the CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--cached-only", action="store_true", help="leave out the teacher in the loop")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
@@ -35,6 +40,7 @@ def main():
     args = parser.parse_args()
     cfg = config.load(args.config, args.overrides)
     source, device = cfg.dataset.build(), args.device
+    together = args.together or (10 if device.startswith("cuda") else 1)
     ids = source.ids("train")
     pixels, sample, _ = prepared.open_whole(args.root, cfg.dataset, source, cfg.prepare, ids)
     context = cache.context(cfg.teacher.model, source, cfg.prepare.size)
@@ -67,9 +73,9 @@ def main():
     plain_step, cached_step, online_step = student(()), student(method), student(method)
     plain_loader, cached_loader = loader(False), loader(True)
 
-    number = cfg.training.norm_every + 1                            # gradient norms are measured at none of these steps
-    shown = range(number, number + args.steps + 3)
-    assert number + args.steps + 3 <= min(2 * cfg.training.norm_every, cfg.training.steps), "fewer --steps, please"
+    turns_made = -(-args.steps // together)
+    shown = range(1, 1 + (turns_made + 1) * together + 2)           # gradient norms are measured at none of these steps
+    assert shown.stop + BUSY_STEPS <= min(cfg.training.norm_every, cfg.training.steps), "fewer --steps, or a larger norm_every, please"
     plain_batches, cached_batches = ahead(plain_loader, shown), ahead(cached_loader, shown)
     online_numbers = iter(shown)
 
@@ -79,8 +85,9 @@ def main():
         online_step(batch.with_rows(live_rows(answers, host_samples, sample, reader, named, positions,
                                               plain_loader.views_at(positions, epochs))))
 
+    at_hand, fixed_step = cached_loader.batch(1), student(method)
     work = {"plain": lambda: plain_step(next(plain_batches)), "from the cache": lambda: cached_step(next(cached_batches)),
-            "teacher in the loop": online}
+            "its batch at hand": lambda: fixed_step(at_hand), "teacher in the loop": online}
     if args.cached_only:
         del work["teacher in the loop"]
     peaks: dict[str, int] = {}
@@ -93,17 +100,46 @@ def main():
             peaks[kind] = torch.cuda.max_memory_allocated() - held
         if not args.cached_only:
             peaks["teacher in the loop"] += sum(value.nbytes for value in state.values())
-    seconds = turns(work, args.steps, device, warm=1)
+    in_a_row = {kind: lambda once=once: [once() for _ in range(together)] for kind, once in work.items()}
+    seconds = {kind: [value / together for value in values]
+               for kind, values in turns(in_a_row, turns_made, device, warm=1).items()}
     medians = {kind: statistics.median(values) for kind, values in seconds.items()}
     ratios = {kind: ratio(values, seconds["plain"]) for kind, values in seconds.items()}
+    waits = 1 - ratio(seconds["its batch at hand"], seconds["from the cache"])
     print(f"{args.config}: {args.student}, {args.method}, batch {cfg.training.batch}, {context.size}, {described(device)}")
     print("| step | median ms | against plain |", "|---|---|---|", sep="\n")
     for kind in work:
         print(f"| {kind} | {1000 * medians[kind]:.1f} | {ratios[kind]:.3f}x |"
               + (f" peak {peaks[kind] / 2**20:.0f} MiB" if peaks else ""))
-    keep(args.out, device, {"config": str(args.config), "overrides": args.overrides, "student": args.student,
-                            "method": args.method, "steps": args.steps, "median_s": medians, "against_plain": ratios,
-                            "seconds": seconds, "peak_bytes": peaks})
+    print(f"waiting for input: {waits:.1%} of a step from the cache")
+    found = {"config": str(args.config), "overrides": args.overrides, "student": args.student, "method": args.method,
+             "steps": args.steps, "median_s": medians, "against_plain": ratios, "waits": waits, "seconds": seconds,
+             "peak_bytes": peaks}
+    keep(args.out, device, found)
+    if device.startswith("cuda"):
+        more = ahead(cached_loader, range(shown.stop, shown.stop + BUSY_STEPS))
+        found["idle"] = idle(lambda: [cached_step(batch) for batch in more], device)
+        print(f"nothing runs on the GPU: {found['idle']:.1%} of the time of {BUSY_STEPS} steps, with the profiler's own cost")
+        keep(args.out, device, found)
+
+
+def idle(work, device: str) -> float:
+    """The share of the time from the first kernel to the last in which none ran and nothing was copied."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        work()
+        wait(device)
+    return gaps([(event.time_range.start, event.time_range.end) for event in profiler.events()
+                 if event.device_type == torch.profiler.DeviceType.CUDA])
+
+
+def gaps(spans: list[tuple[float, float]]) -> float:
+    """What part of the time from the first beginning to the last end lies in no span."""
+    spans, covered = sorted(spans), 0.0
+    end = spans[0][0]
+    for start, stop in spans:
+        covered += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return 1 - covered / (end - spans[0][0])
 
 
 if __name__ == "__main__":

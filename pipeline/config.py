@@ -86,7 +86,9 @@ class Training:
     ema: float = 0.0                            # decay of the weights' running mean, which is then what a run leaves; 0: the last
     accumulate: int = 1                         # parts of a batch that run one after the other, for memory; batch norm sees a part
     channels_last: bool = False                 # convolutions' memory format: faster on GPUs with tensor cores, rounds otherwise
-    compile: bool = False                       # torch.compile of the network; what it cannot take runs as it is
+    compile: bool | Literal["graphs"] = False   # torch.compile of the network; what it cannot take runs as it is. graphs: with CUDA graphs
+    shuffle_block: int = 0                      # for slow storage: images in a row that an epoch shows near one another; 0: any order
+    shuffle_window: int = 8                     # so many of these blocks are shuffled together, and kept in RAM
     checkpoint_every: int = 500
     norm_every: int = 200                       # steps between measurements of every term's gradient norm
 
@@ -287,6 +289,8 @@ def _name(kind) -> str:
     words = {float: "a number", int: "a whole number", str: "a text", bool: "true or false", Path: "a path", type(None): "null"}
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return " or ".join(_name(k) for k in typing.get_args(kind))
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(repr(choice) for choice in typing.get_args(kind))
     return words.get(kind, str(kind))
 
 
@@ -428,6 +432,9 @@ def _check_across(values, faults):
                 faults.add(f"{section}.{name}", f"must be positive, got {getattr(training, name)}")
         if training is not None and not 0 <= training.ema < 1:
             faults.add(f"{section}.ema", f"expected 0 (off) or a decay below 1, as 0.999, got {training.ema}")
+        if training is not None and (training.shuffle_block < 0 or training.shuffle_window < 1):
+            faults.add(f"{section}.shuffle_block", f"expected 0 (off) or a number of images, and a shuffle_window of 1 or more, got "
+                                                   f"{training.shuffle_block} and {training.shuffle_window}")
         if training is not None and training.warmup_steps < 0:
             faults.add(f"{section}.warmup_steps", f"expected 0 or more, got {training.warmup_steps}")
         if training is not None and training.nesterov and (training.optimiser != "sgd" or training.momentum == 0):

@@ -67,10 +67,13 @@ class Step:
     def __init__(self, model: nn.Module, terms: Sequence[Term], losses: Sequence[nn.Module], training: Training,
                  weights_K: Tensor, seed: int):
         device = weights_K.device
+        if training.compile == "graphs" and training.accumulate > 1:
+            raise ConfigError("training.compile: graphs write a part's gradients over those of the part before; write true, or "
+                              "training.accumulate: 1")
         if training.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.model, self.training, self.weights_K, self.seed = distributed.synchronised(model, device), training, weights_K, seed
-        self.network = compiled(self.model) if training.compile else self.model
+        self.network = compiled(self.model, graphs=training.compile == "graphs") if training.compile else self.model
         self.terms = {term_name(terms, i): (term, loss) for i, (term, loss) in enumerate(zip(terms, losses))}
         self.losses = nn.ModuleList(losses)
         parameters, self.lr_factors = grouped(model, self.losses, training)
@@ -83,12 +86,14 @@ class Step:
                                              weight_decay=training.weight_decay, nesterov=training.nesterov, fused=fused)
         self.mean = {name: value.clone() for name, value in self.model.state_dict().items()} if training.ema else {}
 
-    def loss_terms(self, batch: Batch, counted: Tensor | None = None) -> tuple[Output, dict[str, tuple[float, Tensor]]]:
+    def loss_terms(self, batch: Batch, counted: Tensor | None = None,
+                   traced: bool = False) -> tuple[Output, dict[str, tuple[float, Tensor]]]:
         """The student's output as it ran, and every term that counts at this step with its weight. `counted`: see
-        cross_entropy."""
+        cross_entropy. `traced`: gradients of the logits at the features will be asked for, which a compiled network hides."""
+        network = self.model if traced else self.network
         bf16 = self.training.precision == "bf16"
         with torch.autocast(batch.images_B3HW.device.type, torch.bfloat16) if bf16 else nullcontext():
-            output = self.network(batch.images_B3HW, batch.labels_BHW)       # which only a label-fed teacher looks at
+            output = network(batch.images_B3HW, batch.labels_BHW)            # which only a label-fed teacher looks at
         if output.logits is None:
             raise ConfigError("this network has no logits (logits: null) and can't be trained on labels; write 'logits: linear', or, "
                               "for a teacher as it is, 'teacher_training: null'")
@@ -115,8 +120,9 @@ class Step:
         distributed.average([counted])
         values, norms = {}, {}
         for part in parts:
-            output, terms = self.loss_terms(part, counted)
-            if part is parts[0] and batch.step % self.training.norm_every == 0:
+            measured = part is parts[0] and batch.step % self.training.norm_every == 0
+            output, terms = self.loss_terms(part, counted, traced=measured)
+            if measured:
                 norms = gradient_norms(output, terms)
             (sum(weight * value for weight, value in terms.values()) / len(parts)).backward()
             for name, (_, value) in terms.items():
@@ -173,11 +179,15 @@ class Step:
             value.copy_(state["mean"][name])
 
 
-def compiled(network: nn.Module):
+def compiled(network: nn.Module, graphs: bool = False):
     """The network by torch.compile; parts that it cannot take, or without a compiler all of it, run as they are, with a
-    warning of PyTorch's."""
+    warning of PyTorch's. `graphs`: on CUDA, forward and backward are each replayed as one launch. Dropout draws what it
+    draws in a network that is not compiled."""
+    import torch._inductor.config as inductor
+
     torch._dynamo.config.suppress_errors = True
-    return torch.compile(network, dynamic=False)
+    inductor.fallback_random = True
+    return torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else None)
 
 
 def learning_rate(training: Training, step: int) -> float:

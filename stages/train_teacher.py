@@ -26,6 +26,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, te
         model = cache.build_teacher(teacher, source, prepare.size)
         line = f"{weights_file}: {teacher.model.name}, as its factory made it"
     else:
+        steps.reseed(0, 0)                               # before the network is made, and the same in every process
         lanes = source.lanes if teacher_training.existence_weight else 0
         model = cache.build_teacher(teacher, source, prepare.size, lanes)
         device = distributed.start(device)
@@ -49,7 +50,6 @@ def _train(model, source, dataset, prepare, views, teacher, training, root, fold
               "prepared": {"identity": store.identity, "digest": store.digest_of(images, range(1), [sample])}}
     run = runs.Run(folder, plain(record), settings)
     set_precision(training.precision)
-    steps.reseed(0, 0)
     if teacher.backbone is not None:
         weights.load_backbone(model, teacher.backbone)
     model.to(device)

@@ -116,6 +116,70 @@ def test_channels_last_changes_no_result_beyond_rounding():
     assert other == pytest.approx(losses, rel=1e-5) and close(others, weights)
 
 
+@pytest.fixture
+def compiler(monkeypatch):
+    """torch.compile with nothing left from before, and what it was told forgotten afterwards."""
+    import torch._dynamo
+    import torch._inductor.config as inductor
+    from torch._dynamo import config as dynamo
+    before = dynamo.suppress_errors, inductor.fallback_random, inductor.compile_threads
+    inductor.compile_threads = 1                              # a pool of processes takes longer to start than this takes
+    torch._dynamo.reset()
+    yield torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    dynamo.suppress_errors, inductor.fallback_random, inductor.compile_threads = before
+
+
+class Dropping(Toy):
+    def forward(self, images_B3HW, labels_BHW=None):
+        features = nn.functional.dropout2d(self.first(images_B3HW / 255).relu(), 0.5, self.training)
+        return Output(self.second(features), {"high": features})
+
+
+def test_a_compiled_network_trains_and_is_resumed_as_it_would_be_not_compiled(compiler, monkeypatch):
+    monkeypatch.setitem(globals(), "Toy", Dropping)
+    plain, whole, resumed = step(norm_every=2), *(step(compile=True, norm_every=2) for _ in range(2))
+    for number in range(4):
+        if number == 2:
+            resumed.load_state(copy.deepcopy(whole.state()))
+        (loss, norm), *others = [each(batch(number)) for each in ((plain, whole) if number < 2 else (plain, whole, resumed))]
+        for other, other_norm in others:
+            assert float(other["labels"]) == pytest.approx(float(loss["labels"]), rel=1e-5)
+            assert other_norm == pytest.approx(norm, rel=1e-4) and bool(norm) == (number % 2 == 0)
+    assert compiler["stats"]["unique_graphs"] > 0             # or nothing was compiled at all
+    assert close(whole.weights(), plain.weights()) and set(whole.weights()) == set(plain.weights())
+    assert all(torch.equal(resumed.weights()[name], value) for name, value in whole.weights().items())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_a_network_replayed_by_cuda_graphs_trains_as_it_would_without(compiler, monkeypatch):
+    monkeypatch.setitem(globals(), "Toy", lambda: Dropping().cuda())
+    monkeypatch.setitem(globals(), "WEIGHTS", WEIGHTS.cuda())
+    plain, replayed = step(norm_every=3), step(norm_every=3, compile="graphs")
+    for number in range(6):
+        seen = batch(number).to("cuda")
+        assert float(replayed(seen)[0]["labels"]) == pytest.approx(float(plain(seen)[0]["labels"]), rel=1e-3)
+
+
+def test_cuda_graphs_and_parts_of_a_batch_are_refused_together():
+    with pytest.raises(ConfigError, match="accumulate: 1"):
+        step(accumulate=2, compile="graphs")
+
+
+@pytest.mark.parametrize("compile", [True, "graphs"])
+def test_where_there_is_no_compiler_the_network_runs_as_it_is(compile, compiler, monkeypatch):
+    import torch._inductor.config as inductor
+    before = inductor.cpp.cxx, inductor.force_disable_caches
+    inductor.cpp.cxx, inductor.force_disable_caches = ("no-such-compiler",), True
+    try:
+        monkeypatch.setitem(globals(), "Toy", Dropping)
+        (losses, weights), (others, other_weights) = trained(step(), 2), trained(step(compile=compile), 2)
+    finally:
+        inductor.cpp.cxx, inductor.force_disable_caches = before
+    assert others == losses and all(torch.equal(other_weights[name], value) for name, value in weights.items())
+
+
 class Numbers:
     """A loader of numbers whose eighth is broken."""
 
