@@ -4,13 +4,16 @@
     $ python -m bench.verifying --rows 1000000 --tiny
 
 Writes a store of attention maps (26 x 122 float16, 4 views), or with `--tiny` of single numbers in one view, into a
-temporary folder, then opens, checks, lists and verifies it in turns. Medians; the files are in memory where they fit.
+temporary folder, then opens, grows, checks, lists and verifies it in turns. Medians; the files are in memory where they fit.
+`structure` is a verify of names, marks and sizes only. Memory is the peak of a process that opens the store.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,18 @@ def timed(work) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def peak_mb() -> float:
+    """Of this process alone; getrusage would count what the process had that started it."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1000
+
+
+def opened(folder: Path) -> tuple[float, float]:
+    """Peak memory in MB, before and after the store is opened."""
+    before = peak_mb()
+    Store.open(folder)
+    return before, peak_mb()
 
 
 def main():
@@ -54,18 +69,23 @@ def main():
                     store.write_block(pass_, view, block, {name: values[:here] for name, values in rows.items()})
 
         times |= {"fill": [timed(fill)], "finalise": [timed(store.finalise)]}
-        for _ in range(args.runs):
+        for run in range(args.runs):
+            few = [ImageRow(f"new/{run}/{i}", "0", "0") for i in range(5)]
             work = {"open": lambda: Store.open(store.folder), "missing": lambda: store.missing(pass_, 0),
                     "check": lambda: store.check(images, views, [(pass_, False)]),
                     "digest": lambda: store.digest_of(images, views, [pass_]),
-                    "grow by nothing": lambda: store.grow(images[:store.block_rows])}
+                    "grow by nothing": lambda: store.grow(images[:store.block_rows]),
+                    "grow by 5": lambda: store.grow(few), "structure": lambda: verification.verify(store, False)}
             for number in args.workers:
                 work[f"verify, {number} threads"] = lambda n=number: verification.verify(store, True, {}, n)
             for name, do in work.items():
                 times.setdefault(name, []).append(timed(do))
         size = sum(path.stat().st_size for path in store.folder.rglob("*") if path.is_file())
         files = sum(1 for path in store.folder.rglob("*") if path.is_file())
-        print(f"{args.rows} images, {store.num_blocks} blocks, {files} files, {size / 1e6:.0f} MB")
+        with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+            before, after = fresh.submit(opened, store.folder).result()
+        print(f"{args.rows} images, {store.num_blocks} blocks, {files} files, {size / 1e6:.0f} MB; opening it takes "
+              f"{after - before:.0f} MB beside the {before:.0f} MB of the program")
         for name, found in times.items():
             print(f"{name}: {statistics.median(found):.2f} s")
         first = times[f"verify, {args.workers[0]} threads"]

@@ -1,8 +1,8 @@
 """Batches: prepared images and labels joined with cached rows by image id, warped by the stored view.
 
 A batch is a pure function of the step, so a resumed run sees what an unbroken one sees, and a thread may make it while the
-step before it runs. Order: one permutation of the images
-an epoch, from (seed, epoch). At epoch e an image is shown in view (e + hash(id)) % K.
+step before it runs. Order: one permutation of the images an epoch, from (seed, epoch), or for slow storage
+(`training.shuffle_block`) one that goes from block to block. At epoch e an image is shown in view (e + hash(id)) % K.
 
 B images, H W the network input.
 """
@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,8 +22,13 @@ from pipeline.config import Photometric, Training, Views
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import ConfigError
 from pipeline.losses.base import Batch
+from pipeline.progress import say
 from pipeline.store import Pass, Reader
+from pipeline.storefiles import local
 from pipeline.targets.base import TargetType
+
+if TYPE_CHECKING:
+    from pipeline.live import LiveTargets
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,22 @@ class CachedTargets:
     matrix: Pass
     targets: Mapping[str, tuple[TargetType, Pass]]
 
+    def matrices(self, positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        return self.reader.read(self.matrix, positions, numbers)["matrix"]
+
+    def rows(self, positions: np.ndarray, numbers: np.ndarray, to_device: Callable) -> dict[str, dict[str, Tensor]]:
+        """[B, ...] by target and field, decoded. `to_device` is how arrays get there."""
+        read: dict[str, dict[str, Tensor]] = {}       # two targets with equal parts share arrays: read them once
+        for _, pass_ in self.targets.values():
+            if pass_.folder not in read:
+                rows = self.reader.read(pass_, positions, numbers)
+                read[pass_.folder] = {field: to_device(values) for field, values in rows.items()}
+        return {name: target.decode(read[pass_.folder]) for name, (target, pass_) in self.targets.items()}
+
 
 class Loader:
     def __init__(self, samples: Reader, sample: Pass, ids: Sequence[str], *, dataset: DatasetBase, content: tuple[int, int],
-                 views: Views, training: Training, seed: int, device, cached: CachedTargets | None = None,
+                 views: Views, training: Training, seed: int, device, cached: "CachedTargets | LiveTargets | None" = None,
                  share: tuple[int, int] = (0, 1)):
         """`share` (i, n): of every batch, the i-th of n equal parts, for one of n processes. Raises ConfigError."""
         self.samples, self.sample, self.ids = samples, sample, list(ids)
@@ -48,6 +65,9 @@ class Loader:
                               f"in {training.accumulate} parts; write a multiple of {share[1] * training.accumulate}")
         self.size = sample.fields["label"].shape
         self._order = (-1, None)
+        for reader in [samples, *([cached.reader] if isinstance(cached, CachedTargets) else [])]:
+            if not reader.resident:
+                self._hold(reader)
         if not 0 <= training.held_out < len(self.ids):
             raise ConfigError(f"training.held_out: {training.held_out} of {len(self.ids)} images leave none to train on; write less")
         order = surveyed(self.ids)
@@ -111,26 +131,33 @@ class Loader:
         counts = counts[:len(self.dataset.classes)]
         return torch.from_numpy(counts / counts.sum().clip(min=1)).float()
 
+    def _hold(self, reader: Reader) -> None:
+        """Makes it keep whole blocks if the order goes from block to block; says so if it should."""
+        block, rows = self.training.shuffle_block, reader.block_rows
+        if block % rows:
+            raise ConfigError(f"training.shuffle_block: {block} images are no whole number of blocks of {reader.folder}, "
+                              f"which have {rows}; write a multiple of {rows}")
+        if block:
+            reader.hold(block * self.training.shuffle_window)
+        elif not local(reader.folder) and self.share[0] == 0:
+            say(f"{reader.folder}: rows are fetched one by one, since they don't fit into RAM; training.shuffle_block: {rows} "
+                f"fetches each block once an epoch, `pipeline cache pull` each once and for all")
+
     def _permutation(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:
-            self._order = (epoch, self.shown[permutation(self.seed, epoch, len(self.shown))])
+            block, window = self.training.shuffle_block, self.training.shuffle_window
+            self._order = (epoch, self.shown[windowed(self.seed, epoch, self.shown // block, window) if block else
+                                             permutation(self.seed, epoch, len(self.shown))])
         return self._order[1]
 
     def _matrices(self, positions, numbers) -> Tensor:
         if self.cached is not None:
-            return torch.from_numpy(self.cached.reader.read(self.cached.matrix, positions, numbers)["matrix"])
+            return torch.from_numpy(self.cached.matrices(positions, numbers))
         return torch.from_numpy(np.stack([
             geometry.draw(self.views, self.ids[p], int(v), self.size) for p, v in zip(positions, numbers)]))
 
     def _targets(self, positions, numbers) -> dict[str, dict[str, Tensor]]:
-        if self.cached is None:
-            return {}
-        read = {}                                     # two targets with equal parts share arrays: read them once
-        for _, pass_ in self.cached.targets.values():
-            if pass_.folder not in read:
-                rows = self.cached.reader.read(pass_, positions, numbers)
-                read[pass_.folder] = {field: self._tensor(values) for field, values in rows.items()}
-        return {name: target.decode(read[pass_.folder]) for name, (target, pass_) in self.cached.targets.items()}
+        return {} if self.cached is None else self.cached.rows(positions, numbers, self._tensor)
 
     def _tensor(self, rows: np.ndarray | Tensor) -> Tensor:
         if isinstance(rows, Tensor):                  # the reader holds them on the device
@@ -176,8 +203,20 @@ def surveyed(ids: Sequence[str]) -> list[int]:
 
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of `count` images in one epoch."""
+    return _generator(seed, epoch).permutation(count)
+
+
+def windowed(seed: int, epoch: int, blocks_N: np.ndarray, window: int) -> np.ndarray:
+    """The order in one epoch of images that lie in these blocks: the blocks in random order, `window` of them at a time, and
+    their images shuffled. So each block is done with before the next window begins."""
+    draw, numbers_N = _generator(seed, epoch), np.unique(blocks_N, return_inverse=True)[1]
+    windows_N = draw.permutation(numbers_N.max() + 1)[numbers_N] // window
+    return np.lexsort((draw.random(len(blocks_N)), windows_N))
+
+
+def _generator(seed: int, epoch: int) -> np.random.Generator:
     key = int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8).digest(), "little")
-    return np.random.Generator(np.random.Philox(key=key)).permutation(count)
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 def photometric(images_B3HW: Tensor, change: Photometric, generator: torch.Generator) -> Tensor:

@@ -1,8 +1,9 @@
 """Reading a store's rows for training: from the device's memory, from RAM, from disk, or from object storage.
 
-Rows are held where they fit, on the GPU first, then in RAM. From disk a raw row is one `preadv`, past Zarr's Python (0.03 ms for a batch of 12,
-against 8 ms through zarr), from object storage one ranged GET, a batch's side by side. Compressed chunks are decoded
-whole by zarr. Each row is compared with its crc: held ones once, when they are loaded, others at each read.
+Rows are held where they fit, on the GPU first, then in RAM. From disk a raw row is one `preadv`, past Zarr's Python
+(0.03 ms for a batch of 12, against 8 ms through zarr), from object storage one ranged GET, a batch's side by side.
+Compressed chunks are decoded whole by zarr. Each row is compared with its crc: resident ones once, when they are loaded,
+others at each read. For storage that is slow to answer, `hold` reads whole chunks and keeps those last used.
 
 B rows asked for, V views, N images.
 """
@@ -12,8 +13,10 @@ from __future__ import annotations
 import json
 import os
 import resource
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -46,7 +49,7 @@ class Reader:
                  device: str | torch.device | None = None, host: Sequence[Pass] = ()):
         store.check_ids(ids)
         self.ids, self.num_views = list(ids), num_views
-        self._folder, self._block_rows = store.folder, store.block_rows
+        self.folder, self.block_rows = store.folder, store.block_rows
         self._rows = np.array([store.row_of[image_id] for image_id in ids], np.int64)
         views, folders = [view_name(view) for view in range(num_views)], sorted({pass_.folder for pass_ in passes})
         for pass_ in passes:
@@ -65,7 +68,7 @@ class Reader:
                     check_metadata(store.folder, array)
                 self._arrays[folder].append({name: arrays[name] for name in fields})
         room = limit_bytes if limit_bytes is not None else int(RAM_SHARE * free_bytes())
-        self._files = OpenFiles()
+        self._files, self._held = OpenFiles(), HeldChunks(0)
         self._device, self._on_device, self._in_ram = device, [], []
         device_room = free_device_bytes(device) * DEVICE_SHARE if memory == "auto" else 0
         hosted = {pass_.folder for pass_ in host}
@@ -79,10 +82,22 @@ class Reader:
                 self._in_ram.append(folder)
         self._load()
 
+    def hold(self, num_rows: int) -> None:
+        """From now on what is not resident is read a whole chunk at a time, and of each array the chunks last used are kept,
+        as many as hold these rows. For an order that stays among so many rows before it goes on, such as loading.windowed."""
+        self._held = HeldChunks(num_rows)
+
+    @property
+    def resident(self) -> bool:
+        """Whether all rows are in RAM or on the device."""
+        return len(self._in_ram) + len(self._on_device) == len(self._arrays)
+
     @property
     def strategy(self) -> str:
         """For the log: which pass is held where."""
-        source = "from disk" if local(self._folder) else "from object storage"
+        source = "from disk" if local(self.folder) else "from object storage"
+        if self._held.num_rows:
+            source += f", by whole chunks, those of {self._held.num_rows} images kept"
         return "; ".join(f"{folder}: {self._num_bytes(folder) / 1e6:.1f} MB " + (
             f"on {self._device}" if folder in self._on_device else "in RAM" if folder in self._in_ram else
             source if all(array.raw for array in self._arrays[folder][0].values()) else f"{source}, decompressed")
@@ -106,7 +121,8 @@ class Reader:
         arrays = self._arrays[folder]
         found = np.empty((len(positions), *arrays[0][name].shape), arrays[0][name].dtype)
         rows, numbers = self._rows[positions].tolist(), views.tolist()
-        take = self._decode if not arrays[0][name].raw else self._from_disk if local(self._folder) else self._from_afar
+        whole = self._held.num_rows or not arrays[0][name].raw
+        take = self._decode if whole else self._from_disk if local(self.folder) else self._from_afar
         bytes_of = found.reshape(len(found), -1).view(np.uint8)
         crcs = self._crcs[folder][name][views, positions].tolist()
         take([arrays[view][name] for view in numbers], rows, bytes_of)
@@ -122,22 +138,22 @@ class Reader:
     def _read_row(self, array: Array, row: int, target: np.ndarray, anew: bool = False) -> None:
         chunk, place = divmod(row, array.chunk_rows)
         try:
-            fd, close = self._files.get(self._folder, array, chunk, anew)
+            fd, close = self._files.get(self.folder, array, chunk, anew)
             try:
                 size = os.preadv(fd, [target], place * len(target))
             finally:
                 if close:
                     os.close(fd)
         except OSError as error:
-            raise StoreError(f"{self._folder / array.chunk_path(chunk)}: {error.strerror}") from error
+            raise StoreError(f"{self.folder / array.chunk_path(chunk)}: {error.strerror}") from error
         if size != len(target) and anew:
-            raise StoreError(f"{self._folder / array.chunk_path(chunk)}: ends before row {place}; it was cut off")
+            raise StoreError(f"{self.folder / array.chunk_path(chunk)}: ends before row {place}; it was cut off")
         if size != len(target):
             self._read_row(array, row, target, anew=True)
 
     def _changed(self, array: Array, row: int, target: np.ndarray, crc: int) -> bool:
         """Whether the row is fine in the file that has its name now: a repair puts another in place of an open one."""
-        if not array.raw or not local(self._folder):
+        if not array.raw or not local(self.folder):
             return False
         self._read_row(array, row, target, anew=True)
         return crc32c(target) == crc
@@ -147,32 +163,37 @@ class Reader:
         names = [array.chunk_path(chunk) for array, (chunk, _) in zip(arrays, places)]
         starts = [place * targets.shape[1] for _, place in places]
         try:
-            parts = self._folder.read_ranges(names, starts, [start + targets.shape[1] for start in starts])
+            parts = self.folder.read_ranges(names, starts, [start + targets.shape[1] for start in starts])
         except FileNotFoundError as error:
             raise StoreError(f"{error.filename}: {error.strerror}") from error
         for name, part, target in zip(names, parts, targets):
             if len(part) != len(target):
-                raise StoreError(f"{self._folder / name}: ends before its last row; it was cut off")
+                raise StoreError(f"{self.folder / name}: ends before its last row; it was cut off")
             target[:] = np.frombuffer(part, np.uint8)
 
     def _decode(self, arrays: list[Array], rows: list[int], targets: np.ndarray) -> None:
-        wanted: dict[str, list[int]] = {}
+        wanted: dict[tuple[str, int], list[int]] = {}
         for i, (array, row) in enumerate(zip(arrays, rows)):
-            wanted.setdefault(array.chunk_path(row // array.chunk_rows), []).append(i)
-        for data, places in zip(each(self._chunk, list(wanted), self._folder), wanted.values()):
-            array = arrays[places[0]]
-            decoded = array.decode(data).reshape(array.chunk_rows, -1).view(np.uint8)
+            wanted.setdefault((array.path, row // array.chunk_rows), []).append(i)
+        held = {key: self._held.get(*key) for key in wanted}
+        paths = [arrays[wanted[key][0]].chunk_path(key[1]) for key in wanted if held[key] is None]
+        fresh = each(self._chunk, paths, self.folder)
+        for key, places in wanted.items():
+            array, decoded = arrays[places[0]], held[key]
+            if decoded is None:
+                decoded = array.decode(next(fresh)).reshape(array.chunk_rows, -1).view(np.uint8)
+            self._held.keep(*key, decoded)
             targets[places] = decoded[[rows[i] % array.chunk_rows for i in places]]
 
     def _chunk(self, path: str) -> bytes:
-        data = read(self._folder / path)
+        data = read(self.folder / path)
         if len(data) < 4 or crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
-            raise StoreError(f"{self._folder / path}: damaged, its crc32c does not fit")
+            raise StoreError(f"{self.folder / path}: damaged, its crc32c does not fit")
         return data
 
     def _refuse(self, folder: str, name: str, position: int, view: int):
-        block = self._rows[position] // self._block_rows
-        raise StoreError(f"{self._folder}: image {self.ids[position]!r}, view {view}, field {name!r} of {folder} "
+        block = self._rows[position] // self.block_rows
+        raise StoreError(f"{self.folder}: image {self.ids[position]!r}, view {view}, field {name!r} of {folder} "
                          f"(block {block}) is not what was written; verify the store, and fill it again")
 
     # RAM and the device
@@ -199,7 +220,7 @@ class Reader:
         for view in range(self.num_views):
             array, crcs = self._arrays[folder][view][name], self._crcs[folder][name][view]
             paths = [array.chunk_path(int(chunks[positions[0]])) for positions in parts]
-            for positions, data in zip(parts, each(self._chunk, paths, self._folder)):
+            for positions, data in zip(parts, each(self._chunk, paths, self.folder)):
                 decoded = array.decode(data)
                 rows = decoded[self._rows[positions] % array.chunk_rows]
                 wrong = np.flatnonzero(row_crcs(rows) != crcs[positions])
@@ -288,3 +309,29 @@ class OpenFiles:
 
     def __reduce__(self):
         return OpenFiles, ()
+
+
+class HeldChunks:
+    """Chunks as they were decoded, of each array those used last, as many as hold `num_rows` rows; 0 keeps none. Threads
+    may share it. A spawned worker begins with none."""
+
+    def __init__(self, num_rows: int):
+        self.num_rows = num_rows
+        self._of: dict[str, OrderedDict[int, np.ndarray]] = {}       # by array and chunk, the oldest first
+        self._lock = Lock()
+
+    def get(self, array: str, chunk: int) -> np.ndarray | None:
+        return self._of.get(array, {}).get(chunk)
+
+    def keep(self, array: str, chunk: int, decoded: np.ndarray) -> None:
+        if not self.num_rows:
+            return
+        with self._lock:
+            chunks = self._of.setdefault(array, OrderedDict())
+            chunks[chunk] = decoded
+            chunks.move_to_end(chunk)
+            if len(chunks) > -(-self.num_rows // len(decoded)):
+                chunks.popitem(last=False)
+
+    def __reduce__(self):
+        return HeldChunks, (self.num_rows,)

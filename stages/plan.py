@@ -15,6 +15,7 @@ from pipeline import cache, plan, prepared, training as steps, views as geometry
 from pipeline.config import Plugin, Prepare, Teacher, Training, Views
 from pipeline.errors import StoreError
 from pipeline.models.base import ModelBase, set_precision
+from pipeline.progress import say
 from pipeline.store import ImageRow, Reader, Store
 from pipeline.storefiles import AnyPath, local
 
@@ -61,6 +62,11 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
 def measured(source, prepare, views, teacher, named, context, training, students, root, device, batch, sizes) -> plan.Cost:
     """Times the very code of the fill on random pictures: teacher alone, its answers, real blocks read from and written to
     this root, then a plain step of the first student."""
+    def timed(what: str, work: Callable, **limits) -> float:
+        say(f"measuring {what} ...")             # no bar, as verifying has one of its own
+        return seconds(work, device, **limits)
+
+    say(f"measuring: {6 * MEASURE_S:.0f} s and more on {device}, with random pictures")
     set_precision(teacher.precision)
     rng = np.random.default_rng(0)
     pixels = {"image": rng.integers(0, 256, (max(2, batch), *context.size, 3), dtype=np.uint8),
@@ -75,8 +81,8 @@ def measured(source, prepare, views, teacher, named, context, training, students
     rows = answers.rows(list_of_targets, images, labels, matrices)
     values = {pass_.folder: (pass_, tiled(found, sizes.rows_of_block)) for (_, pass_), found in zip(named.values(), rows)}
     values[cache.MATRIX.folder] = cache.MATRIX, tiled({"matrix": matrices}, sizes.rows_of_block)
-    teacher_s = seconds(lambda: answers.output(images, labels, matrices), device) / batch
-    answer_s = seconds(lambda: answers.rows(list_of_targets, images, labels, matrices), device) / batch
+    teacher_s = timed("the teacher", lambda: answers.output(images, labels, matrices)) / batch
+    answer_s = timed("the teacher with its targets", lambda: answers.rows(list_of_targets, images, labels, matrices)) / batch
 
     ids = [f"{i}" for i in range(sizes.rows_of_block)]
     sample = prepared.sample_pass(prepare.size, source.lanes)
@@ -91,9 +97,9 @@ def measured(source, prepare, views, teacher, named, context, training, students
             for pass_, found in values.values():
                 store.write_block(pass_, view, 0, found)
 
-        write_s = seconds(write, device, most=WRITTEN_VIEWS - 1)
+        write_s = timed("writing", write, most=WRITTEN_VIEWS - 1)
         written = next(fresh, WRITTEN_VIEWS)
-        verify_s = seconds(store.verify, device, most=1) / written
+        verify_s = timed("verifying", store.verify, most=1) / written
 
         prepared_rows = min(len(ids), plan.block_rows(sizes.num_images, [sample]))
         source_store = new_store(folder, "prepared", ids[:prepared_rows], prepared_rows)
@@ -104,7 +110,7 @@ def measured(source, prepare, views, teacher, named, context, training, students
             reader = Reader(source_store, [sample], ids[:prepared_rows], 1, memory="disk")
             reader.read(sample, np.arange(prepared_rows), np.zeros(prepared_rows, int))
 
-        read_s = seconds(read, device) * len(ids) / prepared_rows
+        read_s = timed("reading", read) * len(ids) / prepared_rows
 
     plugin = next(iter(students.values()))
     network = plugin.build(num_classes=context.num_classes, size=context.size, lanes=0).to(device)
@@ -113,7 +119,7 @@ def measured(source, prepare, views, teacher, named, context, training, students
                          tiled({name: pixels[name] for name in ("image", "label")}, training.batch).values())
     seen = steps.Batch(shown.permute(0, 3, 1, 2).float(), labels_BHW, labels_BHW < 255, None, {}, 1)
     return plan.Cost(teacher_s=teacher_s, answer_s=answer_s, read_s=read_s, write_s=write_s, verify_s=verify_s,
-                     student_s=seconds(lambda: step(seen), device) / len(shown))
+                     student_s=timed("a student's step", lambda: step(seen)) / len(shown))
 
 
 def settled(model: ModelBase, images: np.ndarray) -> ModelBase:

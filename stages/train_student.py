@@ -1,4 +1,4 @@
-"""Stage two: train a student with a method, against cached targets; no teacher in memory."""
+"""Stage two: train a student with a method, against cached targets; no teacher in memory (a study may ask for a live one)."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from pipeline import cache, distributed, lookup, loading, prepared, runs, traini
 from pipeline.config import Plugin, Prepare, Teacher, Term, Training, Views
 from pipeline.errors import ConfigError
 from pipeline.files import plain
+from pipeline.live import live_targets
 from pipeline.loading import CachedTargets, Loader
 from pipeline.models.base import set_precision
 from pipeline.progress import detail
@@ -14,11 +15,12 @@ from pipeline.store import Reader
 
 def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], training: Training,
         student: Plugin, method: tuple[Term, ...], seed: int, root: Path, folder: Path, weights_file: Path, config: Path,
-        settings: str, device: str) -> str:
+        settings: str, device: str, live: bool = False) -> str:
     """Trains to the last step, resuming from the last checkpoint; writes the run's folder.
 
-    Raises StoreError, naming what differs, if the cache was made from other weights, data, preprocessing, views or targets
-    than this config asks for, or is not whole.
+    `live`: the teacher answers at each step, on the same images and views, and no cache is needed. Otherwise raises StoreError,
+    naming what differs, if the cache was made from other weights, data, preprocessing, views or targets than this config asks
+    for, or is not whole.
     """
     device = distributed.start(device)
     source = dataset.build()
@@ -31,12 +33,18 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
               "prepared": {"identity": pixels.identity, "digest": pixels.digest_of(images, range(1), [sample])}}
     cached = None
     names = [name for term in method for name in term.reads]
-    if names and training.fresh_views:
+    if names and training.fresh_views and not live:
         raise ConfigError(f"{config}: training.fresh_views: cached targets exist for the {views.count} stored views only; "
                           f"write false, or train with a method that reads none")
     if names:
         named = cache.target_passes({name: targets[name] for name in names}, context)
         identity = cache.identity(source, prepare, views, teacher, cache.weights_digest(teacher, weights_file))
+    if names and live:
+        reads = {name: targets[name] for name in names}
+        record["live"] = {"teacher": identity, "targets": reads}
+        cached = live_targets(teacher, reads, source, prepare, views, weights_file, Reader(pixels, [sample], ids, 1), sample,
+                              batch=training.batch, device=device)
+    elif names:
         store, passes = cache.open_whole(root, dataset.name, identity, images, views.count, named, config)
         record["cache"] = {"identity": store.identity, "rows": store.digest_of(images, range(views.count), passes)}
         reader = Reader(store, passes, ids, views.count, device=device, host=[cache.MATRIX])

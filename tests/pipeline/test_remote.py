@@ -16,6 +16,7 @@ from toy_store import GRAPH, PASSES, RECORD, create, fill, images, tree, values
 from toy_store import filled as filled_store
 
 from pipeline.errors import StoreError
+from pipeline.loading import windowed
 from pipeline.remote import RemoteError, RemotePath
 from pipeline.store import Reader, Store
 from pipeline.storefiles import place
@@ -106,6 +107,18 @@ def test_loader_workers_read_from_there(bucket, start):
     with get_context(start).Pool(1) as pool:
         found = pool.apply_async(reader.read, (GRAPH, positions, views)).get(60)
     assert np.array_equal(found["graph"], meant)
+
+
+def test_an_order_by_blocks_fetches_each_file_there_once_an_epoch(bucket, monkeypatch):
+    store = filled(bucket)
+    reader, order = Reader(store, [GRAPH], IDS, len(VIEWS), memory="disk"), windowed(0, 0, np.arange(COUNT) // 4, 1)
+    meant, requests, whole = reader.read(GRAPH, order, order % 2)["graph"], [], RemotePath.read_bytes
+    monkeypatch.setattr(RemotePath, "read_bytes", lambda path: requests.append(path.key) or whole(path))
+    monkeypatch.setattr(RemotePath, "read_ranges", None)                 # no row is asked for by itself
+    reader.hold(4)
+    found = [reader.read(GRAPH, order[start:start + 2], order[start:start + 2] % 2)["graph"] for start in range(0, COUNT, 2)]
+    assert np.array_equal(np.concatenate(found), meant)
+    assert len(requests) == len(set(requests)) == store.num_blocks * len(GRAPH.fields) * len(VIEWS)
 
 
 def test_damage_there_is_refused_and_named(bucket):

@@ -1,0 +1,64 @@
+"""Online distillation: what a method reads, computed by the teacher at each step instead of read from a cache.
+
+Stands in for loading.CachedTargets: the same images in the same views, so that a run with the teacher in the loop differs
+from one on cached rows by the rounding of what is stored, and of other batches. Nothing is rounded here, and any view will do,
+fresh ones too.
+
+    store, sample, images = prepared.open_whole(root, config.dataset, dataset, config.prepare, dataset.ids("train"))
+    samples = Reader(store, [sample], [image.id for image in images], 1)
+    targets = live_targets(config.teacher, config.targets, dataset, config.prepare, config.views, weights_file, samples, sample,
+                           batch=8, device="cpu")
+    loader = Loader(samples, sample, samples.ids, ..., cached=targets)
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import cache, views as geometry
+from pipeline.config import Plugin, Prepare, Teacher, Views
+from pipeline.datasets.base import DatasetBase
+from pipeline.store import Pass, Reader
+from pipeline.targets.base import TargetType
+
+
+@dataclass(frozen=True)
+class LiveTargets:
+    """`samples` holds the prepared images on the host. The teacher answers `answers.batch` views at a time."""
+
+    answers: cache.Answers
+    samples: Reader
+    sample: Pass
+    views: Views
+    targets: Mapping[str, tuple[TargetType, Pass]]
+
+    def matrices(self, positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """[B, 2, 3], drawn as the fill draws them."""
+        size = self.answers.context.size
+        return np.stack([geometry.draw(self.views, self.samples.ids[p], int(v), size) for p, v in zip(positions, numbers)])
+
+    def rows(self, positions: np.ndarray, numbers: np.ndarray, to_device: Callable) -> dict[str, dict[str, Tensor]]:
+        """[B, ...] by target and field, as a loss sees them, on the teacher's device."""
+        images = self.samples.read(self.sample, positions, np.zeros_like(positions))
+        matrices = self.matrices(positions, numbers)
+        parts = []
+        for start in range(0, len(positions), self.answers.batch):
+            some = slice(start, start + self.answers.batch)
+            output, labels_BHW = self.answers.output(images["image"][some], images["label"][some], matrices[some])
+            parts.append({name: cache.computed(target, output, labels_BHW, self.answers.context)
+                          for name, (target, _) in self.targets.items()})
+        return {name: {field: torch.cat([part[name][field] for part in parts]).contiguous() for field in fields}
+                for name, fields in parts[0].items()}           # as stored rows lie, or sums are taken in another order
+
+
+def live_targets(teacher: Teacher, targets: Mapping[str, Plugin], dataset: DatasetBase, prepare: Prepare, views: Views,
+                 weights_file: Path, samples: Reader, sample: Pass, *, batch: int, device) -> LiveTargets:
+    """What this teacher makes of the samples, with its weights from the file."""
+    model = cache.load_teacher(teacher, dataset, prepare.size, weights_file)
+    context = cache.context(teacher.model, dataset, prepare.size)
+    answers = cache.Answers(model, dataset, context, prepare.size, precision=teacher.precision, batch=batch, device=device)
+    return LiveTargets(answers, samples, sample, views, cache.target_passes(targets, context))
