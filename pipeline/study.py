@@ -1,8 +1,12 @@
 """A study: one student in several arms over many seeds, and the one comparison that it was made for, named beforehand.
 
-A file in configs/studies says which experiment, which arms (a method of the experiment, with overrides of its settings), how
-many seeds, the splits that are scored, and the primary contrast on the first of them: one arm against the *best* of the
-baselines it names.
+A file in configs/studies says which experiment, which arms, how many seeds, the splits that are scored, and the primary
+contrast on the first of them: one arm against the *best* of the baselines it names. The teacher is the same in all arms. An arm:
+
+    {method: intra}                          a method of the experiment
+    {method: intra, set: [views.count=2]}    with overrides, as those of --set
+    {method: intra, live: true}              with the teacher in the loop instead of its cache
+    {method: plain, study: camvid-120}       the cells that study has, or will have, under this arm's name
 
 Differences of means come with Welch's 95 % interval: arms may spread differently, and which draws a seed's number fixes
 differs between arms, so nothing is paired.
@@ -17,16 +21,22 @@ import yaml
 
 from pipeline.config import Config, load
 from pipeline.errors import ConfigError
+from pipeline.identity import difference
 from pipeline.statistics import gap_closed, welch
 
 KEYS = {"config", "student", "splits", "seeds", "primary", "gate", "arms"}
+ARM_KEYS = {"method", "set", "live", "study"}
+TEACHERS_OWN = ("dataset", "prepare", "teacher", "teacher_training")        # sections that no arm may change
+LATER_KEYS = {"dataset", "student", "targets"}  # of `asked`: cells from before these were noted answer without them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
     name: str
-    config: Config                              # with the study's and the arm's overrides
+    config: Config                              # with the arm's overrides
     method: str
+    study: str                                  # whose cells these are
+    live: bool = False                          # the teacher in the loop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +73,12 @@ def read(path: Path) -> Study:
                           f"got {', '.join(map(str, raw)) if isinstance(raw, dict) else raw!r}")
     arms = {}
     for name, arm in raw["arms"].items():
-        arms[name] = Arm(name=name, config=load(raw["config"], arm.get("set") or []), method=arm["method"])
-        arms[name].config.method(arm["method"]), arms[name].config.student(raw["student"])
+        if not isinstance(arm, dict) or "method" not in arm or not set(arm) <= ARM_KEYS:
+            raise ConfigError(f"{path}: arms.{name}: expected a method, and perhaps {', '.join(sorted(ARM_KEYS - {'method'}))}; "
+                              f"got {arm!r}")
+        arms[name] = Arm(name=name, config=load(raw["config"], arm.get("set") or []), method=arm["method"],
+                         study=arm.get("study", path.stem), live=arm.get("live", False))
+        check(path, arms[name], next(iter(arms.values())), raw["student"])
     primary = raw["primary"] or {"arm": None, "against": []}
     for name in (*primary["against"], *([primary["arm"]] if primary["arm"] else [])):
         if name not in arms:
@@ -73,20 +87,33 @@ def read(path: Path) -> Study:
                  baselines=tuple(primary["against"]), gate=float(raw["gate"]), arms=arms)
 
 
-def table(study: Study, teacher: float | None, scores: Mapping[str, Sequence[float]], seconds: Mapping[str, Sequence[float]]
-          ) -> list[str]:
-    """Markdown: what each arm scored, in points, beside the best baseline. An arm that has not run yet keeps its line."""
+def check(path: Path, arm: Arm, first: Arm, student: str) -> None:
+    """Raises ConfigError if a study has no such arm: another teacher than the first arm's, or one in the loop of nothing."""
+    where = f"{path}: arms.{arm.name}"
+    arm.config.student(student)
+    if arm.live and not arm.config.method(arm.method):
+        raise ConfigError(f"{where}: live: {arm.method!r} reads nothing of a teacher; leave it out")
+    other = [section for section in TEACHERS_OWN if arm.config.raw[section] != first.config.raw[section]]
+    if other:
+        raise ConfigError(f"{where}: has another {' and '.join(other)} than {first.name!r}; a study has one teacher: write a "
+                          f"config and a study of its own")
+
+
+def table(study: Study, teacher: float | None, scores: Mapping[str, Sequence[float]], seconds: Mapping[str, Sequence[float]],
+          stored: Mapping[str, int]) -> list[str]:
+    """Markdown: what each arm scored, in points, beside the best baseline. An arm that has not run yet keeps its line. `stored`:
+    bytes of an image's rows in all views that an arm reads."""
     known = {arm: values for arm, values in scores.items() if len(values)}
     baselines = [arm for arm in study.baselines if arm in known]
     best = max(baselines, key=lambda arm: np.mean(known[arm]), default=None)
-    lines = [f"| arm | seeds | mean | sd | against {best or 'baseline'} | 95 % interval | p | gap closed | s a run |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    lines = [f"| arm | seeds | mean | sd | against {best or 'baseline'} | 95 % interval | p | gap closed | s a run | bytes an image |",
+             "|---|---|---|---|---|---|---|---|---|---|"]
     if teacher is not None:
-        lines.append(f"| teacher | 1 | {100 * teacher:.2f} | | | | | | |")
+        lines.append(f"| teacher | 1 | {100 * teacher:.2f} | | | | | | | |")
     for arm in study.arms:
         values = known.get(arm)
         if values is None:
-            lines.append(f"| {arm} | 0 | | | | | | | |")
+            lines.append(f"| {arm} | 0 | | | | | | | | |")
             continue
         sd = f"{100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
         beside = " | | | "
@@ -96,7 +123,8 @@ def table(study: Study, teacher: float | None, scores: Mapping[str, Sequence[flo
             beside = f"{100 * apart.mean:+.2f} | | | " if apart.test == "none" else (
                 f"{100 * apart.mean:+.2f} | {100 * apart.low:+.2f} to {100 * apart.high:+.2f} | {apart.p:.3f} | ")
             beside += "-" if closed is None else f"{closed:.0%}"
-        lines.append(f"| {arm} | {len(values)} | {100 * np.mean(values):.2f} | {sd} | {beside} | {np.median(seconds[arm]):.0f} |")
+        lines.append(f"| {arm} | {len(values)} | {100 * np.mean(values):.2f} | {sd} | {beside} | {np.median(seconds[arm]):.0f} | "
+                     f"{stored[arm] or ''} |")
     return lines
 
 
@@ -118,8 +146,39 @@ def verdict(study: Study, teacher: float | None, scores: Mapping[str, Sequence[f
     return lines
 
 
+def remarks(study: Study, teacher: float | None, seconds: Mapping[str, Sequence[float]], pass_s: float | None) -> list[str]:
+    """What the shares of the gap mean, and whether the arms had the time that the primary arm had. `pass_s`: what the teacher's
+    pass over the stored views takes."""
+    lines = []
+    if teacher is not None and study.primary:
+        lines.append("Gap closed: of the points between the best baseline and the teacher, the part that an arm makes up. It is "
+                     "a ratio of two measured differences, with the spread of both; there is one teacher.")
+    medians = {arm: float(np.median(values)) for arm, values in seconds.items() if len(values)}
+    if study.primary in medians and len(medians) > 1:
+        lines.append(f"Time: {shares(medians, study.primary, 0.0)}.")
+        if pass_s is not None:
+            lines.append(f"With the teacher's pass over the stored views, {pass_s:.0f} s once for all students: "
+                         f"{shares(medians, study.primary, pass_s)}.")
+    return lines
+
+
+def shares(medians: Mapping[str, float], primary: str, pass_s: float) -> str:
+    others = [f"`{arm}` {value / (medians[primary] + pass_s):.2f}" for arm, value in medians.items() if arm != primary]
+    return f"`{primary}` takes {medians[primary] + pass_s:.0f} s a run; of these {', '.join(others)}"
+
+
 def asked(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
-    """What a cell's score answers for; a cell that was scored for something else is run again."""
-    return {"method": arm.config.raw["methods"][arm.method], "training": arm.config.raw["training"], "seed": seed,
-            "views": arm.config.raw["views"], "prepare": arm.config.raw["prepare"], "teacher": arm.config.raw["teacher"],
-            "teacher_training": arm.config.raw["teacher_training"], "splits": list(study.splits)}
+    """What a cell's score answers for."""
+    raw, method = arm.config.raw, arm.config.method(arm.method)
+    said = {"method": raw["methods"][arm.method], "training": raw["training"], "seed": seed, "views": raw["views"],
+            "prepare": raw["prepare"], "teacher": raw["teacher"], "teacher_training": raw["teacher_training"],
+            "splits": list(study.splits), "dataset": {key: value for key, value in raw["dataset"].items() if key != "root"},
+            "student": {study.student: raw["students"][study.student]},
+            "targets": {name: raw["targets"][name] for term in method for name in term.reads}}
+    return said | {"live": True} if arm.live else said
+
+
+def otherwise(cell: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Where what a cell was scored for differs from what is asked now; such a cell is run again."""
+    before = cell["asked"]
+    return difference(before, {key: value for key, value in now.items() if key in before or key not in LATER_KEYS})

@@ -14,11 +14,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Callable
 
+import numpy as np
+
+from pipeline import cache, plan, prepared
 from pipeline.config import Config, Evaluate, Plugin, Training
+from pipeline.errors import ConfigError
 from pipeline.files import write_json, write_text
-from pipeline.identity import difference
+from pipeline.identity import listed, sha256
+from pipeline.live import live_targets
 from pipeline.progress import Progress
-from pipeline.study import Arm, Study, asked, table, verdict
+from pipeline.store import Reader
+from pipeline.study import Arm, Study, asked, otherwise, remarks, table, verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +36,8 @@ class Cells:
     evaluate: Callable                          # stages.evaluate.run
     root: Path
     weights_file: Path                          # the teacher's
-    runs: Path
-    scores: Path
+    runs: Path                                  # a folder a study
+    scores: Path                                # likewise
     device: str
 
     def run(self, arm: Arm, seed: int) -> None:
@@ -39,15 +45,51 @@ class Cells:
         import torch
 
         torch.set_num_threads(1)
-        config, folder, student = arm.config, self.runs / f"{arm.name}-{seed}", arm.config.student(self.study.student)
-        began, worked = time.monotonic(), time.process_time()
+        config, folder, student = arm.config, self.runs / arm.study / f"{arm.name}-{seed}", arm.config.student(self.study.student)
+        resumed, worked = (folder / "checkpoint.pt").exists(), time.process_time()
         self.train(dataset=config.dataset, prepare=config.prepare, views=config.views, teacher=config.teacher,
                    targets=config.targets, training=config.training, student=student, method=config.method(arm.method),
                    seed=seed, root=self.root, folder=folder, weights_file=self.weights_file, config=config.path,
-                   settings=config.text, device=self.device)
-        cost = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - worked}
+                   settings=config.text, device=self.device, live=arm.live)
+        cost = {"cpu_seconds": time.process_time() - worked, "resumed": resumed,           # of the steps, whenever they were made:
+                "seconds": sum(json.loads(line)["seconds"] for line in (folder / "history.jsonl").read_text().splitlines())}
         found = self.scored(config, student, config.training, folder / "weights.safetensors", folder)
-        write_json(self.scores / f"{folder.name}.json", {"scores": found, **cost, "asked": asked(self.study, arm, seed)})
+        write_json(self.scores / arm.study / f"{folder.name}.json",
+                   {"scores": found, **cost, "device": self.device, "asked": asked(self.study, arm, seed)})
+
+    def teacher(self) -> None:
+        """Scores the teacher, once. Raises ConfigError if another one was scored."""
+        file = self.scores / self.study.name / "teacher.json"
+        if not self.weights_file.exists():
+            return
+        if file.exists():
+            scores, digest = json.loads(file.read_text())["scores"], sha256(self.weights_file.read_bytes())[:16]
+            if any(found.get("weights", digest) != digest for found in scores.values()):
+                raise ConfigError(f"{file}: scores a teacher other than {self.weights_file}, and the cells beside it learned from "
+                                  f"that one; move {file.parent} and {self.runs / self.study.name} away")
+            return
+        config = self.study.config
+        found = self.scored(config, config.teacher.model, None, self.weights_file, self.runs / self.study.name / "teacher")
+        primary = self.study.arms.get(self.study.primary)
+        write_json(file, {"scores": found, "pass_s": self.pass_s(primary) if primary and reads(primary) else None})
+
+    def pass_s(self, arm: Arm) -> float:
+        """Seconds that the teacher's pass takes for what the arm reads: those of a batch, times the number of batches. On the CPU
+        seconds of work."""
+        import torch
+        config, clock = arm.config, time.process_time if self.device == "cpu" else time.monotonic
+        source = config.dataset.build()
+        pixels, sample, images = prepared.open_whole(self.root, config.dataset, source, config.prepare, source.ids("train"))
+        some = [image.id for image in images[:config.training.batch]]
+        targets = live_targets(config.teacher, {name: config.targets[name] for name in reads(arm)}, source, config.prepare,
+                               config.views, self.weights_file, Reader(pixels, [sample], some, 1), sample, batch=len(some),
+                               device=self.device)
+        for _ in range(2):                      # the first makes ready
+            began = clock()
+            targets.rows(np.arange(len(some)), np.zeros(len(some), int), None)
+            if self.device != "cpu":
+                torch.cuda.synchronize()
+        return (clock() - began) / len(some) * len(images) * config.views.count
 
     def scored(self, config: Config, model: Plugin, training: Training | None, weights_file: Path, folder: Path) -> dict:
         """A network's scores on every split of the study."""
@@ -64,13 +106,12 @@ class Cells:
 def run(*, study: Study, root: Path, weights_file: Path, runs: Path, report: Path, jobs: int, device: str,
         train: Callable, evaluate: Callable) -> str:
     """Does what is left of the study; the teacher and its cache must be there. Returns the table and the verdict."""
-    cells, scores = [(arm, seed) for seed in study.seeds for arm in study.arms.values()], report.with_suffix("")
+    cells, scores = [(arm, seed) for seed in study.seeds for arm in study.arms.values()], report.parent
     left = [(arm, seed) for arm, seed in cells if answered(study, scores, arm, seed) is None]
-    work = Cells(study=study, train=train, evaluate=evaluate, root=root, weights_file=weights_file, runs=runs / study.name,
-                 scores=scores, device=device)
-    if weights_file.exists() and not (scores / "teacher.json").exists():
-        model = study.config.teacher.model
-        write_json(scores / "teacher.json", {"scores": work.scored(study.config, model, None, weights_file, work.runs / "teacher")})
+    stored = {name: stored_bytes(arm) for name, arm in study.arms.items()}
+    work = Cells(study=study, train=train, evaluate=evaluate, root=root, weights_file=weights_file, runs=runs, scores=scores,
+                 device=device)
+    work.teacher()
     with ProcessPoolExecutor(jobs, get_context("spawn"), leave_with_parent, [os.getpid()]) as pool, \
             Progress(study.name, len(cells), "cells", len(cells) - len(left)) as progress:
         futures = [pool.submit(work.run, arm, seed) for arm, seed in left]
@@ -78,10 +119,25 @@ def run(*, study: Study, root: Path, weights_file: Path, runs: Path, report: Pat
             for future in as_completed(futures):
                 future.result()
                 progress.advance()
-                write(study, scores, report)
+                write(study, scores, report, stored)
         finally:
             pool.shutdown(cancel_futures=True)
-    return write(study, scores, report)
+    return write(study, scores, report, stored)
+
+
+def reads(arm: Arm) -> list[str]:
+    return list(dict.fromkeys(name for term in arm.config.method(arm.method) for name in term.reads))
+
+
+def stored_bytes(arm: Arm) -> int:
+    """Of one image's rows, in all views, that the arm reads from the cache."""
+    if arm.live or not reads(arm):
+        return 0
+    config, source = arm.config, arm.config.dataset.build()
+    named = cache.target_passes({name: config.targets[name] for name in reads(arm)},
+                                cache.context(config.teacher.model, source, config.prepare.size))
+    passes = {pass_.folder: pass_ for pass_ in (cache.MATRIX, *(pass_ for _, pass_ in named.values()))}
+    return config.views.count * sum(plan.row_bytes(pass_) for pass_ in passes.values())
 
 
 def leave_with_parent(parent: int) -> None:
@@ -95,27 +151,41 @@ def leave_with_parent(parent: int) -> None:
 
 
 def answered(study: Study, scores: Path, arm: Arm, seed: int) -> dict | None:
-    """What a cell scored, if it was trained and scored for what the study asks for now."""
-    path = scores / f"{arm.name}-{seed}.json"
+    """What a cell scored, if it was trained and scored for what the study asks for now. Raises ConfigError if it is another
+    study's and was scored for something else there."""
+    path = scores / arm.study / f"{arm.name}-{seed}.json"
     cell = json.loads(path.read_text()) if path.exists() else None
-    return cell if cell and not difference(cell["asked"], asked(study, arm, seed)) else None
+    if cell is None or not (found := otherwise(cell, asked(study, arm, seed))):
+        return cell
+    if arm.study != study.name:
+        raise ConfigError(f"{path}: was scored for something else than {study.name} asks of its arm {arm.name!r}: {listed(found)}; "
+                          f"take `study: {arm.study}` out of the arm")
+    return None
 
 
-def write(study: Study, scores: Path, report: Path) -> str:
-    teacher = json.loads((scores / "teacher.json").read_text()) if (scores / "teacher.json").exists() else None
+def write(study: Study, scores: Path, report: Path, stored: dict[str, int]) -> str:
+    file = scores / study.name / "teacher.json"
+    teacher = json.loads(file.read_text()) if file.exists() else None
     cells = {name: [cell for seed in study.seeds if (cell := answered(study, scores, arm, seed))]
              for name, arm in study.arms.items()}
-    seconds = {arm: [cell["cpu_seconds"] for cell in found] for arm, found in cells.items()}
+    seconds = {arm: [took(cell) for cell in found if not cell.get("resumed")] or [took(cell) for cell in found]
+               for arm, found in cells.items()}          # one that was stopped did part of its work in another process
     lines = []
     for split in study.splits:
         values = {arm: [headline(cell, split) for cell in found] for arm, found in cells.items()}
         score = teacher and headline(teacher, split)
-        lines += [f"Scored on `{split}`:", "", *table(study, score, values, seconds), ""]
+        lines += [f"Scored on `{split}`:", "", *table(study, score, values, seconds, stored), ""]
         if split == study.splits[0]:
-            lines += [*verdict(study, score, values), ""]
+            said = [*verdict(study, score, values), *remarks(study, score, seconds, (teacher or {}).get("pass_s"))]
+            lines += [text for line in said for text in (line, "")]
     text = "\n".join(lines).rstrip()
     write_text(report, text + "\n")
     return text
+
+
+def took(cell: dict) -> float:
+    """Seconds of its steps; on the CPU of work, which other processes do not lengthen."""
+    return cell["cpu_seconds"] if cell.get("device", "cpu") == "cpu" else cell["seconds"]
 
 
 def headline(cell: dict, split: str) -> float:

@@ -1,5 +1,6 @@
 """List files and id lists: every entry remembers where it came from, so that a complaint can name file and line."""
 
+from hashlib import blake2b
 from pathlib import Path
 from typing import Iterable
 
@@ -30,6 +31,13 @@ def by_id(entries: Iterable[tuple[str, str]]) -> dict[str, str]:
             raise DatasetError(f"{where}: {image_id!r} a second time, first at {found[image_id]}; keep one of them")
         found[image_id] = where
     return found
+
+
+def part_of(ids: list[str], part: float) -> list[str]:
+    """This part of them, one at least, in their order: those with the lowest hashes, whatever the others are called."""
+    by_hash = sorted(ids, key=lambda image_id: blake2b(image_id.encode(), digest_size=8).digest())
+    lowest = set(by_hash[:max(1, round(part * len(ids)))])
+    return [image_id for image_id in ids if image_id in lowest]
 
 
 def require_split(split: str, splits: tuple[str, ...], root: Path) -> None:

@@ -1,11 +1,14 @@
 """Offline equals online: stored rows, losses, gradients and whole trajectories against the live teacher; and the faults that
 would break it are far outside the tolerance."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline import cache, parity, prepared, training as steps, views as geometry, weights
+from pipeline.live import LiveTargets
 from pipeline.loading import CachedTargets, Loader
 from pipeline.store import Reader, Store
 
@@ -13,7 +16,7 @@ from pipeline.store import Reader, Store
 class Live:
     """The cached experiment, opened: samples, stored rows, and the teacher itself."""
 
-    def __init__(self, experiment, **training):
+    def __init__(self, experiment, batch=8):
         self.cfg = cfg = experiment.load()
         root = experiment.folder / "cache"
         cfg.dataset.args["root"] = str(experiment.folder / cfg.dataset.args["root"])
@@ -30,7 +33,7 @@ class Live:
                              [cache.MATRIX, *(pass_ for _, pass_ in self.named.values())], self.ids, cfg.views.count)
         model = cache.build_teacher(cfg.teacher, self.source, cfg.prepare.size)
         weights.load_into(model, weights.load_file(weights_file), "teacher")
-        self.answers = cache.Answers(model, self.source, self.context, cfg.prepare.size, precision="fp32", batch=8, device="cpu")
+        self.answers = cache.Answers(model, self.source, self.context, cfg.prepare.size, precision="fp32", batch=batch, device="cpu")
 
     def inputs(self, positions, numbers):
         rows = self.samples.read(self.sample, positions, np.zeros_like(positions))
@@ -168,33 +171,25 @@ def test_losses_and_their_gradients_offline_are_those_online(live):
 
 
 def test_a_trajectory_from_a_float32_store_is_bit_equal_to_the_live_teachers(experiment):
-    """Fifty steps on the CPU; the teacher in the loop answers in the fill's batches."""
+    """Fifty steps on the CPU; the teacher in the loop answers in the fill's batches, which are of one view here."""
     experiment.change(targets={"attention_high": dict(type="attention", layer="high", dtype="float32"),
                                "logits": dict(type="logits", dtype="float32")},
                       training=dict(steps=50), methods={"all": [
                           dict(loss="affinity", reads=["graph_mid", "graph_high"], weight=1.0),
                           dict(loss="attention", reads=["attention_high"], weight=1.0),
                           dict(loss="kd", reads=["logits"], weight=1.0, temperature=2.0)]})
-    experiment.do("cache-teacher")
-    live = Live(experiment)
-    answered = {}                               # every row as the live teacher gives it, in blocks as the fill asks
-    for number in range(3):
-        for block in (np.arange(8), np.minimum(np.arange(8, 16), 12)):
-            computed = live.compute(*live.inputs(block, np.full(8, number)))
-            for i, position in enumerate(block):
-                answered[position, number] = {n: {k: v[i] for k, v in rows.items()} for n, rows in computed.items()}
+    shutil.rmtree(experiment.store("targets"))
+    experiment.do("cache-teacher", "--batch", "1")
+    live = Live(experiment, batch=1)
 
     def train(online):
         model, losses = live.student(), live.losses("all")
         loader = live.loader(names=list(live.named))
+        if online:
+            loader.cached = LiveTargets(live.answers, live.samples, live.sample, live.cfg.views, live.named)
         step = steps.Step(model, live.cfg.methods["all"], losses, live.cfg.training, torch.ones(5), seed=0)
         for number in range(50):
-            batch = loader.batch(number)
-            if online:
-                positions, epochs = loader.positions(number)
-                rows = [answered[p, v] for p, v in zip(positions, loader.views_at(positions, epochs))]
-                batch = batch.with_rows({n: {k: torch.stack([row[n][k] for row in rows]) for k in rows[0][n]} for n in rows[0]})
-            step(batch)
+            step(loader.batch(number))
         return model.state_dict()
 
     offline, online = train(False), train(True)

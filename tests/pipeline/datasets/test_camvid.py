@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.datasets.camvid import Dataset
-from pipeline.errors import DatasetError
+from pipeline.errors import ConfigError, DatasetError
 
 
 PIXELS_OF_TRAIN = [10682767, 14750079, 623349, 20076880, 2845085, 6166762, 743859, 714595, 3719877, 405385, 184967]
@@ -43,6 +43,20 @@ def test_a_sequence_of_a_split_can_be_asked_for(tmp_path):
     assert data.ids("val/val_1") == ["val/val_1"]
     with pytest.raises(DatasetError, match="names no frame of the sequence 'Seq05VD'"):
         data.ids("test/Seq05VD")
+
+
+def test_a_part_of_the_training_images_lies_within_a_larger_part(tmp_path):
+    data = make(tmp_path)
+    (tmp_path / "train.txt").write_text("".join(f"train/{k}.png trainannot/{k}.png\n" for k in range(40)))
+    parts = {part: Dataset(root=str(tmp_path), train_part=part).ids("train") for part in (0.1, 0.25, 1.0)}
+    assert [len(ids) for ids in parts.values()] == [4, 10, 40]
+    assert parts[0.1] == [i for i in parts[0.25] if i in parts[0.1]] and parts[0.25] == [i for i in parts[1.0] if i in parts[0.25]]
+    assert parts[0.25] != parts[1.0][:10]                               # neighbours in a list are neighbours in a film
+    assert Dataset(root=str(tmp_path), train_part=0.1).ids("val") == data.ids("val")
+    (tmp_path / "train.txt").write_text("".join(f"train/{k}.png trainannot/{k}.png\n" for k in reversed(range(39))))
+    assert set(Dataset(root=str(tmp_path), train_part=0.1).ids("train")) <= {*parts[0.25]}      # and hardly changes with the list
+    with pytest.raises(ConfigError, match="train_part: 0 is not above 0"):
+        Dataset(root=str(tmp_path), train_part=0)
 
 
 def test_void_is_ignored_and_the_rest_is_kept(tmp_path):

@@ -56,9 +56,9 @@ def make_llamas(root: Path):
     return find_class("datasets", "llamas")(root=str(root), protocol="official", size=(40, 64), crop_top=8)
 
 
-def make_roads(root: Path):
+def make_roads(root: Path, name: str = "roads"):
     keys = dict(train=3, val=1, test=2, size=[96, 320], seed=0, difficulty=0.3)
-    dataset = find_class("datasets", "roads")(root=str(root), **keys)
+    dataset = find_class("datasets", name)(root=str(root), **keys)
     dataset.generate(workers=1, progress=lambda done, total: None)
     return dataset
 
@@ -71,6 +71,7 @@ MAKERS = {
     "culane": lambda root: beside("test_culane").make(root, (118, 328)),
     "folder": make_folder,
     "llamas": make_llamas,
+    "markings": lambda root: make_roads(root, "markings"),
     "roads": make_roads,
 }
 
