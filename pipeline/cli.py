@@ -178,8 +178,8 @@ def init(folder):
 def synth(config, overrides, workers):
     """Draw the embedded road set to disk, in CULane's layout, or with every paint a class.
 
-    Reads the file's `dataset` section (name: roads or markings), writes images, labels and lists under its root. Frames that are complete
-    are kept. About 0.1 s an image at 1640x590 on one core.
+    Reads the file's `dataset` section (name: roads or markings), writes images, labels and lists under its root. Frames that
+    are complete are kept. About 0.1 s an image at 1640x590 on one core.
 
     \b
     $ pipeline synth configs/demo.yaml

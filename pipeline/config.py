@@ -86,7 +86,7 @@ class Training:
     ema: float = 0.0                            # decay of the weights' running mean, which is then what a run leaves; 0: the last
     accumulate: int = 1                         # parts of a batch that run one after the other, for memory; batch norm sees a part
     channels_last: bool = False                 # convolutions' memory format: faster on GPUs with tensor cores, rounds otherwise
-    compile: bool | Literal["graphs"] = False   # torch.compile of the network; what it cannot take runs as it is. graphs: with CUDA graphs
+    compile: bool | Literal["graphs"] = False   # torch.compile of the network; what it cannot take runs as it is; with CUDA graphs
     shuffle_block: int = 0                      # for slow storage: images in a row that an epoch shows near one another; 0: any order
     shuffle_window: int = 8                     # so many of these blocks are shuffled together, and kept in RAM
     checkpoint_every: int = 500
