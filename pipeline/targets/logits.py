@@ -1,9 +1,9 @@
-"""The teacher's logits on its own grid (stride 8 of a ResNet, every pixel of an ERFNet or ENet), from which every loss on logits or probabilities can be computed.
+"""The teacher's logits on its own grid (stride 8 of a ResNet, every pixel of an ERFNet or ENet).
 
 Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, gives the use; logits instead of
 probabilities are stored because they serve any temperature, and every loss that takes a softmax of its own over
-classes or over positions. Two ways to make them smaller: `uint8`, affine per image and class, between the class's least and largest
-logit, and `pool`, which averages patches of cells: with 8, an ERFNet's take as little as a ResNet's.
+classes or over positions. Two ways to make them smaller: `uint8`, affine per image and class, between the class's least
+and largest logit, and `pool`, which averages patches of cells.
 
 B images, K classes, h w the stored grid.
 """
