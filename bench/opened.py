@@ -9,12 +9,12 @@ from typing import Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeline import cache, prepared, weights
+from pipeline import cache, prepared
 from pipeline.config import Config, Plugin, Term
+from pipeline.live import live_targets
 from pipeline.loading import CachedTargets, Loader
 from pipeline.models.base import set_precision
 from pipeline.store import Reader
-from stages.verify import live_rows
 
 @dataclass(frozen=True)
 class Opened:
@@ -54,13 +54,12 @@ class Opened:
                               cache.weights_digest(self.cfg.teacher, self.teacher_file))
 
     @cached_property
-    def _answers(self):
+    def _live(self):
+        """All targets of the file, computed again by the teacher."""
         cfg = self.cfg
         set_precision(cfg.teacher.precision)
-        teacher = cache.build_teacher(cfg.teacher, self.source, cfg.prepare.size)
-        weights.load_into(teacher, weights.load_file(self.teacher_file), str(self.teacher_file))
-        return cache.Answers(teacher, self.source, self.context, cfg.prepare.size, precision=cfg.teacher.precision,
-                             batch=cfg.training.batch, device=self.device)
+        return live_targets(cfg.teacher, cfg.targets, self.source, cfg.prepare, cfg.views, self.teacher_file, *self._samples,
+                            batch=cfg.training.batch, device=self.device)
 
     def loader(self, reads: Sequence[str] = ()) -> Loader:
         """Batches as a run of seed 0 sees them, with the stored rows of these targets."""
@@ -75,9 +74,8 @@ class Opened:
     def live(self, loader: Loader, step: int, reads: Sequence[str]) -> dict[str, dict[str, Tensor]]:
         """What the teacher answers now on the views of a step, not encoded."""
         positions, epochs = loader.positions(step)
-        named = {name: self.named[name] for name in reads}
-        return live_rows(self._answers, *self._samples, loader.cached.reader, named, positions,
-                         loader.views_at(positions, epochs))
+        live = dataclasses.replace(self._live, targets={name: self.named[name] for name in reads})
+        return live.answered(positions, loader.cached.matrices(positions, loader.views_at(positions, epochs)))
 
     def student(self, plugin: Plugin) -> nn.Module:
         torch.manual_seed(0)

@@ -21,7 +21,6 @@ from bench.opened import Opened
 from bench.page import insert
 from pipeline import config, parity, plan, weights
 from pipeline.targets.base import TargetType
-from stages.verify import tensors
 
 
 def variants(target: TargetType) -> dict[str, TargetType]:
@@ -75,7 +74,8 @@ def measure(args) -> str:
         for name, (target, _) in named.items():
             truth = {**live, name: live[whole]} if whole and cfg.targets[name].name == "top_classes" else live
             for dtype, variant in variants(target).items():
-                stored = variant.decode(tensors(variant.encode(live[name]), args.device))
+                arrays = variant.encode(live[name])
+                stored = variant.decode({field: torch.from_numpy(array).to(args.device) for field, array in arrays.items()})
                 error = parity.row_error(name, variant, stored, live[name], context, cfg.teacher.precision).largest
                 rows[name, dtype] = max(error, rows.get((name, dtype), 0.0))
                 for loss, (reads, module) in losses.items():

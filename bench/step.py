@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from bench.machine import described, keep, ratio, turns, wait
-from pipeline import cache, config, prepared, training as steps, weights
+from pipeline import cache, config, prepared, training as steps
+from pipeline.live import live_targets
 from pipeline.loading import CachedTargets, Loader, ahead
 from pipeline.models.base import set_precision
 from pipeline.store import Reader, Store
-from stages.verify import live_rows
 
 BUSY_STEPS = 30
 
@@ -46,32 +46,35 @@ def main():
     context = cache.context(cfg.teacher.model, source, cfg.prepare.size)
     method = cfg.method(args.method)
     named = cache.target_passes({name: cfg.targets[name] for term in method for name in term.reads}, context)
-    state = weights.load_file(Path("teachers") / f"{cfg.name}.safetensors")
-    store = Store.find(args.root, "targets", cfg.dataset.name,
-                       cache.identity(source, cfg.prepare, cfg.views, cfg.teacher, weights.digest(state)))
+    teacher_file = Path("teachers") / f"{cfg.name}.safetensors"
+    identity = cache.identity(source, cfg.prepare, cfg.views, cfg.teacher, cache.weights_digest(cfg.teacher, teacher_file))
+    store = Store.find(args.root, "targets", cfg.dataset.name, identity)
     passes = [cache.MATRIX, *(pass_ for _, pass_ in named.values())]
     samples, host_samples = Reader(pixels, [sample], ids, 1, device=device), Reader(pixels, [sample], ids, 1)
-    reader = Reader(store, passes, ids, cfg.views.count)
     cached = CachedTargets(Reader(store, passes, ids, cfg.views.count, device=device, host=[cache.MATRIX]), cache.MATRIX, named)
     print(f"images: {samples.strategy}; rows: {cached.reader.strategy}")
-    teacher = cache.build_teacher(cfg.teacher, source, cfg.prepare.size)
-    weights.load_into(teacher, state, "teacher")
     set_precision(cfg.training.precision)
-    answers = cache.Answers(teacher, source, context, cfg.prepare.size, precision=cfg.teacher.precision, batch=cfg.training.batch,
-                            device=device)
-    own = cache.context(cfg.student(args.student), source, cfg.prepare.size)
+    live = live_targets(cfg.teacher, {name: cfg.targets[name] for name in named}, source, cfg.prepare, cfg.views, teacher_file,
+                        host_samples, sample, batch=cfg.training.batch, device=device)
+    lanes = source.lanes if cfg.training.existence_weight else 0
+    own = cache.context(cfg.student(args.student), source, cfg.prepare.size, lanes)
+
+    def loader(rows=None):
+        return Loader(samples, sample, ids, dataset=source, content=cfg.prepare.size, views=cfg.views, training=cfg.training,
+                      seed=0, device=device, cached=rows)
+    plain_loader, cached_loader, online_loader = loader(), loader(cached), loader(live)
+    shares_K = plain_loader.class_shares() if cfg.training.class_weights == "enet" else None
+    weights_K = steps.class_weights(source, cfg.training, device, shares_K)
 
     def student(terms):
         steps.reseed(0, 0)
-        model = cfg.student(args.student).build(num_classes=len(source.classes), size=context.size, lanes=0).to(device)
+        model = cfg.student(args.student).build(num_classes=len(source.classes), size=context.size, lanes=lanes).to(device)
         losses = [t.loss.build(reads={n: named[n][0] for n in t.reads}, context=context, student=own).to(device) for t in terms]
-        return steps.Step(model, terms, losses, cfg.training, steps.class_weights(source, cfg.training, device), 0)
-
-    def loader(with_rows):
-        return Loader(samples, sample, ids, dataset=source, content=cfg.prepare.size, views=cfg.views, training=cfg.training,
-                      seed=0, device=device, cached=cached if with_rows else None)
+        for loss in losses:
+            if loss.needs_survey:
+                loss.survey(cached_loader.survey())
+        return steps.Step(model, terms, losses, cfg.training, weights_K, 0)
     plain_step, cached_step, online_step = student(()), student(method), student(method)
-    plain_loader, cached_loader = loader(False), loader(True)
 
     turns_made = -(-args.steps // together)
     shown = range(1, 1 + (turns_made + 1) * together + 2)           # gradient norms are measured at none of these steps
@@ -79,15 +82,10 @@ def main():
     plain_batches, cached_batches = ahead(plain_loader, shown), ahead(cached_loader, shown)
     online_numbers = iter(shown)
 
-    def online():
-        batch = plain_loader.batch(step := next(online_numbers))
-        positions, epochs = plain_loader.positions(step)
-        online_step(batch.with_rows(live_rows(answers, host_samples, sample, reader, named, positions,
-                                              plain_loader.views_at(positions, epochs))))
-
     at_hand, fixed_step = cached_loader.batch(1), student(method)
     work = {"plain": lambda: plain_step(next(plain_batches)), "from the cache": lambda: cached_step(next(cached_batches)),
-            "its batch at hand": lambda: fixed_step(at_hand), "teacher in the loop": online}
+            "its batch at hand": lambda: fixed_step(at_hand),
+            "teacher in the loop": lambda: online_step(online_loader.batch(next(online_numbers)))}
     if args.cached_only:
         del work["teacher in the loop"]
     peaks: dict[str, int] = {}
@@ -99,7 +97,7 @@ def main():
             once()
             peaks[kind] = torch.cuda.max_memory_allocated() - held
         if not args.cached_only:
-            peaks["teacher in the loop"] += sum(value.nbytes for value in state.values())
+            peaks["teacher in the loop"] += sum(value.nbytes for value in live.answers.model.state_dict().values())
     in_a_row = {kind: lambda once=once: [once() for _ in range(together)] for kind, once in work.items()}
     seconds = {kind: [value / together for value in values]
                for kind, values in turns(in_a_row, turns_made, device, warm=1).items()}

@@ -43,8 +43,11 @@ class LiveTargets:
 
     def rows(self, positions: np.ndarray, numbers: np.ndarray, to_device: Callable) -> dict[str, dict[str, Tensor]]:
         """[B, ...] by target and field, as a loss sees them, on the teacher's device."""
+        return self.answered(positions, self.matrices(positions, numbers))
+
+    def answered(self, positions: np.ndarray, matrices: np.ndarray) -> dict[str, dict[str, Tensor]]:
+        """The same of views with these matrices, e.g. those that a cache holds."""
         images = self.samples.read(self.sample, positions, np.zeros_like(positions))
-        matrices = self.matrices(positions, numbers)
         parts = []
         for start in range(0, len(positions), self.answers.batch):
             some = slice(start, start + self.answers.batch)

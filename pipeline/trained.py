@@ -24,7 +24,8 @@ def build(model: Plugin, source: DatasetBase, prepare: Prepare, training: Traini
 
 def load(model: Plugin, source: DatasetBase, prepare: Prepare, training: Training | None, weights_file: Path,
          device: str, flip_average: bool = False) -> ModelBase:
-    """In eval mode, in fp32; a teacher with an existence head if its weights have one. Raises PipelineError where there are no weights, or those of something else."""
+    """In eval mode, in fp32; a teacher with an existence head if its weights have one. Raises PipelineError where there are no
+    weights, or those of something else."""
     if not weights_file.exists():
         command = "train-teacher" if training is None else "train-student"
         raise PipelineError(f"{weights_file}: no trained weights; run `pipeline {command}` first")

@@ -3,12 +3,12 @@
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from pipeline import cache, parity, prepared
 from pipeline.config import Plugin, Prepare, Teacher, Term, Training, Views, term_name
 from pipeline.errors import StoreError
+from pipeline.live import live_targets
 from pipeline.loading import CachedTargets, Loader
 from pipeline.models.base import set_precision
 from pipeline.progress import Progress
@@ -39,22 +39,22 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
         return lines[0]
 
     set_precision(teacher.precision)
-    model = cache.load_teacher(teacher, source, prepare.size, weights_file)
-    answers = cache.Answers(model, source, context, prepare.size, precision=teacher.precision, batch=batch, device=device)
     samples = Reader(pixels, [sample], ids, 1)
-    reader = Reader(store, [pass_ for pass_, _ in passes], ids, views.count)
+    live = live_targets(teacher, targets, source, prepare, views, weights_file, samples, sample, batch=batch, device=device)
+    cached = CachedTargets(Reader(store, [pass_ for pass_, _ in passes], ids, views.count), cache.MATRIX, named)
     positions, numbers = parity.choose(len(ids), views.count, recompute)
 
-    live, stored = {name: [] for name in named}, {name: [] for name in named}
+    online, offline = {name: [] for name in named}, {name: [] for name in named}
     with Progress("teacher again", len(positions), "views") as progress:
         for start in range(0, len(positions), batch):
             here, view = positions[start:start + batch], numbers[start:start + batch]
-            computed = live_rows(answers, samples, sample, reader, named, here, view)
-            for name, (target, pass_) in named.items():
-                live[name].append(computed[name])
-                stored[name].append(target.decode(tensors(reader.read(pass_, here, view), device)))
+            computed = live.answered(here, cached.matrices(here, view))
+            stored = cached.rows(here, view, lambda rows: torch.from_numpy(rows).to(device))
+            for name in named:
+                online[name].append(computed[name])
+                offline[name].append(stored[name])
             progress.advance(len(here))
-    errors = [parity.row_error(name, target, joined(stored[name]), joined(live[name]), context, teacher.precision)
+    errors = [parity.row_error(name, target, joined(offline[name]), joined(online[name]), context, teacher.precision)
               for name, (target, _) in named.items()]
     lines += ["", parity.table(errors)]
 
@@ -71,16 +71,17 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
             own = cache.context(plugin, source, prepare.size, lanes)
             loader = Loader(samples, sample, ids, dataset=source, content=prepare.size, views=views,
                             training=dataclasses.replace(training, fresh_views=False), seed=0,
-                            device=device, cached=CachedTargets(reader, cache.MATRIX, wanted))
-            offline = loader.batch(0)
+                            device=device, cached=dataclasses.replace(cached, targets=wanted))
+            read = loader.batch(0)
             here, epochs = loader.positions(0)
-            online = offline.with_rows(live_rows(answers, samples, sample, reader, wanted, here, loader.views_at(here, epochs)))
-            output = network(offline.images_B3HW)
+            matrices = cached.matrices(here, loader.views_at(here, epochs))
+            answered = read.with_rows(dataclasses.replace(live, targets=wanted).answered(here, matrices))
+            output = network(read.images_B3HW)
             for i, term in enumerate(terms):
                 loss = term.loss.build(reads={n: wanted[n][0] for n in term.reads}, context=context, student=own).to(device)
                 if loss.needs_survey:
                     loss.survey(loader.survey())
-                differences.append(parity.loss_error(f"{student} {method} {term_name(terms, i)}", loss, output, offline, online))
+                differences.append(parity.loss_error(f"{student} {method} {term_name(terms, i)}", loss, output, read, answered))
     lines += ["", parity.loss_table(differences)]
     wrong = [error.target for error in errors if not error.holds]
     if wrong:
@@ -119,18 +120,6 @@ def mend(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, t
         if any(store.missing(pass_, view) for pass_ in passes for view in range(num_views)):
             unfilled.add(store.kind)
     return done, unfilled
-
-
-def live_rows(answers, samples, sample, reader, named, positions, numbers) -> dict[str, dict[str, torch.Tensor]]:
-    """What the teacher answers on these views, by target, not encoded."""
-    rows = samples.read(sample, positions, np.zeros_like(positions))
-    matrices = reader.read(cache.MATRIX, positions, numbers)["matrix"]
-    output, labels = answers.output(rows["image"], rows["label"], matrices)
-    return {name: cache.computed(target, output, labels, answers.context) for name, (target, _) in named.items()}
-
-
-def tensors(rows, device):
-    return {field: torch.from_numpy(values).to(device) for field, values in rows.items()}
 
 
 def joined(parts):

@@ -54,7 +54,7 @@ def test_every_loss_at_once_resumes_to_the_same_bits(combined, monkeypatch):
             raise KeyboardInterrupt
         return whole_step(self, batch)
     monkeypatch.setattr(Step, "__call__", power_cut)
-    assert combined.train("every").exit_code == 1
+    assert combined.train("every").exit_code == 130
     monkeypatch.setattr(Step, "__call__", whole_step)
     assert combined.train("every").exit_code == 0
     assert {name: (run / name).read_bytes() for name in unbroken} == unbroken

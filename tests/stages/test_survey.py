@@ -36,7 +36,7 @@ def test_a_resumed_run_has_the_bank_and_the_weights_of_an_unbroken_one(with_anch
             raise KeyboardInterrupt
         return whole_step(self, batch)
     monkeypatch.setattr(Step, "__call__", power_cut)
-    assert with_anchors.train("cirkd").exit_code == 1
+    assert with_anchors.train("cirkd").exit_code == 130
     monkeypatch.setattr(Step, "__call__", whole_step)
     assert with_anchors.train("cirkd").exit_code == 0
     resumed = bank(run)
