@@ -76,6 +76,10 @@ class Run:
         return state["steps"]
 
     def save(self, step: Step, steps: int) -> None:
+        """Raises PipelineError instead if the weights are not finite: the loss was, but a step on its gradient was too much."""
+        if not step.finite():
+            raise PipelineError(f"{self.folder}: step {steps - 1}: the weights are not finite any more; lower the learning rate "
+                                f"(the last checkpoint is from before)")
         if not distributed.first():
             return
         state = {**step.state(), "steps": steps, "curves": self.curves, "norms": self.norms, "held_out": self.held_out}

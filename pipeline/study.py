@@ -88,11 +88,16 @@ def read(path: Path) -> Study:
 
 
 def check(path: Path, arm: Arm, first: Arm, student: str) -> None:
-    """Raises ConfigError if a study has no such arm: another teacher than the first arm's, or one in the loop of nothing."""
+    """Raises ConfigError if a study has no such arm: another teacher than the first arm's, or one in the loop of nothing or that
+    would answer in another precision than the fill."""
     where = f"{path}: arms.{arm.name}"
     arm.config.student(student)
     if arm.live and not arm.config.method(arm.method):
         raise ConfigError(f"{where}: live: {arm.method!r} reads nothing of a teacher; leave it out")
+    precisions = {"teacher": arm.config.teacher.precision, "training": arm.config.training.precision}
+    if arm.live and [*precisions.values()].count("tf32") == 1:
+        raise ConfigError(f"{where}: live: teacher.precision is {precisions['teacher']} and training.precision {precisions['training']}, "
+                          f"but TF32 is on or off for a whole process; write tf32 for both or for none")
     other = [section for section in TEACHERS_OWN if arm.config.raw[section] != first.config.raw[section]]
     if other:
         raise ConfigError(f"{where}: has another {' and '.join(other)} than {first.name!r}; a study has one teacher: write a "

@@ -113,7 +113,7 @@ class Step:
         for group, factor in zip(self.optimiser.param_groups, self.lr_factors):
             group["lr"] = lr * factor
         self.model.train(), self.losses.train()
-        reseed(self.seed, batch.step)
+        reseed(self.seed, batch.step, distributed.share()[0])
         self.optimiser.zero_grad(set_to_none=True)
         parts = batch.parts(self.training.accumulate)
         counted = labelled_weight(batch.labels_BHW, self.weights_K) / len(parts)
@@ -163,6 +163,11 @@ class Step:
             else:
                 self.mean[name].copy_(value)
 
+    def finite(self) -> bool:
+        """Whether all weights and running means are numbers, those of the losses too."""
+        values = [*self.model.state_dict().values(), *self.losses.state_dict().values(), *self.mean.values()]
+        return bool(torch.stack([value.isfinite().all() for value in values]).all())
+
     def weights(self) -> dict[str, Tensor]:
         """What a run leaves: the running mean where there is one, otherwise the last weights."""
         return self.mean or self.model.state_dict()
@@ -209,9 +214,11 @@ def grouped(model: nn.Module, losses: nn.Module, training: Training) -> tuple[li
     return [{"params": sides[True]}, {"params": sides[False]}], [1.0, training.head_lr]
 
 
-def reseed(seed: int, step: int) -> None:
-    """Dropout of a step depends on (seed, step) alone: a resumed run draws what an unbroken one draws."""
-    torch.manual_seed(int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest(), "little"))
+def reseed(seed: int, step: int, process: int = 0) -> None:
+    """Dropout of a step depends on (seed, step, process) alone: a resumed run draws what an unbroken one draws, and several
+    processes do not drop the same channels of all their images."""
+    own = f"/{process}" if process else ""
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(f"{seed}/{step}{own}".encode(), digest_size=7).digest(), "little"))
 
 
 def gradient_norms(output: Output, terms: Mapping[str, tuple[float, Tensor]]) -> dict[str, float]:

@@ -1,8 +1,11 @@
 import json
 
 import pytest
+import torch
+from test_engine import step
 
 from pipeline import lookup, runs
+from pipeline.errors import PipelineError
 from pipeline.files import plain
 
 
@@ -36,3 +39,16 @@ def test_curves_are_drawn_one_panel_a_term(tmp_path, names):
     curves = [{"step": s, **{f"term {n}": s * n for n in range(names)}} for s in range(5)]
     runs.draw_curves(tmp_path / "curves.png", curves)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("broken", ["model", "mean"])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, broken):
+    """A finite loss may have a gradient that is not; at the last step no further loss would tell."""
+    run, mine = runs.Run(tmp_path / "run", {}), step(ema=0.9)
+    run.save(mine, 1)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    with torch.no_grad():
+        {"model": mine.model.state_dict(), "mean": mine.mean}[broken]["second.bias"][1] = torch.nan
+    with pytest.raises(PipelineError, match="step 1: the weights are not finite"):
+        run.save(mine, 2)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before

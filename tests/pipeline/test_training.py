@@ -208,6 +208,15 @@ def test_a_step_depends_on_seed_and_step_alone():
     assert all(torch.equal(a, b) for a, b in zip(first.model.state_dict().values(), second.model.state_dict().values()))
 
 
+def test_each_process_drops_other_channels():
+    drawn = []
+    for process in ((), (0,), (1,), (2,)):
+        steps.reseed(5, 7, *process)
+        drawn.append(torch.rand(4))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not any(torch.equal(mine, theirs) for mine, theirs in zip(drawn[1:], drawn[2:]))
+
+
 def test_photometric_changes_keep_the_range_and_depend_on_the_generator():
     images = torch.rand(4, 3, 8, 8) * 255
     change = Photometric(brightness=0.3, contrast=0.3, noise=5.0)

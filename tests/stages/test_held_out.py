@@ -86,7 +86,7 @@ def test_a_resumed_run_writes_the_same_table(experiment, monkeypatch):
             raise KeyboardInterrupt
         return whole_step(self, batch)
     monkeypatch.setattr(Step, "__call__", power_cut)
-    assert experiment.train().exit_code == 1
+    assert experiment.train().exit_code == 130
     monkeypatch.setattr(Step, "__call__", whole_step)
     assert experiment.train().exit_code == 0
     assert {name: (run / name).read_bytes() for name in unbroken} == unbroken

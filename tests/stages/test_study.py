@@ -103,6 +103,19 @@ def test_a_live_arm_learns_what_the_arm_with_a_cache_learns(experiment, monkeypa
     assert int(lines["cached"].split("|")[-2]) > 0 and lines["online"].endswith("|  |")      # of an image's rows in the cache
 
 
+def test_a_live_teacher_answers_in_its_own_precision_or_not_at_all(cached_experiment, tmp_path, monkeypatch):
+    monkeypatch.chdir(cached_experiment.folder)
+    file = tmp_path / "study.yaml"
+    for told, refused in (["training.precision=tf32"], True), (["training.precision=tf32", "teacher.precision=tf32"], False):
+        arm = {"method": "intra", "live": True, "set": told}
+        file.write_text(yaml.safe_dump({**STUDY, "primary": None, "arms": {"online": arm}}))
+        if refused:
+            with pytest.raises(ConfigError, match="tf32 for both or for none"):
+                read(file)
+        else:
+            assert read(file).arms["online"].live
+
+
 def test_an_arm_may_take_fewer_views_than_are_stored(experiment, monkeypatch):
     study = small({f"views{count}": {"method": "intra", "set": [f"views.count={count}"]} for count in (1, 2, 4)})
     result = run(experiment.folder, monkeypatch, study)
