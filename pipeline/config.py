@@ -162,13 +162,30 @@ class Config:
         return entries[name]
 
 
+class _OnceEach(yaml.SafeLoader):
+    """A key that comes twice is a fault, as in YAML's specification; PyYAML would take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                fault = f"the key {key.value!r} comes twice"
+                raise yaml.constructor.ConstructorError(None, None, fault, key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def load(path: Path | str, overrides: typing.Sequence[str] = ()) -> Config:
     """The checked content of a YAML file, with `section.key=value` overrides applied. Raises ConfigError with all faults."""
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), _OnceEach)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; the examples are in configs/") from None
+        raise ConfigError(f"{path}: no such file, seen from {Path.cwd()}; `pipeline init` copies the examples to "
+                          f"configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read ({why}); name a YAML file") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
@@ -404,6 +421,11 @@ def _check_across(values, faults):
         names = [term_name(terms, i) for i in range(len(terms))]
         for i, term in enumerate(terms):
             where = f"methods.{method}[{i}]"
+            if not term.loss.args.get("temperature", 1) > 0:
+                faults.add(f"{where}.temperature", f"must be positive, got {term.loss.args['temperature']}")
+            for key in ("weight", "start", "ramp"):
+                if not getattr(term, key) >= 0:
+                    faults.add(f"{where}.{key}", f"expected 0 or more, got {getattr(term, key)}")
             accepted = find_class("losses", term.loss.name).reads_types
             if accepted and not term.reads:
                 faults.add(f"{where}.reads", f"{term.loss.name} reads targets of type {' or '.join(accepted)}; name some")
@@ -430,6 +452,12 @@ def _check_across(values, faults):
         for name in ("steps", "batch", "accumulate", "checkpoint_every", "norm_every"):
             if training is not None and getattr(training, name) < 1:
                 faults.add(f"{section}.{name}", f"must be positive, got {getattr(training, name)}")
+        if training is not None and not training.lr > 0:
+            faults.add(f"{section}.lr", f"must be positive, got {training.lr}")
+        if training is not None and not 0 <= training.momentum < 1:
+            faults.add(f"{section}.momentum", f"expected 0 or more and less than 1, as 0.9, got {training.momentum}")
+        if training is not None and not training.weight_decay >= 0:
+            faults.add(f"{section}.weight_decay", f"expected 0 or more, got {training.weight_decay}")
         if training is not None and not 0 <= training.ema < 1:
             faults.add(f"{section}.ema", f"expected 0 (off) or a decay below 1, as 0.999, got {training.ema}")
         if training is not None and (training.shuffle_block < 0 or training.shuffle_window < 1):

@@ -103,7 +103,16 @@ def test_an_unknown_student_or_method_lists_those_there_are(tmp_path):
         loaded.method("xyz")
 
 
+def test_a_key_that_comes_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("training: {steps: 6, batch: 4, steps: 20000}")
+    with pytest.raises(ConfigError, match=r"twice\.yaml: not valid YAML: the key 'steps' comes twice .*line 1"):
+        config.load(path)
+
+
 def test_files_that_are_no_config_are_refused_in_one_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\); name a YAML file"):
+        config.load(tmp_path)
     with pytest.raises(ConfigError, match="no such file"):
         config.load(tmp_path / "none.yaml")
     path = tmp_path / "bad.yaml"
@@ -120,3 +129,17 @@ def test_a_weight_starts_and_rises_as_told(tmp_path):
     loaded = config.load(write(tmp_path, lambda raw: raw["methods"]["kd"][0].update(weight=2.0, start=10, ramp=4)))
     term = loaded.methods["kd"][0]
     assert [term.weight_at(step) for step in (0, 9, 10, 11, 13, 100)] == [0, 0, 0.5, 1.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("key, value", [("training.lr", 0), ("training.lr", float("nan")), ("training.momentum", 1.0),
+                                        ("teacher_training.weight_decay", -0.1)])
+def test_what_an_optimiser_cannot_do_is_a_fault_of_the_file(tmp_path, key, value):
+    section, name = key.split(".")
+    with pytest.raises(ConfigError, match=f"{key}: (must be|expected)"):
+        config.load(write(tmp_path, lambda raw: raw[section].update({name: value})))
+
+
+@pytest.mark.parametrize("key, value", [("temperature", 0.0), ("weight", -1.0), ("start", -5), ("ramp", -3)])
+def test_a_term_that_would_divide_by_zero_or_teach_the_contrary_is_a_fault_of_the_file(tmp_path, key, value):
+    with pytest.raises(ConfigError, match=rf"methods\.kd\[0\]\.{key}: (must be|expected)"):
+        config.load(write(tmp_path, lambda raw: raw["methods"]["kd"][0].update({key: value})))
