@@ -62,15 +62,17 @@ def identity(dataset: DatasetBase, prepare: Prepare, views: Views, teacher: Teac
     """All that changes a teacher's answer, but not which images, how many views, or which targets: those are the extent."""
     model = find_class("models", teacher.model.name)
     regions = range(len(dataset.classes)) if dataset.regions is None else dataset.regions
+    looks_mirrored = views.mirror or teacher.flip_average
     return {
         "prepare": prepared.identity(dataset, prepare),
         "views": {"version": geometry.VERSION, "seed": views.seed, "scale": list(views.scale),
                   "rotate_deg": views.rotate_deg, "shift": views.shift, "mirror": views.mirror,
-                  "permutation": list(dataset.mirror) if views.mirror and dataset.mirror else None},
+                  "permutation": list(dataset.mirror) if looks_mirrored and dataset.mirror else None},
         "regions": list(regions),
         "teacher": {"name": teacher.model.name, "args": dict(sorted(teacher.model.args.items())), "version": model.version,
                     **model.made_from(teacher.model.args), "weights": weights_digest, "precision": teacher.precision,
-                    **({"flip_average": True} if teacher.flip_average else {})},
+                    **({"flip_average": True} if teacher.flip_average else {}),
+                    **({"mirror_lanes": list(dataset.mirror_lanes)} if teacher.flip_average and dataset.mirror_lanes else {})},
     }
 
 
@@ -108,7 +110,7 @@ def open_whole(root: AnyPath, dataset: str, identity_record: dict, images: Seque
         store = Store.find(root, "targets", dataset, identity_record)
         store.check(list(images), range(num_views), wanted)
     except StoreError as error:
-        raise StoreError(f"{error}; run `pipeline cache-teacher {config}`") from None
+        raise StoreError(f"{error}; run `pipeline cache-teacher {config}` (with the same --set, if there was one)") from None
     return store, [pass_ for pass_, _ in wanted]
 
 
@@ -242,12 +244,16 @@ def refuse_values(values: Mapping[str, torch.Tensor], target: TargetType, number
 
 
 def regions_shown(labels_BHW: torch.Tensor, target: TargetType, context: Context) -> torch.Tensor:
-    """[B] bool on the CPU: whether the target has anything to compare, which without labels may not be so."""
+    """[B] bool on the CPU: whether the target surely has something to compare: a region in the middle of one of its cells. Few
+    labels, or none, may leave it nothing."""
     if not target.uses_labels:
         return torch.ones(len(labels_BHW), dtype=torch.bool)
     known = torch.zeros(256, dtype=torch.bool, device=labels_BHW.device)
     known[list(context.regions)] = True
-    return known[labels_BHW.flatten(1).int()].any(dim=1).cpu()
+    from pipeline.targets._grid import cell_labels      # who trains a teacher imports this file and no target
+
+    labels_Bhw = cell_labels(labels_BHW, context.grids[min(layers_of(target))])
+    return known[labels_Bhw.flatten(1).int()].any(dim=1).cpu()
 
 
 def encoded(values: Mapping[str, torch.Tensor], target: TargetType, number: int, start: int) -> dict[str, np.ndarray]:

@@ -22,6 +22,11 @@ def digest_array(array: np.ndarray | None) -> str:
     return sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())[:16]
 
 
+def text_digest(text: str, num_bytes: int) -> bytes:
+    """For draws and orders that follow from an image's id, which may be a file's name in another encoding than UTF-8."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=num_bytes).digest()
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

@@ -21,6 +21,7 @@ from pipeline import views as geometry
 from pipeline.config import Photometric, Training, Views
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import ConfigError
+from pipeline.identity import text_digest
 from pipeline.losses.base import Batch
 from pipeline.progress import say
 from pipeline.store import Pass, Reader
@@ -198,7 +199,7 @@ def ahead(loader: Loader, steps: Sequence[int]) -> Iterator[Batch]:
 
 def surveyed(ids: Sequence[str]) -> list[int]:
     """Positions of the images as a survey shows them: in the order of their ids' digests, wherever they stand in a list."""
-    return sorted(range(len(ids)), key=lambda position: hashlib.blake2b(ids[position].encode(), digest_size=8).digest())
+    return sorted(range(len(ids)), key=lambda position: text_digest(ids[position], 8))
 
 
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:

@@ -61,7 +61,7 @@ class Sizes:
     target_bytes: Mapping[str, int]             # equal targets under two names are stored, and counted, once
     num_files: int
     probability_bytes: int                      # of one view, for comparison: float16 class probabilities at input size
-    feature_bytes: int                          # and float16 features of every layer that a target reads
+    feature_bytes: int                          # and float16 features of all layers that the teacher names
 
     @property
     def num_blocks(self) -> int:
@@ -88,7 +88,7 @@ def sizes(num_images: int, num_views: int, named: Mapping[str, Pass], always: Pa
     blocks = -(-num_images // rows)
     chunks = sum(-(-rows * field_bytes(field) // MAX_CHUNK_BYTES) + 1 for pass_ in passes.values() for field in pass_.fields.values())
     area = context.size[0] * context.size[1]
-    features = sum(2 * context.channels[role] * context.grids[role][0] * context.grids[role][1] for role in ("mid", "high"))
+    features = sum(2 * context.channels[role] * h * w for role, (h, w) in context.grids.items() if role != "logits")
     return Sizes(num_images, num_views, rows, target_bytes, blocks * num_views * (chunks + len(passes)) + blocks,
                  2 * context.num_classes * area, features)
 

@@ -5,7 +5,6 @@ One pass, `sample`, of one view: `image` [H, W, 3] uint8 RGB, `label` [H, W] uin
 networks' multiple.
 """
 
-from pathlib import Path
 from typing import Mapping, Sequence
 
 import numpy as np
@@ -17,7 +16,7 @@ from pipeline.frames import VERSION, canvas, frame
 from pipeline.identity import listed
 from pipeline.progress import say
 from pipeline.store import ImageRow, Pass, Store, digest_array
-from pipeline.storefiles import AnyPath, write
+from pipeline.storefiles import AnyPath, locked, write
 from pipeline.targets.base import Field
 from pipeline.views import FILL
 
@@ -64,18 +63,27 @@ def identity(dataset: DatasetBase, prepare: Prepare) -> dict:
 
 def skipped(store: Store) -> dict[str, str]:
     """The images that `prepare --skip-bad` left out for good, each with the reason."""
-    path = store.folder / "skipped.tsv"
-    lines = path.read_text().splitlines()[1:] if path.exists() else []
-    return dict(line.split("\t", 1) for line in lines)
+    return rows_of(store.folder / "skipped.tsv", head=1)
 
 
 def put_on_record(store: Store, bad: Mapping[str, str]) -> None:
     path = store.folder / "skipped.tsv"
-    if bad:
-        lines = [f"{image_id}\t{reason}\n" for image_id, reason in sorted(bad.items())]
-        write([(path, "".join(["image\treason\n", *lines]).encode())])
-    else:
-        path.unlink(missing_ok=True)
+    with locked(store.folder):
+        if bad:
+            write([(path, b"image\treason\n" + table(bad))])
+        else:
+            path.unlink(missing_ok=True)
+
+
+def table(notes: Mapping[str, str]) -> bytes:
+    """A line for each image; its id is any text without tab and newline, and of bytes that are no UTF-8, too."""
+    return "".join(f"{image_id}\t{note}\n" for image_id, note in sorted(notes.items())).encode("utf-8", "surrogateescape")
+
+
+def rows_of(path: AnyPath, head: int = 0) -> dict[str, str]:
+    """What `table` wrote, below so many lines; the last line may have been cut off."""
+    lines = path.read_bytes().decode("utf-8", "surrogateescape").split("\n")[head:] if path.exists() else []
+    return dict(line.split("\t", 1) for line in lines if "\t" in line)
 
 
 def files_now(dataset: DatasetBase, image_id: str) -> str:
@@ -87,10 +95,9 @@ def files_now(dataset: DatasetBase, image_id: str) -> str:
     return " ".join(f"{s.st_size}:{s.st_mtime_ns}" for s in found)
 
 
-def known_files(path: Path) -> dict[str, str]:
+def known_files(path: AnyPath) -> dict[str, str]:
     """What `files_now` said when an image was prepared, from a store's sources.tsv."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return dict(line.split("\t", 1) for line in lines if "\t" in line)
+    return rows_of(path)
 
 
 def meaning(dataset: DatasetBase) -> dict:
@@ -115,7 +122,8 @@ def open_whole(root: AnyPath, plugin: Plugin, dataset: DatasetBase, prepare: Pre
         known = known_files(store.folder / "sources.tsv")
         touched = [image_id for image_id in ids if (now := files_now(dataset, image_id)) and known.get(image_id) != now]
         if touched:                              # where the files are not at hand, the store speaks for them
-            raise StoreError(f"{store.folder}: the files of {len(touched)} images were touched since ({listed(touched)})")
+            raise StoreError(f"{store.folder}: the files of {len(touched)} images were touched since ({listed(touched)}), "
+                             f"which copying them does too; nothing is filled or trained again if their content is the same")
         images = [store.images[store.row_of[image_id]] for image_id in ids]
         store.check(images, range(1), [(sample, True)])
     except StoreError as error:

@@ -165,8 +165,19 @@ def locked(folder: AnyPath) -> Iterator[None]:
             yield
         return
     with writing(folder), _lock_file(folder / ".lock") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        hold(file)
         yield
+
+
+def hold(file: BinaryIO) -> None:
+    """Waits for the file's lock, which ends with the process."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        raise StoreError(f"{file.name}: this file system has no locks ({error.strerror}); mount it with them (Lustre: -o "
+                         f"flock), or choose a --root on another one") from error
 
 
 def _lock_file(path: Path) -> BinaryIO:
@@ -213,7 +224,7 @@ def claimed(mark: AnyPath) -> Iterator[Claim]:
     unfinished = mark.with_name(mark.name + ".tmp")
     while True:
         with open(unfinished, "ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            hold(file)
             try:
                 ours = os.path.samestat(os.fstat(file.fileno()), os.stat(unfinished))
             except FileNotFoundError:                       # whoever held it has made it the mark

@@ -183,6 +183,12 @@ def _faults_of_block(store: Store, view: str, folder: str, block: int, deep: boo
                 held[name] = Values.of(rows[name][fine] if bad else rows[name], ids)
             if bad:
                 yield f"{store.folder}: {name!r} differs from its crc, or is not finite, for image {bad}"
+    if store.kind == "prepared" and all(name in rows for name in store.layout(folder)):
+        from pipeline.prepared import image_row  # which knows stores
+
+        made = [image_row(image.id, {name: rows[name][i] for name in store.layout(folder)}) for i, image in enumerate(images)]
+        if other := listed([repr(image.id) for image, found in zip(images, made) if found != image]):
+            yield f"{store.folder}: the rows are not those of the digest in the list of images, for image {other}"
 
 
 def _strays(store: Store) -> Iterator[str]:
@@ -233,10 +239,11 @@ def repair(store: Store, passes: Sequence[Pass] = (), workers: int = 1) -> list[
         for block, (faults, _) in enumerate(_blocks(store, view, folder, True, workers)):
             if faults:
                 mark = store.mark_path(view, folder, block)
-                with claimed(mark) as claim:
-                    remove(mark)
+                with claimed(mark) as claim:     # a fill, or another repair, may have been faster
+                    if mark.exists() and any(_faults_of_block(store, view, folder, block, True, None)):
+                        remove(mark)
+                        done.append(f"{store.folder}: block {block} of {folder}, {view}, is to be filled again")
                     claim.give_up()
-                done.append(f"{store.folder}: block {block} of {folder}, {view}, is to be filled again")
     if done:
         with locked(store.folder):
             note(store.folder, "repair", done=len(done))

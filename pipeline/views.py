@@ -9,7 +9,6 @@ B images, H W the network input, K classes.
 """
 
 import functools
-import hashlib
 import math
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from pipeline.config import Views
 from pipeline.datasets.base import IGNORE
+from pipeline.identity import text_digest
 
 VERSION = 1                                  # bump when the same matrix would give other pixels or labels
 FILL = (124, 116, 104)                       # RGB of what lies outside the image: ImageNet's mean
@@ -48,13 +48,13 @@ def draw(views: Views, image_id: str, view: int, size: tuple[int, int]) -> np.nd
 
 def _uniform(key: str, count: int) -> list[float]:
     """Numbers in [0, 1) that depend on the key alone: a hash as a counter-based generator, the same for ever and everywhere."""
-    digest = hashlib.blake2b(key.encode(), digest_size=8 * count).digest()
+    digest = text_digest(key, 8 * count)
     return [(int.from_bytes(digest[8 * i:8 * i + 8], "little") >> 11) * 2.0**-53 for i in range(count)]
 
 
 def view_of_epoch(image_id: str, epoch: int, count: int) -> int:
     """Which of K views an image is shown in; offset by the id, so that an epoch mixes views."""
-    return (epoch + int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=4).digest(), "little")) % count
+    return (epoch + int.from_bytes(text_digest(image_id, 4), "little")) % count
 
 
 def mirrored(matrices_B23: Tensor) -> Tensor:

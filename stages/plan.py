@@ -25,8 +25,8 @@ WRITTEN_VIEWS = 16                               # at most
 
 def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], training: Training,
         students: dict[str, Plugin], root: AnyPath, images: int | None, measure: bool, device: str, batch: int) -> str:
-    """Returns the plan in words. `images` plans for that many without a dataset on disk. Raises StoreError, after the plan's
-    figures, if they exceed the free disk; object storage is not asked."""
+    """Returns the plan in words. `images` plans for that many without a dataset on disk. Says it, and raises
+    StoreError, if it exceeds the free disk; object storage is not asked."""
     source = dataset.build()
     count = images or len(source.ids("train"))
     context = cache.context(teacher.model, source, prepare.size)
@@ -39,8 +39,8 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     lines += [f"| all | {sizes.row_bytes} |", "",
               f"cache: {words(sizes.total_bytes)}; prepared images: {words(pixel_bytes)}",
               f"instead of {words(sizes.probability_bytes * count * sizes.num_views)} of probability maps "
-              f"({sizes.probability_bytes / sizes.row_bytes:.0f}x) or {words(sizes.feature_bytes * count * sizes.num_views)} of "
-              f"features ({sizes.feature_bytes / sizes.row_bytes:.0f}x)"]
+              f"({times(sizes.probability_bytes / sizes.row_bytes)}) or {words(sizes.feature_bytes * count * sizes.num_views)} of "
+              f"features ({times(sizes.feature_bytes / sizes.row_bytes)})"]
     if measure:
         cost = measured(source, prepare, views, teacher, named, context, training, students, root, device, batch, sizes)
         lines += ["", f"measured here ({device}): teacher {1 / cost.teacher_s:.1f} views/s, fill {1 / cost.view_s(sizes):.1f} "
@@ -54,8 +54,9 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
         return "\n".join([*lines, f"free at {root}: object storage doesn't say"])
     free = shutil.disk_usage(there(root)).free
     if sizes.total_bytes > free:
-        raise StoreError("\n".join([*lines, f"{root}: {words(sizes.total_bytes)} are needed, {words(free)} are free; choose "
-                                            f"another --root, fewer views, or smaller targets"]))
+        say("\n".join(lines))
+        raise StoreError(f"{root}: {words(sizes.total_bytes)} are needed, {words(free)} are free; choose another --root, fewer "
+                         f"views, or smaller targets")
     return "\n".join([*lines, f"free at {root}: {words(free)}"])
 
 
@@ -176,6 +177,10 @@ def seconds(work: Callable, device: str, most: float = float("inf")) -> float:
         calls += 1
         end = finished()
     return (end - start) / calls
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
 
 
 def words(num_bytes: float) -> str:

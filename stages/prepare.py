@@ -10,9 +10,9 @@ from pipeline import executors, plan, prepared
 from pipeline.config import Plugin, Prepare
 from pipeline.errors import DatasetError, StoreError
 from pipeline.files import write_json
-from pipeline.progress import Progress
+from pipeline.progress import Progress, say
 from pipeline.store import ImageRow, Store
-from pipeline.storefiles import local, write
+from pipeline.storefiles import local, locked, write, writing
 
 
 def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers: int,
@@ -49,14 +49,25 @@ def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers:
 
     new = [image_id for image_id in ids if image_id not in store.row_of]
     touched = [image_id for image_id in ids if image_id in store.row_of and not sources.unchanged(image_id)]
-    if store.num_blocks:
-        store.add_pass(sample, range(1))
-    unfinished = {block: [image.id for image in store.block_images(block)]
-                  for block in (store.missing(sample, 0) if store.num_blocks else [])}
+    store.add_pass(sample, range(1))
+    if touched:
+        say(f"{store.folder}: comparing the content of {len(touched)} images whose files were touched")
+        with Progress("comparing", len(touched), "images") as progress:
+            sources.seen(_compared(store, _counted(readable(touched), progress)))
     with Progress("preparing", len(ids), "images", len(ids) - len(new)) as progress:
         try:
-            sources.seen(_compared(store, readable(touched)))
-            for block, block_ids in unfinished.items():
+            # an image's digest is its line in the store, so a block's images are read before the block exists
+            fresh = readable(new)
+            while done := list(islice(fresh, store.block_rows)):
+                lines = [image_row for image_row, _ in done]
+                store.grow(lines)
+                block = store.row_of[lines[0].id] // store.block_rows
+                if store.block_images(block) == lines:       # or a run beside this one has put them into blocks otherwise
+                    store.write_block(sample, 0, block, _stack(done))
+                sources.seen(_compared(store, done))
+                progress.advance(len(done))
+            for block in store.missing(sample, 0):           # begun by a run that was broken off, or is at work there now
+                block_ids = [image.id for image in store.block_images(block)]
                 done = list(readable(block_ids))
                 if len(done) < len(block_ids):
                     first = next(bad[image_id] for image_id in block_ids if image_id in bad)
@@ -64,14 +75,6 @@ def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers:
                                      f"{first}; or delete that folder")
                 _compared(store, done)
                 store.write_block(sample, 0, block, _stack(done))
-            # an image's digest is its line in the store, so a block's images are read before the block exists
-            fresh = readable(new)
-            while done := list(islice(fresh, store.block_rows)):
-                store.grow([image_row for image_row, _ in done])
-                store.add_pass(sample, range(1))
-                store.write_block(sample, 0, store.num_blocks - 1, _stack(done))
-                sources.seen(image_row.id for image_row, _ in done)
-                progress.advance(len(done))
         except executors.Stopped as stopped:
             stopped.said = f"{store.folder}: {progress.done} of {len(ids)} images are prepared"
             raise
@@ -102,7 +105,7 @@ class _Sources:
 
     def __init__(self, path: Path, dataset, ids: Sequence[str]):
         self.path = path
-        self.known = prepared.known_files(path)
+        self.known, self.fresh = prepared.known_files(path), {}
         self.now = {image_id: prepared.files_now(dataset, image_id) for image_id in ids}
 
     def unchanged(self, image_id: str) -> bool:
@@ -110,13 +113,22 @@ class _Sources:
 
     def seen(self, ids: Iterable[str]) -> None:
         fresh = {image_id: self.now[image_id] for image_id in ids}
-        self.known |= fresh
+        self.fresh |= fresh
         if local(self.path):                     # at once: a killed run must not read these again
-            with open(self.path, "a") as file:
-                file.writelines(f"{image_id}\t{stat}\n" for image_id, stat in fresh.items())
+            with writing(self.path), open(self.path, "ab") as file:
+                file.write(prepared.table(fresh))
 
     def save(self) -> None:
-        write([(self.path, "".join(f"{image_id}\t{stat}\n" for image_id, stat in sorted(self.known.items())).encode())])
+        if not self.fresh:
+            return
+        with locked(self.path.parent):           # a run beside this one has its own
+            write([(self.path, prepared.table(prepared.known_files(self.path) | self.fresh))])
+
+
+def _counted(read: Iterable[tuple[ImageRow, dict]], progress: Progress) -> Iterator[tuple[ImageRow, dict]]:
+    for found in read:
+        progress.advance()
+        yield found
 
 
 def _compared(store: Store, read: Iterable[tuple[ImageRow, dict]]) -> list[str]:
@@ -126,7 +138,8 @@ def _compared(store: Store, read: Iterable[tuple[ImageRow, dict]]) -> list[str]:
         (same if store.images[store.row_of[image_row.id]] == image_row else changed).append(image_row.id)
     if changed:
         raise StoreError(f"{store.folder}: {len(changed)} prepared images have other content on disk now, "
-                         f"{changed[0]!r} first; delete that folder and run `pipeline prepare` again")
+                         f"{changed[0]!r} first; delete that folder and run `pipeline prepare` again, or, if this is "
+                         f"another dataset than the store was made from, give it a --root of its own")
     return same
 
 

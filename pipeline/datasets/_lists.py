@@ -35,7 +35,7 @@ def by_id(entries: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 def part_of(ids: list[str], part: float) -> list[str]:
     """This part of them, one at least, in their order: those with the lowest hashes, whatever the others are called."""
-    by_hash = sorted(ids, key=lambda image_id: blake2b(image_id.encode(), digest_size=8).digest())
+    by_hash = sorted(ids, key=lambda image_id: blake2b(image_id.encode("utf-8", "surrogateescape"), digest_size=8).digest())
     lowest = set(by_hash[:max(1, round(part * len(ids)))])
     return [image_id for image_id in ids if image_id in lowest]
 

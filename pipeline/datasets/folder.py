@@ -14,6 +14,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from textwrap import indent
 
 import numpy as np
 import yaml
@@ -127,6 +128,9 @@ def read_classes(path: Path) -> Card:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise DatasetError(f"{path.parent}: no such folder, seen from {Path.cwd()}; put or link the dataset there, or "
+                               f"correct 'root'") from None
         raise refusal(path, ["no such file"]) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise refusal(path, [f"not YAML ({' '.join(str(error).split())})"]) from None
@@ -195,4 +199,4 @@ def is_pair(value) -> bool:
 
 
 def refusal(path: Path, faults: list[str]) -> DatasetError:
-    return DatasetError(f"{path}: {', and '.join(faults)}; write it like this:\n{EXAMPLE}")
+    return DatasetError(f"{path}: {', and '.join(faults)}; write it like this:\n{indent(EXAMPLE, '    ')}")

@@ -1,6 +1,6 @@
-"""What targets made of a layer's map share: the layer's grid, and a map brought to another grid.
+"""What targets made of a layer's map share: the layer's grid, and a map or labels brought to another grid.
 
-B images, C channels, h w a grid.
+B images, H W labels, C channels, h w a grid.
 """
 
 import torch
@@ -39,3 +39,10 @@ def area_means(values: Tensor, cells: int) -> Tensor:
     cell = torch.arange(cells, device=values.device)
     first, end = cell * length // cells, ((cell + 1) * length + cells - 1) // cells
     return values @ ((place >= first) & (place < end)).div(end - first).to(values.dtype)
+
+
+def cell_labels(labels_BHW: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[B, h, w]: the label of each cell's middle pixel (the lower right of four), the same everywhere."""
+    rows, columns = (torch.arange(cells, device=labels_BHW.device) * 2 * size + size
+                     for cells, size in zip(grid, labels_BHW.shape[-2:]))
+    return labels_BHW[:, (rows // (2 * grid[0]))[:, None], columns // (2 * grid[1])]

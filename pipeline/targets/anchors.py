@@ -25,10 +25,9 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.models.base import Output
 from pipeline.targets._cosines import ERRORS, inverse_length, scaled
-from pipeline.targets._grid import grid_of, on_grid
+from pipeline.targets._grid import cell_labels, grid_of, on_grid
 from pipeline.targets._signs import signs
 from pipeline.targets.base import Context, Field, TargetType
-from pipeline.targets.class_similarity import cell_labels
 
 NONE = 255                                              # the class of an anchor that is not there
 

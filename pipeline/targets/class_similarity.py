@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.models.base import Output
 from pipeline.targets._cosines import ERRORS, coded, cosines, decoded, scaled
-from pipeline.targets._grid import grid_of, on_grid
+from pipeline.targets._grid import cell_labels, grid_of, on_grid
 from pipeline.targets.base import Context, Field, TargetType
 
 
@@ -52,10 +52,3 @@ class Target(TargetType):
 
     def decode(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         return decoded("similarity", rows)
-
-
-def cell_labels(labels_BHW: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[B, h, w]: the label of each cell's middle pixel (the lower right of four), the same everywhere."""
-    rows, columns = (torch.arange(cells, device=labels_BHW.device) * 2 * size + size
-                     for cells, size in zip(grid, labels_BHW.shape[-2:]))
-    return labels_BHW[:, (rows // (2 * grid[0]))[:, None], columns // (2 * grid[1])]

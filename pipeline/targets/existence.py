@@ -24,6 +24,10 @@ class Target(TargetType):
 
     fidelity = "exact"
 
+    def __post_init__(self):
+        if self.lanes < 1:
+            raise ConfigError(f"existence.lanes: {self.lanes} lanes say nothing; write 1 or more, or leave the target out")
+
     def fields(self, context: Context) -> dict[str, Field]:
         return {"existence": Field((self.lanes,), "float32", ("lane",))}
 

@@ -33,3 +33,8 @@ def test_the_bytes_of_a_plan_are_those_on_disk(tmp_path, count):
     chunks = [path for path in store.folder.rglob("c.*")]
     assert meant.rows_of_block == 8 and meant.total_bytes == sum(path.stat().st_size - 4 for path in chunks)
     assert meant.num_files == len(chunks) + len(list(store.folder.glob("done/*/*.json"))) + len(list(store.folder.glob("images/*")))
+
+
+def test_a_teacher_may_name_one_layer_alone():
+    context = SimpleNamespace(size=(16, 24), num_classes=3, channels={"high": 8}, grids={"high": (2, 3)})
+    assert plan.sizes(10, 1, {"graph": GRAPH}, MATRIX, context).feature_bytes == 2 * 8 * 2 * 3

@@ -6,6 +6,7 @@ ROBUSTNESS_ROUNDS=20 python -m pytest tests/pipeline/test_store_robustness.py   
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import os
 import resource
@@ -256,6 +257,39 @@ def test_a_reader_sees_a_block_that_is_repaired_under_it(tmp_path):
             reader.read(GRAPH, np.arange(4), np.zeros(4, int))
         store.write_block(GRAPH, 0, 0, meant)                # a new file of the same name
         assert np.array_equal(reader.read(GRAPH, np.arange(4), np.zeros(4, int))["graph"], meant["graph"])
+
+
+def test_a_file_that_another_host_has_replaced_is_opened_anew(tmp_path, monkeypatch):
+    store, preadv, stale = filled(tmp_path, 4), os.preadv, []
+    reader = Reader(store, [GRAPH], [row.id for row in images(4)], 1, memory="disk")
+    reader.read(GRAPH, np.arange(4), np.zeros(4, int))
+
+    def over_the_network(*given):
+        if stale and stale.pop():
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return preadv(*given)
+
+    monkeypatch.setattr(os, "preadv", over_the_network)
+    stale.append(True)
+    found = reader.read(GRAPH, np.arange(4), np.zeros(4, int))
+    assert not stale and np.array_equal(found["graph"], values(GRAPH, 0, images(4))["graph"])
+    stale += [True, True]                                    # the new one, too
+    with pytest.raises(StoreError, match="c.0.*[Ss]tale"):
+        reader.read(GRAPH, np.arange(4), np.zeros(4, int))
+
+
+def test_a_file_system_without_locks_is_refused_with_what_to_do(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    store = filled(tmp_path, 4, [GRAPH])
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.raises(StoreError, match="has no locks .* choose a --root on another one"):
+        store.grow(images(8))
+    store.mark_path("v000", GRAPH.folder, 0).unlink()
+    with pytest.raises(StoreError, match="has no locks"):
+        store.write_block(GRAPH, 0, 0, values(GRAPH, 0, images(4)))
+    assert store.missing(GRAPH, 1) == []                     # reading takes none
 
 
 def test_readers_keep_few_files_open_share_them_between_threads_and_give_them_back(tmp_path):

@@ -67,3 +67,22 @@ def test_rows_that_are_all_zero_are_counted_and_three_are_named(tmp_path):
     verification.verify(store, True, found)
     held = found[pass_.folder, "x"]
     assert held.zero_rows == 6 and held.zero_ids == [images(9)[i].id for i in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("faster", ["fill", "repair"])
+def test_a_block_that_others_mended_while_a_repair_looked_is_left_to_them(tmp_path, monkeypatch, faster):
+    store = filled(tmp_path, 8)
+    chunk = store.folder / store.arrays("v000", GRAPH.folder)["graph"].chunk_path(1)
+    chunk.write_bytes(b"?" * len(chunk.read_bytes()))
+    mark, claimed = store.mark_path("v000", GRAPH.folder, 1), verification.claimed
+
+    def after_others(path):
+        if faster == "fill":
+            store.write_block(GRAPH, 0, 1, values(GRAPH, 0, store.block_images(1)))
+        else:
+            path.unlink()
+        return claimed(path)
+
+    monkeypatch.setattr(verification, "claimed", after_others)
+    assert verification.repair(store) == []
+    assert mark.exists() == (faster == "fill") and not mark.with_name(mark.name + ".tmp").exists()

@@ -186,11 +186,13 @@ def test_zero_graphs_are_refused_unless_no_region_is_shown():
     labels = torch.zeros(4, 8, 8, dtype=torch.uint8)        # class 0 is no region
     graph = torch.zeros(4, 3, 2, 2)
     cache.refuse_values({"graph": graph}, target, 1, labels, context, 0)
+    labels[:, 4, 4] = 1                                     # beside the middle of a cell: some targets see none of it
+    cache.refuse_values({"graph": graph}, target, 1, labels, context, 0)
     labels[2, 5, 5] = 1
     with pytest.raises(cache.BadAnswer, match="its graph is all zero") as caught:
         cache.refuse_values({"graph": graph}, target, 1, labels, context, 16)
     assert (caught.value.image, caught.value.targets) == (18, [1])
-    labels[3, 0, 0] = 2
+    labels[3, 1, 1] = 2
     graph[3, 0] = 0.5
     cache.refuse_values({"graph": graph}, target, 1, labels, context, 0)
     target.uses_labels = False

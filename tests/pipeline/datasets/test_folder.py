@@ -142,7 +142,7 @@ def test_names_that_do_not_pair_are_refused(root, spoil, message):
 
 def test_a_missing_card_shows_an_example_that_works(tmp_path):
     with pytest.raises(DatasetError, match=r"classes\.yaml: no such file; write it like this:\n") as caught:
-        Dataset(root=tmp_path)
+        Dataset(root=tmp_path)                   # the command line prints its indented lines as they are
     (tmp_path / "classes.yaml").write_text(str(caught.value).split("like this:\n")[1])
     assert read_classes(tmp_path / "classes.yaml").names == ("background", "left line", "right line")
 
@@ -172,3 +172,9 @@ def test_a_malformed_card_says_what_is_wrong(root, text, message):
     (root / "classes.yaml").write_text(text)
     with pytest.raises(DatasetError, match=rf"classes\.yaml: .*{message}.*like this:"):
         read_classes(root / "classes.yaml")
+
+
+def test_a_root_that_is_not_there_is_said_to_be_missing_without_an_example(tmp_path):
+    with pytest.raises(DatasetError, match="nowhere: no such folder, seen from .*; put or link the dataset there") as caught:
+        Dataset(root=tmp_path / "nowhere")
+    assert "\n" not in str(caught.value)

@@ -44,5 +44,7 @@ def test_a_student_without_a_head_is_refused_and_so_is_a_teacher():
         Loss(reads={}, context=CONTEXT, student=CONTEXT, temperature=1.0)(Output(torch.zeros(1, 5, 1, 1), {}), None)
     with pytest.raises(ConfigError, match="existence: this network has no lane-existence head"):
         Target(lanes=4).compute(Output(torch.zeros(1, 5, 1, 1), {}), torch.zeros(1, 8, 8), CONTEXT)
+    with pytest.raises(ConfigError, match="existence.lanes: 0 lanes say nothing"):
+        Target(lanes=0)
     with pytest.raises(ConfigError, match="existence.lanes: 4, but the network answers for 2"):
         Target(lanes=4).compute(Output(torch.zeros(1, 5, 1, 1), {}, torch.zeros(1, 2)), torch.zeros(1, 8, 8), CONTEXT)

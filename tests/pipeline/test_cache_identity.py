@@ -1,0 +1,28 @@
+"""What a cache's identity holds of a mirrored look at the images, and what leaves it alone."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline import cache
+from pipeline.config import Plugin, Prepare, Teacher, Views
+
+
+def identity(mirror, flip_average, permutation, lanes=None):
+    dataset = SimpleNamespace(classes=("a", "b", "c"), crop_top=0, lanes=2, regions=None, mirror=permutation, mirror_lanes=lanes)
+    views = Views(count=2, seed=0, scale=(1.0, 1.0), rotate_deg=0.0, shift=0.0, mirror=mirror)
+    teacher = Teacher(model=Plugin(kind="models", name="erfnet", args={}), checkpoint=None, backbone=None, precision="fp32",
+                      flip_average=flip_average)
+    return cache.identity(dataset, Prepare(size=(16, 16), codec="raw"), views, teacher, "1a2b")
+
+
+@pytest.mark.parametrize("mirror, flip_average", [(False, False), (True, False), (False, True), (True, True)])
+def test_the_permutation_of_classes_counts_where_something_is_mirrored(mirror, flip_average):
+    same = identity(mirror, flip_average, (0, 2, 1)) == identity(mirror, flip_average, (0, 1, 2))
+    assert same == (not mirror and not flip_average)
+
+
+@pytest.mark.parametrize("flip_average", [False, True])
+def test_the_permutation_of_lanes_counts_where_a_teacher_averages_over_it(flip_average):
+    one, other = (identity(True, flip_average, (0, 2, 1), lanes) for lanes in [(0, 1), (1, 0)])
+    assert (one == other) == (not flip_average)
