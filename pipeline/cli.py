@@ -4,6 +4,7 @@ The only file that imports click or a stage. Heavy imports happen inside command
 """
 
 import contextlib
+import errno
 import os
 import shlex
 import sys
@@ -23,6 +24,9 @@ class _Commands(click.Group):
         return list(self.commands)
 
 
+_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}     # the user's to mend, wherever raised
+
+
 class _Group(_Commands):
     """And errors a user can mend as one line without a traceback."""
 
@@ -31,8 +35,18 @@ class _Group(_Commands):
             return super().invoke(ctx)
         except PipelineError as error:
             for line in str(error).splitlines():
-                click.echo(f"Error: {line}", err=True)
+                example = line.startswith("    ")                   # to be copied as it is printed
+                click.echo(line if example else f"Error: {line}", err=True)
             ctx.exit(1)
+        except OSError as error:
+            if error.errno not in _MACHINE:
+                raise
+            click.echo(f"Error: {error.filename or 'disk'}: {error.strerror}; make room or give the right to write, and run "
+                       f"the same command again: what is finished is safe", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("Stopped: nothing finished is lost; run the same command again", err=True)
+            ctx.exit(130)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -383,7 +397,7 @@ def evaluate(config, overrides, student, method, seed, teacher, device, workers,
                          report=out / f"{name}.json", picture=out / f"{name}.png",
                          predictions=Path("runs") / cfg.name / name / "predictions", device=_pick(device), batch=batch,
                          workers=workers))
-    _next("report", config, overrides)
+    _next("cache-teacher" if teacher else "report", config, overrides)
 
 
 @_command("predict")

@@ -27,6 +27,8 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     if image_id not in store.row_of:
         raise StoreError(f"{store.folder}: no image {image_id!r}{did_you_mean(image_id, store.row_of)}; there are "
                          f"{listed([image.id for image in store.images if image.id])}")
+    if view >= views.count:
+        raise StoreError(f"--view {view}: there are {views.count} views, counted from 0; ask for one of 0..{views.count - 1}")
     pixels, sample, _ = prepared.open_whole(root, dataset, source, prepare, [image_id])
     rows = Reader(pixels, [sample], [image_id], 1).read(sample, np.array([0]), np.array([0]))
     reader = Reader(store, [cache.MATRIX, *(pass_ for _, pass_ in named.values())], [image_id], view + 1, memory="disk")

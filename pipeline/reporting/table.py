@@ -116,7 +116,7 @@ def compared(line: Line) -> list[str]:
         return [line.why, "", ""]
     one = line.against
     interval = "none" if math.isnan(one.low) else f"{signed(one.low)} to {signed(one.high)} ({one.test})"
-    return [signed(one.mean), interval, "-" if line.gap is None else f"{line.gap:.0%}"]
+    return [signed(one.mean), interval, "-" if line.gap is None else f"{round(100 * line.gap)}%"]
 
 
 def average(values: Sequence[float | None]) -> float:

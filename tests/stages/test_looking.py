@@ -69,7 +69,9 @@ def test_a_plan_says_when_the_disk_is_too_small(cached_experiment, monkeypatch):
     import shutil
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     result = cached_experiment.run("plan")
-    assert result.exit_code == 1 and "are needed, 0 bytes are free" in result.stderr
+    *figures, error = result.stderr.splitlines()
+    assert result.exit_code == 1 and "are needed, 0 bytes are free" in error
+    assert "| graph_mid | 328 |" in figures                             # once, and not as faults
 
 
 @pytest.mark.parametrize(("images", "row", "rows"), [(88_880, 6_344, 128), (100_000_000, 6_344, 1024),
@@ -92,6 +94,12 @@ def test_equal_targets_under_two_names_are_counted_once(cached_experiment):
 def test_inspect_tells_what_a_cache_is(cached_experiment):
     out = cached_experiment.do("inspect")
     assert "13 images in 2 blocks of 8" in out and "teacher resnet18" in out and "2/2 2/2 2/2" in out
+
+
+def test_inspect_says_which_views_there_are(cached_experiment):
+    image_id = cached_experiment.store("targets").joinpath("images/000000.tsv").read_text().splitlines()[1].split("\t")[0]
+    result = cached_experiment.run("inspect", "--id", image_id, "--view", "9")
+    assert result.exit_code == 1 and "--view 9: there are 3 views, counted from 0; ask for one of 0..2" in result.stderr
 
 
 def test_inspect_draws_a_record_beside_its_image(cached_experiment):

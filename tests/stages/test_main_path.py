@@ -48,7 +48,7 @@ def test_an_interrupted_run_ends_in_the_weights_of_an_unbroken_one(experiment, m
             raise KeyboardInterrupt
         return whole_step(self, batch)
     monkeypatch.setattr(Step, "__call__", power_cut)
-    assert experiment.train().exit_code == 1
+    assert experiment.train().exit_code == 130
     assert not (run / "weights.safetensors").exists()
     monkeypatch.setattr(Step, "__call__", whole_step)
     assert experiment.train().exit_code == 0

@@ -1,5 +1,6 @@
 """A wrong cache is refused, in one line that names what differs. Nothing here trains."""
 
+import os
 import shutil
 
 import cv2
@@ -144,6 +145,18 @@ def test_a_dataset_changed_since_it_was_prepared_is_refused_before_anything_is_r
     cv2.imwrite(str(path), np.where(label == 0, 1, label).astype(np.uint8))
     for method in ("intra", "plain"):
         refused(experiment, "touched", "pipeline prepare", method=method)
+
+
+def test_a_copied_dataset_is_compared_once_and_its_cache_and_runs_stay(experiment):
+    weights = experiment.folder / "teachers/toy.safetensors"
+    before = weights.stat().st_mtime_ns, sorted(path.name for path in experiment.store("targets").parent.iterdir())
+    for path in (experiment.folder / "data/toy").rglob("*.jpg"):
+        os.utime(path, (1, 1))
+    refused(experiment, "13 images were touched", "copying them does too", "nothing is filled or trained again")
+    assert "comparing the content of 13 images whose files were touched" in experiment.run("prepare").stderr
+    assert experiment.train().exit_code == 0
+    assert before == (weights.stat().st_mtime_ns, sorted(path.name for path in experiment.store("targets").parent.iterdir()))
+    assert "comparing" not in experiment.run("prepare").stderr
 
 
 def test_a_dataset_that_is_not_at_hand_is_not_missed(experiment):

@@ -88,6 +88,13 @@ def test_one_seed_has_a_difference_but_no_interval(folder):
     assert row(out, "kd")[:7] == ["erfnet", "kd", "1", "52.00", "", "+2.00", "none"] and "No interval: one seed on a side" in out
 
 
+def test_a_share_that_rounds_to_nothing_has_no_sign(folder):
+    scored(folder, "erfnet-plain-0", 0.5)
+    scored(folder, "erfnet-kd-0", 0.4999)
+    scored(folder, "teacher", 0.8)
+    assert row(report(folder).stdout, "kd")[7] == "0%"
+
+
 @pytest.mark.parametrize("teacher", [0.5, 0.3, 0.0])
 def test_a_teacher_that_is_not_better_leaves_no_gap_to_close(folder, teacher):
     scored(folder, "erfnet-plain-0", 0.5)

@@ -1,6 +1,8 @@
 """What a user sees around a command's result: what comes next, or nothing where that was asked for."""
 
+import errno
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -99,3 +101,28 @@ def test_plain_lines_come_ever_more_rarely_and_end_with_the_whole(capsys, monkey
 def test_durations_have_their_two_greatest_units():
     assert [duration(s) for s in (0.4, 59.4, 60, 200, 7500, 273_600)] == ["0 s", "59 s", "1 min 0 s", "3 min 20 s", "2 h 5 min", "3 d 4 h"]
     assert duration(59.6) == "1 min 0 s"
+
+
+@pytest.mark.parametrize(("raised", "code", "said"), [
+    (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 1, "Error: runs/x: No space left on device; make room"),
+    (PermissionError(errno.EACCES, "Permission denied", "reports"), 1, "Error: reports: Permission denied; make room"),
+    (KeyboardInterrupt(), 130, "Stopped: nothing finished is lost; run the same command again"),
+])
+def test_a_full_disk_and_ctrl_c_end_any_command_with_one_line(config, monkeypatch, raised, code, said):
+    from stages import plan
+
+    def stopped(**_):
+        raise raised
+
+    monkeypatch.setattr(plan, "run", stopped)
+    result = run("plan", config)
+    assert result.exit_code == code and result.stderr.startswith(said) and len(result.stderr.splitlines()) == 1
+
+
+def test_an_example_in_a_message_can_be_copied_as_it_is_printed(config):
+    Path("empty").mkdir()
+    text = yaml.safe_load(Path(config).read_text()) | {"dataset": {"name": "folder", "root": "empty"}}
+    Path("own.yaml").write_text(yaml.safe_dump(text))
+    first, *example = run("doctor", "own.yaml").stderr.splitlines()
+    assert first.startswith("Error: empty/classes.yaml: no such file")
+    assert set(yaml.safe_load("\n".join(example))) == {"classes", "ignore", "background", "mirror", "crop_top"}
