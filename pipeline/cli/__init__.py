@@ -1,0 +1,10 @@
+"""The `pipeline` command: parses, loads the configuration, calls a stage, prints what it returns.
+
+The only folder that imports click or a stage. Heavy imports happen inside commands, so that `--help` answers at once. Commands
+are listed in the order in which their files are imported here.
+"""
+
+from pipeline.cli.group import main
+from pipeline.cli import steps, deployment, scoring, stores     # noqa: F401: each adds its commands to `main`
+
+__all__ = ["main"]

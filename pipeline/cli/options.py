@@ -1,0 +1,137 @@
+"""What several commands share: their options, and what they do before and after a stage."""
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from pipeline.cli.group import main
+from pipeline.errors import PipelineError
+
+
+overriding = click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
+                          help="Override a value of the file; recorded with the run. May be repeated.")
+
+
+def command(name):
+    """A command over one YAML file, with `--set`."""
+    def wrap(function):
+        function = overriding(function)
+        function = click.argument("config", type=click.Path(path_type=Path))(function)
+        return main.command(name)(function)
+    return wrap
+
+
+def place(text: str):
+    """A path, or a URL of object storage, which pathlib would spoil."""
+    if "://" not in str(text):
+        return Path(text)
+    from pipeline.storefiles import place
+    return place(text)
+
+
+root = click.option("--root", type=place, metavar="FOLDER|URL", envvar="PIPELINE_CACHE_ROOT", default="cache", show_default=True,
+                    show_envvar=True, help="Folder of the prepared stores and caches; may lie outside the checkout.")
+device = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
+deterministic = click.option("--deterministic", is_flag=True,
+                             help="Resume to the same bits on a GPU too, at some cost in speed; a CPU always does.")
+workers = click.option("--workers", type=click.IntRange(min=1), default=os.cpu_count(), show_default="cores",
+                       help="Threads or processes for decoding, drawing and checking.")
+
+
+def entries(section):
+    """Completion of a shell: the section's entries in the configuration that stands on the line already."""
+    def complete(ctx, param, incomplete):
+        import yaml
+        config = ctx.params.get("config") or next(iter(ctx.args), "")       # click parses nothing after an open option
+        try:
+            entries = list(yaml.safe_load(Path(config).read_text())[section])
+        except (OSError, KeyError, TypeError, yaml.YAMLError):
+            return []
+        return [name for name in entries if name.startswith(incomplete)]
+
+    return complete
+
+
+student = click.option("--student", required=True, shell_complete=entries("students"), help="An entry of the file's `students`.")
+method = click.option("--method", required=True, shell_complete=entries("methods"),
+                      help="An entry of the file's `methods`; `plain` is no distillation.")
+seed = click.option("--seed", type=int, required=True, help="Seed of initial weights, order and dropout.")
+weights = click.option("--weights", type=click.Path(path_type=Path), metavar="FILE",
+                       help="Other weights for --student or --teacher than the run's: .safetensors, .pt, a run's checkpoint.pt.")
+
+
+def one_network(function):
+    """A run's student, or the teacher."""
+    for option in (click.option("--teacher", is_flag=True, help="The teacher instead of a student."),
+                   click.option("--seed", type=int, help="The run's seed."),
+                   click.option("--method", shell_complete=entries("methods"), help="An entry of the file's `methods`."),
+                   click.option("--student", shell_complete=entries("students"), help="An entry of the file's `students`.")):
+        function = option(function)
+    return function
+
+
+def load(config, overrides):
+    from pipeline.config import load
+    return load(config, overrides)
+
+
+def pick(device: str, deterministic: bool = False) -> str:
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+    torch.use_deterministic_algorithms(deterministic)
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PipelineError(f"--device {device}: not usable here ({str(error).splitlines()[0]}); try --device cpu") from None
+    return device
+
+
+@contextlib.contextmanager
+def stoppable():
+    """SIGTERM and Ctrl-C end the command with one line, and exit code 75 or 130."""
+    from pipeline.executors import Stopped, stoppable
+    try:
+        with stoppable():
+            yield
+    except Stopped as stopped:
+        click.echo(f"Stopped: {stopped.said}; run the same command again, and it goes on from there", err=True)
+        sys.exit(stopped.exit_code)
+
+
+def teacher_weights(cfg) -> Path:
+    return Path("teachers") / f"{cfg.name}.safetensors"
+
+
+def run_name(student, method, seed) -> str:
+    return f"{student}-{method}-{seed}"
+
+
+def network(cfg, student, method, seed, teacher, weights=None):
+    """Its run's name, and what the stages that use a trained network are told of it."""
+    if teacher == (student is not None) or weights is None and not teacher and (method is None or seed is None):
+        raise click.UsageError("give either --teacher, or all of --student, --method and --seed")
+    if teacher:
+        return "teacher", dict(model=cfg.teacher.model, training=None, weights_file=weights or teacher_weights(cfg),
+                               flip_average=cfg.teacher.flip_average)
+    name = run_name(student, method, seed)
+    return name, dict(model=cfg.student(student), training=cfg.training,
+                      weights_file=weights or Path("runs") / cfg.name / name / "weights.safetensors")
+
+
+def say_next(command, config, overrides=(), root=None, *arguments):
+    """On stderr: how long it took, and what to run after this. `dvc repro` knows that by itself."""
+    from pipeline.progress import duration, say
+    if "DVC_STAGE" in os.environ:
+        return
+    words = ["pipeline", command, str(config), *map(str, arguments), *(word for text in overrides for word in ("--set", text))]
+    if root is not None and root != place(os.environ.get("PIPELINE_CACHE_ROOT", "cache")):
+        words += ["--root", str(root)]
+    say(f"took {duration(time.monotonic() - click.get_current_context().find_root().obj)}; next: {shlex.join(words)}")
