@@ -86,7 +86,7 @@ class Training:
     ema: float = 0.0                            # decay of the weights' running mean, which is then what a run leaves; 0: the last
     accumulate: int = 1                         # parts of a batch that run one after the other, for memory; batch norm sees a part
     channels_last: bool = False                 # convolutions' memory format: faster on GPUs with tensor cores, rounds otherwise
-    compile: bool | Literal["graphs"] = False   # torch.compile of the network; what it cannot take runs as it is; with CUDA graphs
+    compile: bool | Literal["graphs"] = False   # torch.compile of the network; the rest runs as it is. graphs: with CUDA graphs
     shuffle_block: int = 0                      # for slow storage: images in a row that an epoch shows near one another; 0: any order
     shuffle_window: int = 8                     # so many of these blocks are shuffled together, and kept in RAM
     checkpoint_every: int = 500
@@ -175,19 +175,24 @@ class _OnceEach(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load(path: Path | str, overrides: typing.Sequence[str] = ()) -> Config:
-    """The checked content of a YAML file, with `section.key=value` overrides applied. Raises ConfigError with all faults."""
-    path = Path(path)
+def read_yaml(path: Path, examples: str) -> typing.Any:
+    """What the file says, not checked. Raises ConfigError if it is no readable YAML or says a key twice; `examples` tells whom it
+    is missing where to look."""
     try:
-        raw = yaml.load(path.read_text(), _OnceEach)
+        return yaml.load(path.read_text(), _OnceEach)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file, seen from {Path.cwd()}; `pipeline init` copies the examples to "
-                          f"configs/") from None
+        raise ConfigError(f"{path}: no such file, seen from {Path.cwd()}; {examples}") from None
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path}: cannot be read ({why}); name a YAML file") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def load(path: Path | str, overrides: typing.Sequence[str] = ()) -> Config:
+    """The checked content of a YAML file, with `section.key=value` overrides applied. Raises ConfigError with all faults."""
+    path = Path(path)
+    raw = read_yaml(path, "`pipeline init` copies the examples to configs/")
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected sections ({', '.join(_SECTIONS)}), got {_show(raw)}")
     for text in overrides:

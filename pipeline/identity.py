@@ -23,7 +23,7 @@ def digest_array(array: np.ndarray | None) -> str:
 
 
 def text_digest(text: str, num_bytes: int) -> bytes:
-    """For draws and orders that follow from an image's id, which may be a file's name in another encoding than UTF-8."""
+    """For draws and orders that follow from a seed or from an image's id, which may be a file's name that is no UTF-8."""
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=num_bytes).digest()
 
 

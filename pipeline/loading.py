@@ -8,7 +8,6 @@ B images, H W the network input.
 """
 
 import dataclasses
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable, Iterator, Mapping, Sequence
@@ -168,7 +167,7 @@ class Loader:
 
     def _generator(self, step: int) -> torch.Generator:
         own = f"/{self.share[0]}" if self.share[0] else ""
-        key = int.from_bytes(hashlib.blake2b(f"photometric/{self.seed}/{step}{own}".encode(), digest_size=7).digest(), "little")
+        key = int.from_bytes(text_digest(f"photometric/{self.seed}/{step}{own}", 7), "little")
         return torch.Generator(self.device).manual_seed(key)
 
 
@@ -216,7 +215,7 @@ def windowed(seed: int, epoch: int, blocks_N: np.ndarray, window: int) -> np.nda
 
 
 def _generator(seed: int, epoch: int) -> np.random.Generator:
-    key = int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8).digest(), "little")
+    key = int.from_bytes(text_digest(f"{seed}/{epoch}", 8), "little")
     return np.random.Generator(np.random.Philox(key=key))
 
 

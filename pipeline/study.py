@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import numpy as np
-import yaml
 
-from pipeline.config import Config, load
+from pipeline.config import Config, load, read_yaml
 from pipeline.errors import ConfigError
 from pipeline.identity import difference
 from pipeline.statistics import gap_closed, welch
@@ -62,12 +61,7 @@ class Study:
 
 def read(path: Path) -> Study:
     """Raises ConfigError that names the file and what is wrong with it."""
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; the examples are in configs/studies") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    raw = read_yaml(path, "the examples are in configs/studies")
     if not isinstance(raw, dict) or set(raw) != KEYS:
         raise ConfigError(f"{path}: expected the keys {', '.join(sorted(KEYS))}, "
                           f"got {', '.join(map(str, raw)) if isinstance(raw, dict) else raw!r}")

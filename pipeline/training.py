@@ -3,7 +3,6 @@
 B images, H W the network input, K classes, L lane slots.
 """
 
-import hashlib
 from contextlib import nullcontext
 from typing import Iterable, Mapping, Sequence
 
@@ -15,6 +14,7 @@ from pipeline import distributed
 from pipeline.config import Term, Training, term_name
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import ConfigError
+from pipeline.identity import text_digest
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output, as_float
 
@@ -218,7 +218,7 @@ def reseed(seed: int, step: int, process: int = 0) -> None:
     """Dropout of a step depends on (seed, step, process) alone: a resumed run draws what an unbroken one draws, and several
     processes do not drop the same channels of all their images."""
     own = f"/{process}" if process else ""
-    torch.manual_seed(int.from_bytes(hashlib.blake2b(f"{seed}/{step}{own}".encode(), digest_size=7).digest(), "little"))
+    torch.manual_seed(int.from_bytes(text_digest(f"{seed}/{step}{own}", 7), "little"))
 
 
 def gradient_norms(output: Output, terms: Mapping[str, tuple[float, Tensor]]) -> dict[str, float]:

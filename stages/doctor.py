@@ -16,5 +16,6 @@ def run(*, dataset: Plugin, splits: Sequence[str], workers: int) -> str:
     counts = [f"{split}: {c.images} images, {c.labelled} labelled" for split, c in report.counts.items()]
     if report.faults:
         listed = [f"{fault.file}: {fault.what}; {fault.what_to_do}" for fault in report.faults]
-        raise DatasetError("\n".join([*listed, f"{len(listed)} fault{'s' * (len(listed) > 1)} in {dataset.name} ({'; '.join(counts) or 'nothing counted'})"]))
+        total = f"{len(listed)} fault{'s' * (len(listed) > 1)} in {dataset.name} ({'; '.join(counts) or 'nothing counted'})"
+        raise DatasetError("\n".join([*listed, total]))
     return f"{dataset.name}: nothing wrong ({'; '.join(counts)})"

@@ -51,6 +51,9 @@ def test_a_fault_of_the_file_is_named(tmp_path, monkeypatch):
     path.write_text(yaml.safe_dump({"config": "toy.yaml"}))
     with pytest.raises(ConfigError, match="expected the keys arms, config"):
         read(path)
+    path.write_text("gate: 3\ngate: 0\n")
+    with pytest.raises(ConfigError, match="study.yaml.*gate"):
+        read(path)
     with pytest.raises(ConfigError, match="no such file"):
         read(tmp_path / "none.yaml")
 
