@@ -166,8 +166,10 @@ def answered(study: Study, scores: Path, arm: Arm, seed: int) -> dict | None:
 def write(study: Study, scores: Path, report: Path, stored: dict[str, int]) -> str:
     file = scores / study.name / "teacher.json"
     teacher = json.loads(file.read_text()) if file.exists() else None
-    cells = {name: [cell for seed in study.seeds if (cell := answered(study, scores, arm, seed))]
-             for name, arm in study.arms.items()}
+    run = {name: {seed: cell for seed in study.seeds if (cell := answered(study, scores, arm, seed))}
+           for name, arm in study.arms.items()}
+    write_text(report.with_suffix(".tsv"), every_cell(study, teacher, run))
+    cells = {name: [*found.values()] for name, found in run.items()}
     seconds = {arm: [took(cell) for cell in found if not cell.get("resumed")] or [took(cell) for cell in found]
                for arm, found in cells.items()}          # one that was stopped did part of its work in another process
     lines = []
@@ -181,6 +183,16 @@ def write(study: Study, scores: Path, report: Path, stored: dict[str, int]) -> s
     text = "\n".join(lines).rstrip()
     write_text(report, text + "\n")
     return text
+
+
+def every_cell(study: Study, teacher: dict | None, run: dict[str, dict[int, dict]]) -> str:
+    """Tab-separated, for plots and tests of one's own: points on every split, and seconds."""
+    lines = [["arm", "seed", *study.splits, "seconds"]]
+    if teacher:
+        lines.append(["teacher", "", *(f"{100 * headline(teacher, split):.3f}" for split in study.splits), ""])
+    lines += [[arm, str(seed), *(f"{100 * headline(cell, split):.3f}" for split in study.splits), f"{took(cell):.0f}"]
+              for arm, found in run.items() for seed, cell in found.items()]
+    return "".join("\t".join(line) + "\n" for line in lines)
 
 
 def took(cell: dict) -> float:

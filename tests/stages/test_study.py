@@ -37,6 +37,8 @@ def test_a_study_runs_its_cells_and_goes_on_where_it_stopped(experiment, monkeyp
         for split in ("test", "val"):
             found = score["scores"][split]
             assert f"| {arm} | 1 | {100 * found[found['metric']]:.2f} |" in first.stdout
+    assert [line.split("\t")[:2] for line in Path("reports/studies/study.tsv").read_text().splitlines()[1:]] == \
+        [["teacher", ""], *([arm, "0"] for arm in STUDY["arms"])]
     trained = {arm: Path(f"runs/study/{arm}-0/weights.safetensors").stat().st_mtime_ns for arm in STUDY["arms"]}
 
     small["arms"]["intra"]["set"].append("training.lr=0.01")              # only this arm asks for something else now
