@@ -1,4 +1,4 @@
-"""Run a plan's tasks: one after the other (the reference), in threads, or in worker processes by Dask; and stop them.
+"""Run a plan's tasks: one after the other (the reference), in threads, or in worker processes by Dask.
 
 Worker processes are local, or those of a Dask scheduler that runs already. What a process needs (a teacher, open
 stores) it makes once, from a small description that travels with every task. Tasks are idempotent, since their marks
@@ -171,33 +171,3 @@ def _remote(scheduler: str):
             yield client
         finally:
             _quiet(logging.CRITICAL)
-
-
-# Stopping
-
-class Stopped(BaseException):
-    """SIGTERM or Ctrl-C; no Exception, so that nothing on its way takes it for a failure to be dealt with."""
-
-    def __init__(self, number: int):
-        self.number = number
-        self.said = "nothing finished is lost"               # a stage that counts says how much is done
-
-    @property
-    def exit_code(self) -> int:
-        """75 (EX_TEMPFAIL, try again) for SIGTERM, which batch systems send; 130, as shells have it, for Ctrl-C."""
-        return 75 if self.number == signal.SIGTERM else 128 + self.number
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """While it lasts, SIGTERM and Ctrl-C raise Stopped in the main thread, wherever that is. The block in flight is
-    abandoned: one may take longer than the half minute that batch systems wait, and stores bear even a SIGKILL."""
-    def stop(number, frame):
-        raise Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

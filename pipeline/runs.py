@@ -18,6 +18,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 import torch
@@ -28,6 +29,7 @@ from pipeline.files import write_text, write_tsv
 from pipeline.identity import difference, listed
 from pipeline.loading import Loader, ahead
 from pipeline.progress import Progress, say
+from pipeline.stopping import Stopped, in_order
 from pipeline.training import Step
 
 PLUGINS = ("pipeline.models.", "pipeline.targets.", "pipeline.losses.")
@@ -41,6 +43,7 @@ class Run:
         self.curves: list[dict] = []
         self.norms: list[dict] = []
         self.held_out: list[dict] = []
+        self.pending: list[tuple[int, dict]] = []        # steps that the curves have no point for yet, with their terms
         if distributed.first():
             self._open()
         distributed.wait()
@@ -72,7 +75,7 @@ class Run:
         except Exception as error:
             raise PipelineError(f"{path}: cannot be read ({error}); delete it to start this run afresh") from error
         step.load_state(state)
-        self.curves, self.norms, self.held_out = state["curves"], state["norms"], state["held_out"]
+        self.curves, self.norms, self.held_out, self.pending = (state[name] for name in ("curves", "norms", "held_out", "pending"))
         return state["steps"]
 
     def save(self, step: Step, steps: int) -> None:
@@ -82,7 +85,8 @@ class Run:
                                 f"(the last checkpoint is from before)")
         if not distributed.first():
             return
-        state = {**step.state(), "steps": steps, "curves": self.curves, "norms": self.norms, "held_out": self.held_out}
+        state = {**step.state(), "steps": steps, "curves": self.curves, "norms": self.norms, "held_out": self.held_out,
+                 "pending": [(number, {name: float(value) for name, value in values.items()}) for number, values in self.pending]}
         partial = self.folder / "checkpoint.pt.tmp"
         with open(partial, "wb") as file:
             torch.save(state, file)
@@ -121,34 +125,43 @@ class Run:
 
 
 def fit(run: Run, step: Step, loader: Loader, what: str) -> None:
-    """Train from the last checkpoint to the last step. A non-finite loss raises PipelineError naming step and term."""
+    """Train from the last checkpoint to the last step. A non-finite loss raises PipelineError naming step and term.
+
+    SIGTERM and Ctrl-C, where they are `stoppable`, raise Stopped with the last step kept; not so among several processes, which
+    would have to agree on a step: those go on from the last checkpoint.
+    """
     training = step.training
     begin = run.resume(step)
     window = max(1, training.steps // POINTS)
     saved, since = begin, time.perf_counter()
-    pending: list[tuple[int, dict]] = []         # values stay on the device until a window ends: reading one waits for it
-    with Progress(what, training.steps, "steps", begin) as progress:
+    alone = distributed.share()[1] == 1
+    with Progress(what, training.steps, "steps", begin) as progress, in_order() if alone else nullcontext([]) as asked:
         steps = range(begin, training.steps)
         for number, batch in zip(steps, ahead(loader, steps)):
             values, norms = step(batch)
-            pending.append((number, values))
+            run.pending.append((number, values))     # they stay on the device until a window ends: reading one waits for it
             if norms:
                 run.norms.append({"step": number, **norms})
             last = number + 1 == training.steps
             saves = (number + 1) % training.checkpoint_every == 0 or last
+            stops = bool(asked) and not last
             if (number + 1) % window == 0 or saves:      # a checkpoint ends a window: a resumed run writes equal curves
-                run.curves.append(_window(pending, run.folder))
-                pending = []
-            if saves:
-                if training.held_out:
+                run.curves.append(_window(run.pending, run.folder))
+                run.pending = []
+            if saves or stops:
+                if saves and training.held_out:
                     run.held_out.append({"step": number + 1, **step.held_out(loader.held_out_batches(number))})
                 run.save(step, number + 1)
                 now = time.perf_counter()
                 run.note(saved, number + 1, now - since, step.weights_K.device)
                 saved, since = number + 1, now
+            if stops:
+                raise Stopped(asked[0], f"{number + 1} of {training.steps} steps are kept")
             shown = run.curves[-1]["labels"] if run.curves else math.nan
             progress.advance(1, f"loss {shown:.3f}")
     run.finish(step)
+    if asked:
+        raise Stopped(asked[0], f"all {training.steps} steps are kept")
 
 
 def _window(pending, folder) -> dict:

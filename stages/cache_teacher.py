@@ -19,6 +19,7 @@ from pipeline.identity import listed
 from pipeline.models.base import set_precision
 from pipeline.progress import Progress
 from pipeline.store import Pass, Reader, Store, runs
+from pipeline.stopping import Stopped
 from pipeline.storefiles import locked, view_name
 
 
@@ -70,7 +71,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
             for count in executors.processes(tasks, Filler, spec, device=device, workers=workers, num_threads=threads,
                                              scheduler=scheduler):
                 progress.advance(count)
-        except executors.Stopped as stopped:
+        except Stopped as stopped:
             stopped.said = f"{store.folder}: {progress.done} of the {progress.total} views that were missing are filled"
             raise
     left = missing()

@@ -12,6 +12,7 @@ from pipeline.errors import DatasetError, StoreError
 from pipeline.files import write_json
 from pipeline.progress import Progress, say
 from pipeline.store import ImageRow, Store
+from pipeline.stopping import Stopped
 from pipeline.storefiles import local, locked, write, writing
 
 
@@ -75,7 +76,7 @@ def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers:
                                      f"{first}; or delete that folder")
                 _compared(store, done)
                 store.write_block(sample, 0, block, _stack(done))
-        except executors.Stopped as stopped:
+        except Stopped as stopped:
             stopped.said = f"{store.folder}: {progress.done} of {len(ids)} images are prepared"
             raise
         finally:

@@ -6,11 +6,13 @@ knows no other: the command line hands in those that train and score.
 
 import json
 import os
+import signal
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Callable
 
@@ -23,6 +25,7 @@ from pipeline.files import write_json, write_text
 from pipeline.identity import listed, sha256
 from pipeline.live import live_targets
 from pipeline.progress import Progress
+from pipeline.stopping import Stopped, stoppable
 from pipeline.store import Reader
 from pipeline.study import Arm, Study, asked, otherwise, remarks, table, verdict
 
@@ -41,7 +44,15 @@ class Cells:
     device: str
 
     def run(self, arm: Arm, seed: int) -> None:
-        """Trains and scores one arm with one seed, on one CPU thread."""
+        """In a process of the pool. One that is told to stop keeps its last step and ends: the pool would give it the next cell."""
+        try:
+            with stoppable():
+                self.train_and_score(arm, seed)
+        except Stopped as stopped:
+            os._exit(stopped.exit_code)
+
+    def train_and_score(self, arm: Arm, seed: int) -> None:
+        """One arm with one seed, on one CPU thread."""
         import torch
 
         torch.set_num_threads(1)
@@ -112,7 +123,8 @@ def run(*, study: Study, root: Path, weights_file: Path, runs: Path, report: Pat
     work = Cells(study=study, train=train, evaluate=evaluate, root=root, weights_file=weights_file, runs=runs, scores=scores,
                  device=device)
     work.teacher()
-    with ProcessPoolExecutor(jobs, get_context("spawn"), leave_with_parent, [os.getpid()]) as pool, \
+    stop = get_context("spawn").Event()
+    with ProcessPoolExecutor(jobs, get_context("spawn"), leave_with_parent, [os.getpid(), stop]) as pool, \
             Progress(study.name, len(cells), "cells", len(cells) - len(left)) as progress:
         futures = [pool.submit(work.run, arm, seed) for arm, seed in left]
         try:
@@ -120,6 +132,10 @@ def run(*, study: Study, root: Path, weights_file: Path, runs: Path, report: Pat
                 future.result()
                 progress.advance()
                 write(study, scores, report, stored)
+        except Stopped as stopped:
+            stop.set()
+            stopped.said = f"{progress.done} of {len(cells)} cells are done, and every step of those begun is kept"
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
     return write(study, scores, report, stored)
@@ -140,12 +156,12 @@ def stored_bytes(arm: Arm) -> int:
     return config.views.count * sum(plan.row_bytes(pass_) for pass_ in passes.values())
 
 
-def leave_with_parent(parent: int) -> None:
+def leave_with_parent(parent: int, stop: Event) -> None:
     """A process that lost its parent, killed perhaps, would train to the end of its cell beside the one started again."""
     def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
+        while not stop.wait(1) and os.getppid() == parent:
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 

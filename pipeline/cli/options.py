@@ -97,7 +97,7 @@ def pick(device: str, deterministic: bool = False) -> str:
 @contextlib.contextmanager
 def stoppable():
     """SIGTERM and Ctrl-C end the command with one line, and exit code 75 or 130."""
-    from pipeline.executors import Stopped, stoppable
+    from pipeline.stopping import Stopped, stoppable
     try:
         with stoppable():
             yield

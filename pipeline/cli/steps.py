@@ -256,9 +256,10 @@ def study(study, root, device, jobs):
     \b
     $ pipeline study configs/studies/camvid-120.yaml --jobs 2
     """
-    from pipeline.study import read
-    from stages import evaluate, study as stage, train_student
-    found = read(study)
-    click.echo(stage.run(study=found, root=root, weights_file=options.teacher_weights(found.config), runs=Path("runs"),
-                         report=Path("reports/studies") / f"{found.name}.md", jobs=jobs, device=options.pick(device),
-                         train=train_student.run, evaluate=evaluate.run))
+    with options.stoppable():
+        from pipeline.study import read
+        from stages import evaluate, study as stage, train_student
+        found = read(study)
+        click.echo(stage.run(study=found, root=root, weights_file=options.teacher_weights(found.config), runs=Path("runs"),
+                             report=Path("reports/studies") / f"{found.name}.md", jobs=jobs, device=options.pick(device),
+                             train=train_student.run, evaluate=evaluate.run))

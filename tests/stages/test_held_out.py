@@ -18,7 +18,7 @@ from pipeline.training import Step
 def loader_of(experiment, names=()):
     cfg = experiment.load()
     cfg.dataset.args["root"] = str(experiment.folder / cfg.dataset.args["root"])
-    source, root = cfg.dataset.build(), experiment.folder / "cache"
+    source = cfg.dataset.build()
     ids, sample = source.ids("train"), prepared.sample_pass(cfg.prepare.size, source.lanes)
     context = cache.context(cfg.teacher.model, source, cfg.prepare.size)
     named = cache.target_passes({name: cfg.targets[name] for name in names}, context)

@@ -10,15 +10,21 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
+import torch
 import yaml
 from test_killed import content, marks
+
+from pipeline import runs
+from pipeline.loading import ahead
+from pipeline.training import Step
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-def stopped(experiment, number: int, begun, *arguments: str) -> tuple[int, str, list[str]]:
+def stopped(experiment, number: int, begun, *arguments: str, file: str = "toy.yaml") -> tuple[int, str, list[str]]:
     """Exit code, stdout and stderr's lines of a command that is sent a signal, with all its group, once `begun()`."""
-    process = subprocess.Popen([sys.executable, "-m", "pipeline.cli", arguments[0], "toy.yaml", *arguments[1:]],
+    process = subprocess.Popen([sys.executable, "-m", "pipeline.cli", arguments[0], file, *arguments[1:]],
                                cwd=experiment.folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, start_new_session=True)
     deadline = time.monotonic() + 300
@@ -81,3 +87,63 @@ def test_preparing_that_is_told_to_stop_goes_on_to_the_same_bytes(experiment, tm
     shutil.rmtree(folder)
     experiment.do("prepare")
     assert content(folder) == resumed
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_training_that_is_told_to_stop_keeps_its_last_step(experiment, monkeypatch, number, code):
+    experiment.change(training=dict(checkpoint_every=100))
+    monkeypatch.setattr(runs, "POINTS", 2)                  # six steps a point of the curves: stopped in the middle of one
+    run = experiment.folder / "runs" / "toy" / "erfnet-intra-0"
+    assert experiment.train().exit_code == 0
+    unbroken = content(run)
+    shutil.rmtree(run)
+    assert unbroken.pop("checkpoint.pt")                    # pickled, whose bytes depend on which strings are one object
+
+    step = Step.__call__
+    monkeypatch.setattr(Step, "__call__", lambda self, batch: (
+        batch.step == 7 and os.kill(os.getpid(), number), step(self, batch))[1])
+    result = experiment.train()
+    assert result.exit_code == code
+    assert "Stopped: 8 of 12 steps are kept; run the same command again" in result.stderr
+    monkeypatch.setattr(Step, "__call__", step)
+    begun = []
+    monkeypatch.setattr(runs, "ahead", lambda loader, steps: (begun.append(steps.start), ahead(loader, steps))[1])
+    assert experiment.train().exit_code == 0
+    resumed = content(run)
+    assert begun == [8] and resumed.pop("checkpoint.pt") and resumed == unbroken
+
+
+def test_a_second_ctrl_c_does_not_wait(experiment, monkeypatch):
+    experiment.change(training=dict(checkpoint_every=100))
+    step = Step.__call__
+
+    def twice(self, batch):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch)
+
+    monkeypatch.setattr(Step, "__call__", twice)
+    result = experiment.train()
+    assert result.exit_code == 130 and "Stopped: nothing finished is lost" in result.stderr
+    assert not (experiment.folder / "runs/toy/erfnet-intra-0/checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_study_that_is_told_to_stop_keeps_the_last_steps_of_its_cells(experiment, number, code):
+    experiment.change(training=dict(steps=2000, checkpoint_every=2000))
+    (experiment.folder / "study.yaml").write_text(yaml.safe_dump(
+        {"config": "toy.yaml", "student": "erfnet", "splits": ["test"], "seeds": [0, 1, 2], "gate": 0, "primary": None,
+         "arms": {"plain": {"method": "plain"}}}))
+    folders = [experiment.folder / "runs" / "study" / f"plain-{seed}" for seed in (0, 1)]
+    began = []
+
+    def begun():
+        if not began and all((folder / "run.json").exists() for folder in folders):
+            began.append(time.monotonic())
+        return began and time.monotonic() - began[0] > 5
+
+    got, out, err = stopped(experiment, number, begun, "study", "--jobs", "2", file="study.yaml")
+    assert (got, out) == (code, "") and [line.split(";")[0] for line in err] == [
+        "Stopped: 0 of 3 cells are done, and every step of those begun is kept"], err
+    kept = [torch.load(folder / "checkpoint.pt", weights_only=True)["steps"] for folder in folders]
+    assert all(0 < steps < 2000 for steps in kept) and not (experiment.folder / "runs/study/plain-2").exists()
