@@ -132,8 +132,8 @@ def verdict(study: Study, teacher: float | None, scores: Mapping[str, Sequence[f
     lines, known = [], {arm: values for arm, values in scores.items() if len(values) > 1}
     first = next((arm for arm in study.baselines if arm in known), None)
     if first is not None and teacher is not None:
-        sd = np.std(known[first], ddof=1)
-        times = (teacher - np.mean(known[first])) / sd if sd else np.inf
+        lead, sd = teacher - np.mean(known[first]), np.std(known[first], ddof=1)
+        times = lead / sd if sd else np.inf if lead > 0 else 0.0
         lines.append(f"Gate: the teacher is {times:.1f} seed standard deviations above `{first}`; "
                      f"{study.gate:g} were asked for: {'passed' if times >= study.gate else 'NOT passed'}.")
     if study.primary in known and all(arm in known for arm in study.baselines):

@@ -74,7 +74,8 @@ def test_the_verdict_is_against_the_best_baseline(experiment, monkeypatch, gain,
     noise = np.array([-0.01, 0.0, 0.01])
     scores = {"plain": 0.30 + noise, "fresh": 0.32 + noise, "intra": 0.32 + gain + noise}
     gate, primary = verdict(study, 0.40, scores)
-    assert "10.0 seed standard deviations" in gate and "passed" in gate
+    assert "10.0 seed standard deviations" in gate and gate.endswith(": passed.")
+    assert verdict(study, 0.0, {**scores, "plain": [0.0, 0.0]})[0].endswith(": NOT passed.")       # all equally bad
     assert "`fresh`, the best baseline" in primary and primary.endswith(answer + ".")
     stored = {"plain": 0, "fresh": 0, "intra": 328}
     lines = table(study, 0.40, {**scores, "fresh": []}, {arm: [1.0] for arm in STUDY["arms"]}, stored)
