@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.synchronize import Event
@@ -20,7 +21,7 @@ import numpy as np
 
 from pipeline import cache, plan, prepared
 from pipeline.config import Config, Evaluate, Plugin, Training
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import write_json, write_text
 from pipeline.identity import listed, sha256
 from pipeline.live import live_targets
@@ -136,6 +137,9 @@ def run(*, study: Study, root: Path, weights_file: Path, runs: Path, report: Pat
             stop.set()
             stopped.said = f"{progress.done} of {len(cells)} cells are done, and every step of those begun is kept"
             raise
+        except BrokenProcessPool:
+            raise PipelineError(f"{study.name}: a cell's process was killed, perhaps for want of memory; run the same command again, "
+                                f"with fewer --jobs than {jobs} if it was that") from None
         finally:
             pool.shutdown(cancel_futures=True)
     return write(study, scores, report, stored)

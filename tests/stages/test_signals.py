@@ -22,7 +22,8 @@ from pipeline.training import Step
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-def stopped(experiment, number: int, begun, *arguments: str, file: str = "toy.yaml") -> tuple[int, str, list[str]]:
+def stopped(experiment, number: int, begun, *arguments: str, file: str = "toy.yaml",
+            send=os.killpg) -> tuple[int, str, list[str]]:
     """Exit code, stdout and stderr's lines of a command that is sent a signal, with all its group, once `begun()`."""
     process = subprocess.Popen([sys.executable, "-m", "pipeline.cli", arguments[0], file, *arguments[1:]],
                                cwd=experiment.folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -31,7 +32,7 @@ def stopped(experiment, number: int, begun, *arguments: str, file: str = "toy.ya
     while not begun():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.005)
-    os.killpg(process.pid, number)
+    send(process.pid, number)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, [line for line in err.splitlines() if " left" not in line]        # without progress
 
@@ -128,8 +129,17 @@ def test_a_second_ctrl_c_does_not_wait(experiment, monkeypatch):
     assert not (experiment.folder / "runs/toy/erfnet-intra-0/checkpoint.pt").exists()
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_study_that_is_told_to_stop_keeps_the_last_steps_of_its_cells(experiment, number, code):
+def kill_a_worker(parent: int, number: int) -> None:
+    children = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    os.kill(next(pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()), number)
+
+
+@pytest.mark.parametrize("number, send, code, said", [
+    (signal.SIGTERM, os.killpg, 75, "Stopped: 0 of 3 cells are done, and every step of those begun is kept"),
+    (signal.SIGINT, os.killpg, 130, "Stopped: 0 of 3 cells are done, and every step of those begun is kept"),
+    (signal.SIGKILL, kill_a_worker, 1, "Error: study: a cell's process was killed, perhaps for want of memory"),
+])
+def test_a_study_that_is_told_to_stop_keeps_the_last_steps_of_its_cells(experiment, number, send, code, said):
     experiment.change(training=dict(steps=2000, checkpoint_every=2000))
     (experiment.folder / "study.yaml").write_text(yaml.safe_dump(
         {"config": "toy.yaml", "student": "erfnet", "splits": ["test"], "seeds": [0, 1, 2], "gate": 0, "primary": None,
@@ -142,8 +152,8 @@ def test_a_study_that_is_told_to_stop_keeps_the_last_steps_of_its_cells(experime
             began.append(time.monotonic())
         return began and time.monotonic() - began[0] > 5
 
-    got, out, err = stopped(experiment, number, begun, "study", "--jobs", "2", file="study.yaml")
-    assert (got, out) == (code, "") and [line.split(";")[0] for line in err] == [
-        "Stopped: 0 of 3 cells are done, and every step of those begun is kept"], err
-    kept = [torch.load(folder / "checkpoint.pt", weights_only=True)["steps"] for folder in folders]
+    got, out, err = stopped(experiment, number, begun, "study", "--jobs", "2", file="study.yaml", send=send)
+    assert (got, out) == (code, "") and [line.split(";")[0] for line in err] == [said], err
+    kept = [torch.load(folder / "checkpoint.pt", weights_only=True)["steps"] for folder in folders if (folder / "checkpoint.pt").exists()]
+    assert len(kept) == (1 if number == signal.SIGKILL else 2)
     assert all(0 < steps < 2000 for steps in kept) and not (experiment.folder / "runs/study/plain-2").exists()
