@@ -11,6 +11,7 @@
     weights.safetensors     the end of the run
 """
 
+import fcntl
 import hashlib
 import json
 import math
@@ -18,9 +19,11 @@ import os
 import shutil
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
+from typing import Iterator
+
 import torch
 
 from pipeline import distributed, weights
@@ -53,13 +56,30 @@ class Run:
         if path.exists():
             before = json.loads(path.read_text())
             if before != self.record:
-                aside = _free_name(self.folder)
-                os.rename(self.folder, aside)
+                with self.alone():
+                    aside = _free_name(self.folder)
+                    os.rename(self.folder, aside)
                 say(f"{self.folder}: was made from something else ({listed(difference(before, self.record))}); "
                     f"set aside as {aside.name}, starting afresh")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(self.record, indent=1) + "\n")
         write_text(self.folder / "config.yaml", self.settings)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Waits for another process that trains in this folder. A file system without locks is taken at its word."""
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"{self.folder}: another process trains here; waiting for its end")
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            except OSError:
+                pass
+            yield
+        finally:
+            os.close(folder)
 
     @property
     def weights(self) -> Path:
@@ -130,12 +150,18 @@ def fit(run: Run, step: Step, loader: Loader, what: str) -> None:
     SIGTERM and Ctrl-C, where they are `stoppable`, raise Stopped with the last step kept; not so among several processes, which
     would have to agree on a step: those go on from the last checkpoint.
     """
+    if distributed.share()[1] > 1:
+        return _fit(run, step, loader, what, nullcontext([]))
+    with run.alone():
+        _fit(run, step, loader, what, in_order())
+
+
+def _fit(run: Run, step: Step, loader: Loader, what: str, signals) -> None:
     training = step.training
     begin = run.resume(step)
     window = max(1, training.steps // POINTS)
     saved, since = begin, time.perf_counter()
-    alone = distributed.share()[1] == 1
-    with Progress(what, training.steps, "steps", begin) as progress, in_order() if alone else nullcontext([]) as asked:
+    with Progress(what, training.steps, "steps", begin) as progress, signals as asked:
         steps = range(begin, training.steps)
         for number, batch in zip(steps, ahead(loader, steps)):
             values, norms = step(batch)
