@@ -22,7 +22,7 @@ import numpy as np
 from pipeline import cache, plan, prepared
 from pipeline.config import Config, Evaluate, Plugin, Training
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.files import write_json, write_text
+from pipeline.files import write_json, write_text, write_tsv
 from pipeline.identity import listed, sha256
 from pipeline.live import live_targets
 from pipeline.progress import Progress
@@ -138,8 +138,8 @@ def run(*, study: Study, root: Path, weights_file: Path, runs: Path, report: Pat
             stopped.said = f"{progress.done} of {len(cells)} cells are done, and every step of those begun is kept"
             raise
         except BrokenProcessPool:
-            raise PipelineError(f"{study.name}: a cell's process was killed, perhaps for want of memory; run the same command again, "
-                                f"with fewer --jobs than {jobs} if it was that") from None
+            raise PipelineError(f"{study.name}: a cell's process was killed, perhaps for want of memory; run the same command "
+                                f"again, with fewer --jobs than {jobs} if it was that") from None
         finally:
             pool.shutdown(cancel_futures=True)
     return write(study, scores, report, stored)
@@ -186,10 +186,10 @@ def answered(study: Study, scores: Path, arm: Arm, seed: int) -> dict | None:
 def write(study: Study, scores: Path, report: Path, stored: dict[str, int]) -> str:
     file = scores / study.name / "teacher.json"
     teacher = json.loads(file.read_text()) if file.exists() else None
-    run = {name: {seed: cell for seed in study.seeds if (cell := answered(study, scores, arm, seed))}
-           for name, arm in study.arms.items()}
-    write_text(report.with_suffix(".tsv"), every_cell(study, teacher, run))
-    cells = {name: [*found.values()] for name, found in run.items()}
+    by_seed = {name: {seed: cell for seed in study.seeds if (cell := answered(study, scores, arm, seed))}
+               for name, arm in study.arms.items()}
+    write_tsv(report.with_suffix(".tsv"), every_cell(study, teacher, by_seed))
+    cells = {name: [*found.values()] for name, found in by_seed.items()}
     seconds = {arm: [took(cell) for cell in found if not cell.get("resumed")] or [took(cell) for cell in found]
                for arm, found in cells.items()}          # one that was stopped did part of its work in another process
     lines = []
@@ -205,14 +205,13 @@ def write(study: Study, scores: Path, report: Path, stored: dict[str, int]) -> s
     return text
 
 
-def every_cell(study: Study, teacher: dict | None, run: dict[str, dict[int, dict]]) -> str:
-    """Tab-separated, for plots and tests of one's own: points on every split, and seconds."""
-    lines = [["arm", "seed", *study.splits, "seconds"]]
-    if teacher:
-        lines.append(["teacher", "", *(f"{100 * headline(teacher, split):.3f}" for split in study.splits), ""])
-    lines += [[arm, str(seed), *(f"{100 * headline(cell, split):.3f}" for split in study.splits), f"{took(cell):.0f}"]
-              for arm, found in run.items() for seed, cell in found.items()]
-    return "".join("\t".join(line) + "\n" for line in lines)
+def every_cell(study: Study, teacher: dict | None, by_seed: dict[str, dict[int, dict]]) -> list[dict]:
+    """For plots and tests of one's own: points on every split, and seconds."""
+    def row(arm, seed, cell, seconds):
+        return {"arm": arm, "seed": seed, **{split: round(100 * headline(cell, split), 3) for split in study.splits}, "seconds": seconds}
+
+    rows = [row("teacher", "", teacher, "")] if teacher else []
+    return rows + [row(arm, seed, cell, round(took(cell))) for arm, found in by_seed.items() for seed, cell in found.items()]
 
 
 def took(cell: dict) -> float:

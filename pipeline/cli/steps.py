@@ -251,7 +251,8 @@ def study(study, root, device, jobs):
     """Train and score one student in several arms over many seeds, and answer the question the file names beforehand.
 
     Reads configs/studies/<study>.yaml, the experiment's prepared store, teacher and cache; writes runs/<study>/<arm>-<seed>,
-    reports/studies/<study>/<arm>-<seed>.json, the table reports/studies/<study>.md and every score in <study>.tsv. Run again, it goes on.
+    reports/studies/<study>/<arm>-<seed>.json, the table reports/studies/<study>.md and every score in
+    <study>.tsv. Run again, it goes on.
 
     \b
     $ pipeline study configs/studies/camvid-120.yaml --jobs 2

@@ -154,7 +154,8 @@ def test_a_study_that_is_told_to_stop_keeps_the_last_steps_of_its_cells(experime
 
     got, out, err = stopped(experiment, number, begun, "study", "--jobs", "2", file="study.yaml", send=send)
     assert (got, out) == (code, "") and [line.split(";")[0] for line in err] == [said], err
-    kept = [torch.load(folder / "checkpoint.pt", weights_only=True)["steps"] for folder in folders if (folder / "checkpoint.pt").exists()]
+    files = [folder / "checkpoint.pt" for folder in folders]
+    kept = [torch.load(file, weights_only=True)["steps"] for file in files if file.exists()]
     assert len(kept) == (1 if number == signal.SIGKILL else 2)
     assert all(0 < steps < 2000 for steps in kept) and not (experiment.folder / "runs/study/plain-2").exists()
 
@@ -163,7 +164,8 @@ def test_who_comes_second_waits_for_the_first_and_finds_the_run_done(experiment,
     """A job that is requeued while the old one still ends, or a command typed twice."""
     experiment.change(training=dict(steps=200, checkpoint_every=1))
     run = experiment.folder / "runs/toy/erfnet-intra-0"
-    command = [sys.executable, "-m", "pipeline.cli", "train-student", "toy.yaml", "--student", "erfnet", "--method", "intra", "--seed", "0"]
+    command = [sys.executable, "-m", "pipeline.cli", "train-student", "toy.yaml", "--student", "erfnet", "--method", "intra",
+               "--seed", "0"]
     first = subprocess.Popen(command, cwd=experiment.folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     while not (run / "checkpoint.pt").exists():
         assert first.poll() is None, first.communicate()
