@@ -1,7 +1,7 @@
 """What a trained network can be shown besides a dataset: the pictures below a folder, one picture, or a video.
 
 A frame that can't be read is handed on as the error that says why, so that the others are not lost. Pictures are read as
-a dataset's are: 8 bits a channel, as stored (an EXIF rotation is not applied). A video is turned upright as its file says.
+a dataset's are (datasets/_images.py), turned upright as their EXIF says. A video is turned upright as its file says.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,8 @@ class Pictures:
 
     unit = "images"
 
-    def __init__(self, place: Path):
+    def __init__(self, place: Path, picture_bits: int | None = None):
+        self.picture_bits = picture_bits
         self.root = place if place.is_dir() else place.parent
         files = visible_files(place) if place.is_dir() else [place]
         pictures = [path for path in files if path.suffix.lower() in PICTURES]
@@ -43,7 +44,7 @@ class Pictures:
         """Every picture in order of its name, read ahead by the pool's threads."""
         def one(name):
             try:
-                return Sample(name, read_rgb(self.paths[name]), None)
+                return Sample(name, read_rgb(self.paths[name], self.picture_bits), None)
             except DatasetError as error:
                 return error
 
@@ -83,8 +84,8 @@ class Video:
             yield DatasetError(f"{self.path}: ends after {number} of the {self.total} frames it promises; fetch it again")
 
 
-def opened(place: Path) -> Pictures | Video:
-    """Raises DatasetError where there is nothing to be shown."""
+def opened(place: Path, picture_bits: int | None = None) -> Pictures | Video:
+    """`picture_bits` are the dataset's. Raises DatasetError where there is nothing to be shown."""
     if not place.exists():
         raise DatasetError(f"{place}: no such file or folder; name a folder of pictures, a picture or a video")
-    return Video(place) if place.is_file() and place.suffix.lower() in VIDEOS else Pictures(place)
+    return Video(place) if place.is_file() and place.suffix.lower() in VIDEOS else Pictures(place, picture_bits)

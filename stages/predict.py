@@ -26,7 +26,7 @@ def run(*, dataset: Plugin, prepare: Prepare, training: Training | None, model: 
     source = dataset.build()
     if crop_top is not None:
         source.crop_top = crop_top
-    shown = footage.opened(place)
+    shown = footage.opened(place, source.picture_bits)
     writer = Writer(out, kinds, source, shown)
     network = trained.load(model, source, prepare, training, weights_file, device, flip_average)
     claim(out, {"input": place.absolute(), "dataset": dataset.name, "classes": source.classes, "model": model,

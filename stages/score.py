@@ -89,7 +89,7 @@ def segmentation(*, predictions: Path, dataset: Plugin, split: str, workers: int
         if label is None:
             raise DatasetError(f"{paths[image_id]}: its frame {image_id!r} has no label to score against; choose "
                                "another --split")
-        predicted = read_index_png(paths[image_id])
+        predicted = read_index_png(paths[image_id], train_ids)
         require_size(paths[image_id], predicted.shape, label.shape, "its label")
         counts.add(label, train_ids[predicted])
         return counts

@@ -1,5 +1,6 @@
 """List files and id lists: every entry remembers where it came from, so that a complaint can name file and line."""
 
+import unicodedata
 from hashlib import blake2b
 from pathlib import Path
 from typing import Iterable
@@ -12,7 +13,7 @@ def read_list(path: Path) -> list[tuple[str, str]]:
     if not path.parent.is_dir():
         raise DatasetError(f"{path.parent}: no such folder; put or link the dataset there, or correct 'root'")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")                  # Windows writes a byte-order mark
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); write the list, or correct its name") from None
     except UnicodeDecodeError:
@@ -21,6 +22,20 @@ def read_list(path: Path) -> list[tuple[str, str]]:
     if not (filled := [(where, line) for where, line in lines if line]):
         raise DatasetError(f"{path}: is empty; write one image a line, or remove the list")
     return filled
+
+
+def nfc(name: str) -> str:
+    """One spelling of names that look alike: macOS stores an accent as a character of its own."""
+    return unicodedata.normalize("NFC", name)
+
+
+def spelt(root: Path, name: str) -> Path:
+    """The file of that name below `root`, in whichever Unicode form it is stored."""
+    path = root / name
+    if name.isascii() or path.exists():
+        return path
+    forms = (root / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    return next((other for other in forms if other.exists()), path)
 
 
 def by_id(entries: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -5,9 +5,11 @@
     ColorImage_road05/171206_064733846_Camera_6.jpg                              test, without labels
 
 The folder `Camera 5` may have been renamed `Camera_5`; ids have the underscore either way, so a cache outlives the
-renaming: `road02/Record001/Camera_5/<stem>`, `road05/<stem>`. A label is read by its PNG mode: RGB in the official
+renaming: `road02/Record001/Camera_5/<stem>`, `road05/<stem>`. A label is read by its PNG type: RGB in the official
 colours (training archives), or grey or palette whose *value* is the official id (sample archive, evaluation data; their
-palette is not the official one). Labels coloured before 2018-08-28 gave a_n_lu the colour of s_y_c and read as s_y_c.
+palette is not the official one). The ids need 201 entries or more, so a shorter palette was packed by a lossless optimiser: one
+of greys is read by value, one in colour by the official colours. Labels coloured before 2018-08-28 gave a_n_lu the colour of
+s_y_c and read as s_y_c.
 
 Keys, besides `root`. The paper's 10,000 validation frames were never published, so one of these two tells them:
   val      records that are validation (or a whole road, or one camera of a record); the rest of `roads` is training.
@@ -30,7 +32,8 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.datasets._images import UNKNOWN, image_size, opened, read_rgb, reject_unknown, require_size, train_ids
+from pipeline.datasets._images import (
+    UNKNOWN, image_size, official_values, read_label, read_rgb, reject_unknown, require_size, train_ids)
 from pipeline.datasets._lists import by_id, found_files, read_list, require_split
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import ConfigError, DatasetError
@@ -76,6 +79,7 @@ MARKINGS = (
 )
 NOISE, IGNORED = (249, (0, 153, 153)), (255, (255, 255, 255))       # official id, RGB; left out of the evaluation
 NAMES = tuple(name for _, name, *_ in MARKINGS)
+FEWEST_ENTRIES = 201                                                # of a palette whose index is the id
 
 FRAME = re.compile(r"ColorImage_(\w+)/ColorImage/([^/]+)/(Camera[ _]\d+)/([^/]+?)\.jpg")
 FLAT_FRAME = re.compile(r"ColorImage_(\w+)/([^/\s]+)\.jpg")
@@ -171,13 +175,16 @@ class Dataset(DatasetBase):
         return path
 
     def _decoded(self, path: Path) -> np.ndarray:
-        with opened(path) as image:
-            if image.mode in ("L", "P"):
-                known = "the official ids 0, 200..233, 249, 250, 255"
-                return train_ids(np.array(image), table_of_ids(self.ignored_as), path, known)
-            if image.mode not in ("RGB", "RGBA"):
-                raise DatasetError(f"{path}: has {image.mode!r} pixels; labels are RGB, or 8-bit grey or palette")
-            packed = np.asarray(image.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
+        found = read_label(path)
+        if isinstance(found, np.ndarray):
+            packed = packed_colours(found)
+        elif found.greys is None and len(found.palette) < FEWEST_ENTRIES:
+            missing = [(1, 1, 1)] * (256 - len(found.palette))          # no official colour
+            packed = packed_colours(np.array([*found.palette, *missing], np.uint8))[found.numbers]
+        else:
+            known = "the official ids 0, 200..233, 249, 250, 255"
+            ids = table_of_ids(self.ignored_as)
+            return train_ids(official_values(found, ids), ids, path, known)
         label = table_of_colours(self.ignored_as)[packed]
         reject_unknown(label, path, lambda y, x: f"colour {unpacked(packed[y, x])}", "the 38 official colours")
         return label
@@ -200,6 +207,13 @@ def table_of_colours(ignored_as: int) -> np.ndarray:
     for _, (r, g, b) in (NOISE, IGNORED):
         table[r | g << 8 | b << 16] = ignored_as
     return table
+
+
+def packed_colours(colours: np.ndarray) -> np.ndarray:
+    """R + 256 G + 65536 B: [...] of [..., 3] uint8."""
+    padded = np.zeros((*colours.shape[:-1], 4), np.uint8)
+    padded[..., :3] = colours
+    return padded.view("<u4")[..., 0]
 
 
 def unpacked(colour: np.uint32) -> tuple[int, ...]:

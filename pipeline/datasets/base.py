@@ -23,6 +23,8 @@ class DatasetBase(ABC):
     lanes: int = 0                                    # number of lane existence flags; 0: the dataset has none
     lane_classes: tuple[int, ...] = ()                # the class of each lane slot
     splits: tuple[str, ...] = ("train", "val", "test")
+    picture_bits: int | None = None                   # of a 16-bit PNG picture, where its owner says it (_images.py, deep_rgb)
+    reading: str = ""                                 # what, besides the files, decides how pixels and labels are read
     metric: str = "miou"                              # whose evaluator scores it, by name (pipeline/official.py)
 
     @abstractmethod

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from pipeline.datasets._images import UNKNOWN, image_size, read_index_png, read_rgb, require_size, train_ids
-from pipeline.datasets._lists import by_id, part_of, read_list, require_split
+from pipeline.datasets._lists import by_id, part_of, read_list, require_split, spelt
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import ConfigError, DatasetError
 
@@ -62,7 +62,7 @@ class Dataset(DatasetBase):
 
     def label(self, image_id: str) -> np.ndarray:
         image, path = self.files(image_id)
-        values = read_index_png(path)
+        values = read_index_png(path, TRAIN_IDS)
         require_size(path, values.shape, image_size(image), image.name)
         return train_ids(values, TRAIN_IDS, path, f"0 to {VOID}, as in SegNet's version")
 
@@ -74,7 +74,7 @@ class Dataset(DatasetBase):
         if split not in self._lists:
             rows = [(where, *pair_of(where, text, split)) for where, text in read_list(self.root / f"{split}.txt")]
             ids = by_id((where, str(image.with_suffix(""))) for where, image, _ in rows)
-            self._lists[split] = {image_id: [self.root / image, self.root / label]
+            self._lists[split] = {image_id: [spelt(self.root, str(image)), spelt(self.root, str(label))]
                                   for image_id, (_, image, label) in zip(ids, rows)}
         return self._lists[split]
 

@@ -74,7 +74,7 @@ class Dataset(DatasetBase):
         image, *labels = self.files(image_id)
         if not labels:
             return None
-        values = read_index_png(labels[0])
+        values = read_index_png(labels[0], TRAIN_IDS)
         require_size(labels[0], values.shape, image_size(image), image.name)
         return train_ids(values, TRAIN_IDS, labels[0], "labelIds 0..33 and 255")
 

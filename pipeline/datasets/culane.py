@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.datasets._images import UNKNOWN, image_size, read_index_png, read_rgb, require_size, train_ids
-from pipeline.datasets._lists import by_id, read_list, require_split
+from pipeline.datasets._lists import by_id, read_list, require_split, spelt
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import DatasetError
 
@@ -68,7 +68,7 @@ class Dataset(DatasetBase):
         path = self._label_path(image_id)
         if path is None:
             return None
-        values, image_path = read_index_png(path), self._path(image_id, ".jpg")
+        values, image_path = read_index_png(path, TRAIN_IDS), self._path(image_id, ".jpg")
         require_size(path, values.shape, image_size(image_path), image_path.name)
         return train_ids(values, TRAIN_IDS, path, "0 to 4, as in laneseg_label_w16")
 
@@ -118,14 +118,14 @@ class Dataset(DatasetBase):
         return next(entries[image_id] for entries in self._lists.values() if image_id in entries)
 
     def _path(self, image_id: str, suffix: str) -> Path:
-        return self.root / f"{image_id}{suffix}"
+        return spelt(self.root, f"{image_id}{suffix}")
 
     def _label_path(self, image_id: str) -> Path | None:
         """None where there is no label: a list that names one promises it, otherwise it may be missing."""
         listed = self._entry(image_id).label
         if listed is not None:
-            return self.root / listed
-        usual = self.root / "laneseg_label_w16" / f"{image_id}.png"
+            return spelt(self.root, listed)
+        usual = spelt(self.root, f"laneseg_label_w16/{image_id}.png")
         return usual if usual.exists() else None
 
 

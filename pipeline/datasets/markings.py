@@ -66,7 +66,7 @@ class Dataset(DatasetBase):
 
     def label(self, image_id: str) -> np.ndarray:
         image, path = self.files(image_id)
-        values = read_index_png(path)
+        values = read_index_png(path, TRAIN_IDS)
         require_size(path, values.shape, image_size(image), image.name)
         return train_ids(values, TRAIN_IDS, path, f"0 to {len(PAINT)}")
 

@@ -23,8 +23,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from pipeline.datasets._images import read_label_png
 from pipeline.errors import DatasetError
 from pipeline.progress import Progress
 
@@ -86,17 +87,11 @@ def write_maps(folder: Path, name: str, probabilities_5HW: np.ndarray) -> None:
 
 
 def read_map(path: Path) -> np.ndarray:
-    """[H, W] uint8. Raises DatasetError naming the file if it is missing, damaged, or no 8-bit grey picture."""
-    try:
-        with Image.open(path) as image:
-            mode, map_HW = image.mode, np.asarray(image)
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file; every frame needs its five maps, _0.png to _4.png") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error}); write it again") from None
-    if mode != "L":
-        raise DatasetError(f"{path}: has {mode!r} pixels; a map is 8-bit grey ('L'), probability x 255")
-    return map_HW
+    """[H, W] uint8: the greys, however the PNG packs them. Raises DatasetError naming the file if it is missing, damaged, or in
+    colour."""
+    if not path.exists():
+        raise DatasetError(f"{path}: no such file; every frame needs its five maps, _0.png to _4.png")
+    return read_label_png(path).values()
 
 
 def score(
