@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline import prepared, views as geometry, weights
-from pipeline.config import Plugin, Prepare, Teacher, Views
+from pipeline.config import Config, Plugin, Prepare, Teacher, Term, Views
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import ConfigError, StoreError
 from pipeline.frames import canvas
@@ -98,6 +98,23 @@ def by_labels(identity_record: dict, target: TargetType) -> bool:
     """Whether a changed label refuses its rows: because the target looks at labels, or because the teacher does."""
     model: type[ModelBase] = find_class("models", identity_record["teacher"]["name"])
     return target.uses_labels or model.uses_labels
+
+
+def learns_unlabelled(method: Sequence[Term], targets: Mapping[str, Plugin]) -> bool:
+    """Whether some target of a method says something where no pixel is labelled."""
+    read = [targets[name].build() for term in method for name in term.reads]
+    return any(not target.uses_labels or getattr(target, "regions", None) == "both" for target in read)
+
+
+def needs_labels(config: Config) -> str | None:
+    """What learns from labels, if nothing could be learned without; None if something could."""
+    if config.teacher.checkpoint is None and config.teacher_training is not None:
+        return "the teacher is trained on labels (no teacher.checkpoint)"
+    if find_class("models", config.teacher.model.name).uses_labels:
+        return "the teacher answers from labels"
+    if not any(learns_unlabelled(method, config.targets) for method in config.methods.values()):
+        return "every method learns from labels alone"
+    return None
 
 
 def open_whole(root: AnyPath, dataset: str, identity_record: dict, images: Sequence[ImageRow], num_views: int,

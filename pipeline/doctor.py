@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError
+from pipeline.frames import require_rows
 
 
 class Fault(NamedTuple):
@@ -27,6 +28,7 @@ class Fault(NamedTuple):
 class SplitCounts:
     images: int
     labelled: int = 0
+    flags: int = 0                                          # images of which it is known which lanes they have
     sizes: Counter = field(default_factory=Counter)         # (height, width) -> images
     pixels: Counter = field(default_factory=Counter)        # train id (255 = ignored) -> pixels
 
@@ -43,6 +45,7 @@ class Finding(NamedTuple):
     digest: bytes | None
     size: tuple[int, int] | None
     pixels: dict[int, int] | None                           # None: no label, or not readable
+    flags: bool                                             # whether it is known which lanes there are
     faults: list[Fault]
 
 
@@ -73,6 +76,7 @@ def check(
         if finding.digest is not None:
             same[finding.digest].append((split, image_id))
             counts.sizes[finding.size] += 1
+        counts.flags += finding.flags
         if finding.pixels is not None:
             counts.labelled += 1
             counts.pixels.update(finding.pixels)
@@ -112,13 +116,11 @@ def examine(dataset: DatasetBase, image_id: str) -> Finding:
             faults.append(fault_of(error))
 
     image, label = attempt(dataset.image), attempt(dataset.label)
-    attempt(dataset.existence)
+    flags = attempt(dataset.existence)
     digest = size = pixels = None
     if image is not None:
         digest, size = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest(), image.shape[:2]
-        if size[0] <= dataset.crop_top:
-            what = f"has {size[0]} rows, of which crop_top removes {dataset.crop_top}"
-            faults.append(Fault(str(dataset.files(image_id)[0]), what, "fetch the full frame, or lower crop_top"))
+        attempt(lambda _: require_rows(dataset.files(image_id)[0], size[0], dataset.crop_top))
     if label is not None:
         found = np.bincount(label.ravel(), minlength=IGNORE + 1)
         pixels = {int(value): int(found[value]) for value in np.flatnonzero(found)}
@@ -129,7 +131,7 @@ def examine(dataset: DatasetBase, image_id: str) -> Finding:
         if image is not None and label.shape != size:
             what = f"label is {label.shape[1]} x {label.shape[0]}, image {size[1]} x {size[0]} pixels"
             faults.append(Fault(file, what, "bring both to one size"))
-    return Finding(digest, size, pixels, faults)
+    return Finding(digest, size, pixels, flags is not None, faults)
 
 
 def fault_of(error: DatasetError) -> Fault:
@@ -147,6 +149,21 @@ def repeated(dataset: DatasetBase, same: dict[bytes, list[tuple[str, str]]]) -> 
         what = f"of {split}, has the pixels of {len(others)} more: {shown}"
         to_do = "take it out of all splits but one" if across else "remove the repeats, or know that they count more"
         yield Fault(str(dataset.files(image_id)[0]), what, to_do)
+
+
+def too_few_classes(dataset: DatasetBase, counts: dict[str, SplitCounts], split: str, fewest: int, need: str) -> Iterator[Fault]:
+    """A split, if it was read, whose labels show fewer classes than so many: nothing can be learned of one class alone."""
+    if split not in counts or counts[split].flags:
+        return
+    pixels = counts[split].pixels
+    seen = [value for value in pixels if value != IGNORE]
+    if len(seen) >= min(fewest, len(dataset.classes)):
+        return
+    ignored = f"{pixels[IGNORE] / max(1, pixels.total()):.0%} are ignored"
+    what = (f"all labelled pixels of {split} are of one class ({dataset.classes[seen[0]]}), and {ignored}" if seen else
+            f"not one pixel of {split} is labelled ({counts[split].labelled} of {counts[split].images} images have a label)")
+    yield Fault(str(getattr(dataset, "root", "dataset")), f"{what}, but {need}",
+                "correct the labels or what their values mean (of masks of 0 and 255 the 255 may be ignored)")
 
 
 def miscounted(dataset: DatasetBase, counts: dict[str, SplitCounts]) -> Iterator[Fault]:

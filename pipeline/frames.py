@@ -1,18 +1,33 @@
 """From a full frame to the canvas a network sees: top rows cut, resized, padded to the networks' multiple."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 
 from pipeline.datasets.base import IGNORE
+from pipeline.errors import DatasetError
 from pipeline.views import FILL
 
 VERSION = 1                                  # bump when the same file would give other pixels
+LEAST_PART = 0.1                             # of a frame's rows: a cut that leaves less was made for another frame
 MULTIPLE = 8                                 # what every network here asks of height and width
 
 
 def canvas(size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) rounded up to multiples of 8: ERFNet's two branches part ways on anything else."""
     return tuple(-(-side // MULTIPLE) * MULTIPLE for side in size)
+
+
+def leaves_rows(rows: int, crop_top: int) -> bool:
+    return rows > crop_top and rows - crop_top >= LEAST_PART * rows
+
+
+def require_rows(path: Path, rows: int, crop_top: int) -> None:
+    """Raises DatasetError where cutting the top leaves too little to be resized."""
+    if not leaves_rows(rows, crop_top):
+        raise DatasetError(f"{path}: has {rows} rows, of which crop_top removes {crop_top} and leaves {max(0, rows - crop_top)}, "
+                           f"below a tenth; fetch the full frame, or lower crop_top")
 
 
 def frame(image: np.ndarray, label: np.ndarray | None, crop_top: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -5,28 +5,30 @@ One pass, `sample`, of one view: `image` [H, W, 3] uint8 RGB, `label` [H, W] uin
 networks' multiple.
 """
 
+from hashlib import blake2b
 from typing import Mapping, Sequence
 
 import numpy as np
 
 from pipeline.config import Plugin, Prepare
+from pipeline.datasets._images import READING
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError, StoreError
-from pipeline.frames import VERSION, canvas, frame
+from pipeline.frames import VERSION, canvas, frame, require_rows
 from pipeline.identity import listed
 from pipeline.progress import say
-from pipeline.store import ImageRow, Pass, Store, digest_array
+from pipeline.store import ImageRow, Pass, Reader, Store, digest_array
 from pipeline.storefiles import AnyPath, locked, write
 from pipeline.targets.base import Field
 from pipeline.views import FILL
+
+AT_A_TIME = 64                              # images whose labels `require_labels` looks at before it opens more
 
 
 def sample(dataset: DatasetBase, image_id: str, size: tuple[int, int]) -> dict[str, np.ndarray]:
     """The row of one image. Raises DatasetError from the reader."""
     image = dataset.image(image_id)
-    if len(image) <= dataset.crop_top:
-        raise DatasetError(f"{dataset.files(image_id)[0]}: has {len(image)} rows, of which crop_top removes "
-                           f"{dataset.crop_top}; fetch the full frame, or lower crop_top")
+    require_rows(dataset.files(image_id)[0], len(image), dataset.crop_top)
     image, label = frame(image, dataset.label(image_id), dataset.crop_top, size)
     row = {"image": image, "label": label}
     if dataset.lanes:
@@ -86,13 +88,19 @@ def rows_of(path: AnyPath, head: int = 0) -> dict[str, str]:
     return dict(line.split("\t", 1) for line in lines if "\t" in line)
 
 
+def reading_rule(dataset: DatasetBase) -> str:
+    """Names the rule by which files are read: the readers' (datasets/_images.py), and the dataset's own keys if it has any."""
+    own = blake2b(dataset.reading.encode(), digest_size=4).hexdigest()
+    return f"r{READING}" + (f"-{own}" if dataset.reading else "")
+
+
 def files_now(dataset: DatasetBase, image_id: str) -> str:
-    """Size and time of the files behind an image; empty where there are none."""
+    """The rule of reading, and size and time of the files behind an image; empty where there are none."""
     try:
         found = [path.stat() for path in dataset.files(image_id) if path.exists()]
     except DatasetError:                         # reading it will say so
         return ""
-    return " ".join(f"{s.st_size}:{s.st_mtime_ns}" for s in found)
+    return " ".join([reading_rule(dataset), *(f"{s.st_size}:{s.st_mtime_ns}" for s in found)]) if found else ""
 
 
 def known_files(path: AnyPath) -> dict[str, str]:
@@ -103,6 +111,29 @@ def known_files(path: AnyPath) -> dict[str, str]:
 def meaning(dataset: DatasetBase) -> dict:
     """What the dataset says beside its pixels and labels, and training depends on."""
     return {name: getattr(dataset, name) for name in ("classes", "background", "regions", "mirror", "mirror_lanes", "lane_classes")}
+
+
+def require_labels(store: Store, sample: Pass, images: Sequence[ImageRow], dataset: DatasetBase, need: str) -> None:
+    """Raises DatasetError, with `need` (what learns from labels), unless two classes are labelled in these images, or a lane's
+    flag is known: of one class alone nothing can be learned. Looks at no more images than it must."""
+    shapes = {name: field.shape for name, field in sample.fields.items()}
+    nothing = {name: np.full(shape, IGNORE, np.uint8) for name, shape in shapes.items()}
+    unlabelled = image_row("", nothing).label_digest
+    labelled = [image.id for image in images if image.label_digest != unlabelled]
+    seen: set[int] = set()
+    for start in range(0, len(labelled), AT_A_TIME):
+        ids = labelled[start:start + AT_A_TIME]
+        reader = Reader(store, [sample], ids, 1, memory="disk")
+        for position in range(len(ids)):
+            row = reader.read(sample, np.array([position]), np.array([0]))
+            seen |= set(np.unique(row["label"]).tolist()) - {IGNORE}
+            if len(seen) >= min(2, len(dataset.classes)) or (row.get("existence", np.uint8(IGNORE)) != IGNORE).any():
+                return
+    what = (f"all labelled pixels of {len(labelled)} of {len(images)} training images are of one class "
+            f"({dataset.classes[seen.pop()]}), all others are ignored" if seen else
+            f"not one of {len(images)} training images has a labelled pixel: they have no label, or all its values are ignored")
+    raise DatasetError(f"{store.folder}: {what}, and {need}; correct the labels or what their values mean (of masks of 0 and 255 "
+                       f"the 255 may be ignored), or learn from a trained teacher's answers alone")
 
 
 def open_whole(root: AnyPath, plugin: Plugin, dataset: DatasetBase, prepare: Prepare,
@@ -120,10 +151,17 @@ def open_whole(root: AnyPath, plugin: Plugin, dataset: DatasetBase, prepare: Pre
         ids = [image_id for image_id in ids if image_id not in bad]
         store.check_ids(ids)
         known = known_files(store.folder / "sources.tsv")
-        touched = [image_id for image_id in ids if (now := files_now(dataset, image_id)) and known.get(image_id) != now]
+        now = {image_id: files_now(dataset, image_id) for image_id in ids}
+        touched = [image_id for image_id in ids if now[image_id] and known.get(image_id) != now[image_id]]
         if touched:                              # where the files are not at hand, the store speaks for them
             raise StoreError(f"{store.folder}: the files of {len(touched)} images were touched since ({listed(touched)}), "
-                             f"which copying them does too; nothing is filled or trained again if their content is the same")
+                             f"which copying them does too, or were read by another version's rule; nothing is filled or "
+                             f"trained again if their content is the same")
+        rule = reading_rule(dataset)
+        earlier = [image_id for image_id in ids if image_id in known and known[image_id].split(" ")[0] != rule]
+        if earlier:
+            raise StoreError(f"{store.folder}: {len(earlier)} images were read by another version's rule ({listed(earlier)}), and "
+                             f"their files are not here to be compared; where they are, update the store and bring it here again")
         images = [store.images[store.row_of[image_id]] for image_id in ids]
         store.check(images, range(1), [(sample, True)])
     except StoreError as error:

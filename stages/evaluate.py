@@ -1,5 +1,6 @@
 """Score a trained student (or the teacher) on full frames: mean IoU, and the score of the dataset's own evaluator."""
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from pipeline.config import Evaluate, Plugin, Prepare, Training
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import DatasetError
 from pipeline.files import write_json
+from pipeline.frames import require_rows
 from pipeline.identity import sha256
 from pipeline.metrics.names import WORDS
 from pipeline.metrics.segmentation import Confusion
@@ -75,7 +77,7 @@ def answer_all(network: ModelBase, source: DatasetBase, ids: list[str], size: tu
         return image_id, image.shape[:2], counts, (image, label, answer.classes_HW) if image_id in shown else None
 
     with ThreadPoolExecutor(workers) as pool, Progress("scoring", len(ids), "images") as progress:
-        samples = prediction.ahead(pool, lambda i: prediction.Sample(i, source.image(i), source.label(i)), ids, 2 * workers)
+        samples = prediction.ahead(pool, functools.partial(sample, source), ids, 2 * workers)
         pairs = prediction.answered(network, source, samples, size, device=device, batch=batch)
         for image_id, frame_size, counts, picture in prediction.ahead(pool, finish, pairs, workers):
             passed.size = frame_size
@@ -86,6 +88,12 @@ def answer_all(network: ModelBase, source: DatasetBase, ids: list[str], size: tu
                 passed.shown.append(picture)
             progress.advance()
     return passed
+
+
+def sample(source: DatasetBase, image_id: str) -> prediction.Sample:
+    image = source.image(image_id)
+    require_rows(source.files(image_id)[0], len(image), source.crop_top)
+    return prediction.Sample(image_id, image, source.label(image_id))
 
 
 def scores_of(source: DatasetBase, split: str, ids: list[str], folder: Path, passed: Passed, workers: int) -> dict:

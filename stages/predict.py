@@ -9,6 +9,7 @@ from pipeline import footage, prediction, trained, weights
 from pipeline.config import Plugin, Prepare, Training
 from pipeline.errors import DatasetError, PipelineError
 from pipeline.files import plain, write_json
+from pipeline.frames import leaves_rows
 from pipeline.identity import difference, listed
 from pipeline.outputs import Writer
 from pipeline.prediction import Sample, ahead
@@ -65,7 +66,7 @@ def readable(found: Iterable[Sample | DatasetError], crop_top: int, bad: list[st
     for sample in found:
         if isinstance(sample, DatasetError):
             bad.append(str(sample))
-        elif len(sample.image) <= crop_top:
+        elif not leaves_rows(len(sample.image), crop_top):
             bad.append(f"{sample.image_id}: has {len(sample.image)} rows, of which {crop_top} would be cut at the top; say how "
                        f"many with --crop-top")
         else:

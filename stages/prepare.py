@@ -17,13 +17,14 @@ from pipeline.storefiles import local, locked, write, writing
 
 
 def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers: int,
-        skip_bad: bool | None = None) -> str:
+        skip_bad: bool | None = None, needs_labels: str | None = None) -> str:
     """Fills what is missing and writes the report.
 
     An image that can't be read doesn't stop the others; at the end DatasetError lists all such. With `skip_bad` they
     are put on record in the store instead, and later stages leave them out; one that can be read again is taken in and
-    struck off. None keeps the record and refuses what is newly bad, False clears it. Raises StoreError if a file that
-    was prepared before has other content now.
+    struck off. None keeps the record and refuses what is newly bad, False clears it. `needs_labels` says what learns from
+    labels, if nothing could be learned without; then DatasetError where there are none. Raises StoreError if a file that was
+    prepared before has other content now, or is read otherwise.
     """
     source = dataset.build()
     ids = source.ids("train")
@@ -94,6 +95,8 @@ def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers:
     if not wanted:
         raise DatasetError(f"{dataset.name}: not one of {len(ids)} images can be read; {store.folder}/skipped.tsv says "
                            f"why")
+    if needs_labels is not None:
+        prepared.require_labels(store, sample, wanted, source, needs_labels)
     write_json(report, {"identity": store.identity, "images": len(wanted), "skipped": len(ids) - len(wanted),
                         "dataset": prepared.meaning(source),
                         "digest": store.digest_of(wanted, range(1), [sample])})
@@ -138,7 +141,7 @@ def _compared(store: Store, read: Iterable[tuple[ImageRow, dict]]) -> list[str]:
     for image_row, _ in read:
         (same if store.images[store.row_of[image_row.id]] == image_row else changed).append(image_row.id)
     if changed:
-        raise StoreError(f"{store.folder}: {len(changed)} prepared images have other content on disk now, "
+        raise StoreError(f"{store.folder}: {len(changed)} prepared images have other content on disk now, or are read otherwise, "
                          f"{changed[0]!r} first; delete that folder and run `pipeline prepare` again, or, if this is "
                          f"another dataset than the store was made from, give it a --root of its own")
     return same

@@ -27,6 +27,8 @@ def culane(*, predictions: Path, truth: Path, lists: Sequence[Path], ious: Seque
     counts as without lanes; a warning says so."""
     at = culane_metric.scores(predictions, truth, named_lists(lists), list(dict.fromkeys(ious)), width, size, workers)
     missing, frames = (next(iter(at.values()))[count] for count in ("missing", "frames"))
+    if not frames:
+        raise DatasetError(f"{', '.join(map(str, lists))}: the list names no frame; write one a line, or name another with --list")
     if missing == frames:
         raise DatasetError(f"{predictions}: holds a .lines.txt for none of the {frames} frames of the lists; "
                            f"it should have them at the same paths as {truth}")

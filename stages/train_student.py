@@ -26,6 +26,8 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     source = dataset.build()
     cache.check_views(views, source, dataset.name)
     pixels, sample, images = prepared.open_whole(root, dataset, source, prepare, source.ids("train"))
+    if not cache.learns_unlabelled(method, targets):
+        prepared.require_labels(pixels, sample, images, source, "the method learns from labels alone")
     ids = [image.id for image in images]
     context = cache.context(teacher.model, source, prepare.size)
     record = {"student": student, "method": method, "training": training, "views": views, "seed": seed,

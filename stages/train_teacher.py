@@ -42,6 +42,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, te
 
 def _train(model, source, dataset, prepare, views, teacher, training, root, folder, settings, device):
     store, sample, images = prepared.open_whole(root, dataset, source, prepare, source.ids("train"))
+    prepared.require_labels(store, sample, images, source, "the teacher is trained on labels")
     ids = [image.id for image in images]
     code = runs.code_digest(runs, steps, loading, geometry, lookup.find("models", teacher.model.name))
     backbone = None if teacher.backbone is None else weights.digest(weights.load_file(teacher.backbone))

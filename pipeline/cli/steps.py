@@ -45,14 +45,16 @@ def doctor(config, overrides, splits, workers):
     """Check a dataset on disk before a long run: every image and label is read, everything wrong is listed.
 
     Unreadable or truncated files, label values, sizes, lists that point nowhere, repeated frames, counts against the official
-    ones. Exit code 1 if anything is wrong. About 30 images a second and core at full size.
+    ones, splits without the labels that the file's teacher, methods or scores need. Exit code 1 if anything is wrong. About 30 images a second and core at full size.
 
     \b
     $ pipeline doctor configs/demo.yaml
     """
+    from pipeline.cache import needs_labels
     from stages import doctor as stage
     cfg = options.load(config, overrides)
-    click.echo(stage.run(dataset=cfg.dataset, splits=splits, workers=workers))
+    click.echo(stage.run(dataset=cfg.dataset, splits=splits, workers=workers, needs_labels=needs_labels(cfg),
+                         scored=cfg.evaluate.split))
     options.say_next("prepare", config, overrides)
 
 
@@ -72,10 +74,11 @@ def prepare(config, overrides, root, workers, skip_bad):
     $ pipeline prepare configs/demo.yaml
     """
     with options.stoppable():
+        from pipeline.cache import needs_labels
         from stages import prepare as stage
         cfg = options.load(config, overrides)
         click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, root=root, workers=workers, skip_bad=skip_bad,
-                             report=Path("reports/prepare") / f"{cfg.name}.json"))
+                             needs_labels=needs_labels(cfg), report=Path("reports/prepare") / f"{cfg.name}.json"))
         options.say_next("train-teacher", config, overrides, root)
 
 

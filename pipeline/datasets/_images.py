@@ -33,7 +33,7 @@ from pipeline.errors import DatasetError
 READING = 2             # bump when the same file would give other pixels, or be refused where it was read
 UNKNOWN = 254           # in a table of train ids: a value that is none of the dataset's, so 254 classes at most
 
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP")     # MPO: a JPEG with further ones behind it
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 ORIENTATION, BITS_PER_SAMPLE = 0x0112, 0x0102               # EXIF and TIFF tags
 # warnings of libjpeg that tell of an unusual header, and not of lost pixels
 HARMLESS = ("unknown JFIF revision", "Unknown Adobe color transform", "Invalid SOS parameters")
@@ -48,7 +48,7 @@ def _named(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file; fetch it, or leave the image out") from None
     except UnidentifiedImageError:
-        raise DatasetError(f"{path}: is no JPEG, PNG, BMP, TIFF or WebP picture, or is cut off in its first bytes; fetch it "
+        raise DatasetError(f"{path}: not a picture: it cannot be read as JPEG, PNG, BMP, TIFF or WebP; fetch it "
                            f"again, or convert it") from None
     except _DAMAGE as error:
         raise DatasetError(f"{path}: cannot be read ({error}); fetch it again") from None
@@ -69,8 +69,8 @@ def read_rgb(path: Path, bits: int | None = None) -> np.ndarray:
     dropped. `bits`: how many of the 16 bits of a PNG hold the picture, if they can't be told (`deep_rgb`)."""
     with _opened(path) as (image, data, header):
         if header is not None:
-            pixels = deep_rgb(path, data, header, bits) if header.depth == 16 else png_rgb(image, header)
-        elif image.format in ("JPEG", "MPO"):
+            pixels = deep_rgb(path, image.mode, data, header, bits) if header.depth == 16 else png_rgb(image, header)
+        elif image.format in ("JPEG", "MPO"):        # MPO: further JPEGs follow the first
             pixels = jpeg_rgb(image, data)
         else:
             pixels = other_rgb(path, image)
@@ -101,7 +101,7 @@ def other_rgb(path: Path, image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def deep_rgb(path: Path, data: bytes, header: _png.Header, bits: int | None) -> np.ndarray:
+def deep_rgb(path: Path, mode: str, data: bytes, header: _png.Header, bits: int | None) -> np.ndarray:
     """8 of 16 bits a channel. A PNG's 16 bits are its full range, but cameras of 10 to 14 bits store their numbers as they
     are, and then the upper 8 bits are nearly black. So without `bits` the upper 8 bits are taken only where the file shows
     that it fills its range: a value of 2^15 or more, or an sBIT chunk whose bits are the upper ones."""
@@ -112,8 +112,8 @@ def deep_rgb(path: Path, data: bytes, header: _png.Header, bits: int | None) -> 
     filled = int(colours.max()).bit_length()
     if bits is None:
         if filled < 16 and not fills_upper_bits(colours, header.significant_bits):
-            raise DatasetError(f"{path}: has 16 bits a channel, not 8 bits, and fills {filled} of them, so it is dark or holds "
-                               f"fewer bits, which can't be told; convert it to 8 bits, or in the layout 'folder' write "
+            raise DatasetError(f"{path}: has {mode!r} pixels, not 8 bits a channel but 16, and fills {filled} of them: it is dark, or "
+                               f"holds fewer bits, which can't be told; convert it to 8 bits, or in the layout 'folder' write "
                                f"picture_bits into classes.yaml")
         bits = 16
     if filled > bits:

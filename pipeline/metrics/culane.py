@@ -213,7 +213,7 @@ def ratios(tp: int, fp: int, fn: int) -> dict:
 def read_list(path: Path) -> list[str]:
     """The `.lines.txt` of each frame of a list, relative to a root: lists begin their paths with `/`."""
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such list; CULane's are list/test.txt and list/test_split/*.txt") from None
     return [line.split()[0].lstrip("/").rsplit(".", 1)[0] + ".lines.txt" for line in lines if line.strip()]
