@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import DatasetError
+from pipeline.paths import below
 from pipeline.progress import Progress
 
 CLASSES = ("background", "l1", "l0", "r0", "r1")
@@ -74,7 +75,7 @@ def image_curves(maps_5HW: Sequence[np.ndarray], label_HW: np.ndarray) -> list[C
 
 def map_path(folder: Path, name: str, index: int) -> Path:
     """Where the map of a class lies; `name` is "<recording>/<stamp>"."""
-    return Path(folder) / f"{name}.json_{index}.png"
+    return below(Path(folder), f"{name}.json_{index}.png", DatasetError)
 
 
 def write_maps(folder: Path, name: str, probabilities_5HW: np.ndarray) -> None:
