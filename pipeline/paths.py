@@ -38,7 +38,7 @@ def id_fault(text: str) -> str | None:
     but tab and newline, since a store compares them and makes no path of them."""
     if not text or "\0" in text:
         return "is empty" if not text else "has a NUL"
-    if text[0] in "/\\" or DRIVE.match(text):
+    if text[0] == "/" or DRIVE.match(text):
         return "is absolute, and should be a path below its folder"
     if ".." in text and ".." in text.replace("\\", "/").split("/"):
         return "has the part '..', which no path below a folder has"

@@ -115,8 +115,9 @@ def note_faults(store: Store, name: str) -> list[str]:
     faults = [] if data[:lines] == head else [f"{path}: does not begin as `pipeline prepare` writes it"]
     for number, line in enumerate(data[lines:-1], lines + 1):          # the last one may have been cut off
         image_id, tab, note = line.partition("\t")
-        if not tab or id_fault(image_id) or (name == "sources.tsv" and (image_id not in store.row_of or not FILES.fullmatch(note))):
-            faults.append(f"{path}: line {number}: {short(line)} is no note about an image of this store; run `pipeline prepare` again")
+        if not tab or id_fault(image_id) or (name == "sources.tsv" and not FILES.fullmatch(note)):
+            faults.append(f"{path}: line {number}: {short(line)} is no note about an image; remove the file, and run `pipeline prepare` "
+                          f"again")
     return faults
 
 

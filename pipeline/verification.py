@@ -78,7 +78,9 @@ def verify(store: Store, deep: bool, values: dict[tuple[str, str], Values] | Non
                 for name, part in held.items():
                     values.setdefault((folder, name), Values(part.dtype)).add(part)
                 progress.advance()
-    return [*found, *_strays(store)]
+    from pipeline.prepared import NOTES, note_faults     # which knows stores
+
+    return [*found, *_strays(store), *(fault for name in NOTES for fault in note_faults(store, name))]
 
 
 def gaps(store: Store) -> list[str]:
@@ -100,14 +102,15 @@ def gaps(store: Store) -> list[str]:
 
 
 def unvouched(store: Store) -> list[str]:
-    """The files of the store that no checksum covers, and what in them is nothing that `prepare` writes."""
-    from pipeline.prepared import NOTES, note_faults     # which knows stores
+    """The files of the store that no checksum covers."""
+    from pipeline.prepared import NOTES, rows_of         # which knows stores
 
     found = []
     for name in NOTES:
-        if store.path(name).exists():
-            faults = note_faults(store, name)
-            found += faults or [f"{store.folder / name}: no checksum covers these notes; `pipeline prepare` compares them"]
+        if (path := store.path(name)).exists():
+            notes = rows_of(path, head=name == "skipped.tsv")
+            others = "" if name == "skipped.tsv" else f", {sum(image_id not in store.row_of for image_id in notes)} of no image here"
+            found.append(f"{path}: no checksum covers these {len(notes)} notes{others}; `pipeline prepare` compares them with the files")
     return found
 
 
