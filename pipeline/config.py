@@ -18,6 +18,7 @@ import yaml
 
 from pipeline.errors import ConfigError
 from pipeline.lookup import did_you_mean, find_class
+from pipeline.paths import name_fault, path_fault
 
 INJECTED = {  # what the stages hand to a plug-in themselves; not a key of the YAML
     "datasets": set(),
@@ -192,6 +193,8 @@ def read_yaml(path: Path, examples: str) -> typing.Any:
 def load(path: Path | str, overrides: typing.Sequence[str] = ()) -> Config:
     """The checked content of a YAML file, with `section.key=value` overrides applied. Raises ConfigError with all faults."""
     path = Path(path)
+    if fault := name_fault(path.stem):
+        raise ConfigError(f"{str(path)!r}: its name {fault}; runs and reports are called so: rename the file")
     raw = read_yaml(path, "`pipeline init` copies the examples to configs/")
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected sections ({', '.join(_SECTIONS)}), got {_show(raw)}")
@@ -396,6 +399,9 @@ def _mapping(read):
     def read_all(value, where, faults):
         if not isinstance(value, dict):
             return faults.add(where, f"expected a mapping from names to entries, got {_show(value)}")
+        for name in map(str, value):             # runs, scores and curves are called so
+            if fault := name_fault(name):
+                faults.add(where, f"{name!r} {fault}")
         return {str(name): read(entry, f"{where}.{name}", faults, str(name)) for name, entry in value.items()}
     return read_all
 
@@ -445,7 +451,9 @@ def _check_across(values, faults):
     for name, student in values["students"].items():
         if find_class("models", student.name).uses_labels:
             faults.add(f"students.{name}", f"{student.name} answers from the labels it is shown and can only teach; choose another")
-    views, teacher = values["views"], values["teacher"]
+    views, teacher, split = values["views"], values["teacher"], values["evaluate"].split
+    if fault := path_fault(split):               # predictions lie in a folder of its name
+        faults.add("evaluate.split", f"{split!r} {fault}; name one of the dataset's")
     if views.count < 1:
         faults.add("views.count", f"expected at least 1, got {views.count}")
     if not 0 < views.scale[0] <= views.scale[1]:

@@ -14,6 +14,7 @@ import cv2
 from pipeline.datasets._images import read_rgb
 from pipeline.datasets.folder import PICTURES, stem, visible_files
 from pipeline.errors import DatasetError
+from pipeline.paths import path_fault
 from pipeline.prediction import Sample, ahead
 
 VIDEOS = {".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".ts"}
@@ -43,6 +44,8 @@ class Pictures:
     def read(self, pool: ThreadPoolExecutor, workers: int) -> Iterator[Sample | DatasetError]:
         """Every picture in order of its name, read ahead by the pool's threads."""
         def one(name):
+            if fault := path_fault(name):
+                return DatasetError(f"{str(self.paths[name])!r}: its name {fault}; rename it")
             try:
                 return Sample(name, read_rgb(self.paths[name], self.picture_bits), None)
             except DatasetError as error:
@@ -59,6 +62,8 @@ class Video:
 
     def __init__(self, path: Path):
         self.path = path
+        if fault := path_fault(path.stem):
+            raise DatasetError(f"{str(path)!r}: its name {fault}; rename it")
         self.capture = cv2.VideoCapture(str(path))
         if not self.capture.isOpened():
             raise DatasetError(f"{path}: cannot be read as a video; convert it with `ffmpeg -i {path.name} out.mp4`")

@@ -18,6 +18,7 @@ from pipeline import submission
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.footage import Pictures, Video
+from pipeline.paths import below
 from pipeline.prediction import Answer, Sample, overlay
 
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)   # thin lines
@@ -36,7 +37,7 @@ class Writer:
             raise ConfigError(f"--as submission: no evaluator reads files of {'a video' if video else 'this dataset'}; "
                               f"take ids or colours")
         filmed = video and "overlay" in kinds
-        self.film = Film(out / "overlay" / f"{shown.path.stem}.mp4", shown.fps) if filmed else None
+        self.film = Film(below(out, f"overlay/{shown.path.stem}.mp4", DatasetError), shown.fps) if filmed else None
         lanes_file = "lanes" in kinds and dataset.metric == "llamas"
         self.ids = submission_ids(shown, dataset) if not video and ("submission" in kinds or lanes_file) else {}
         self.rows: dict[str, list[np.ndarray]] = {}
@@ -51,14 +52,14 @@ class Writer:
             elif kind == "overlay":
                 painted = overlay(image, answer.classes_HW, self.dataset)
                 if self.film is None:
-                    save(folder / f"{name}.jpg", painted[:, :, ::-1], *JPEG)
+                    save(folder, f"{name}.jpg", painted[:, :, ::-1], *JPEG)
                 else:
                     rest.painted = painted
             elif kind == "ids":
                 own = getattr(self.dataset, "prediction_ids", None)
-                save(folder / f"{name}.png", answer.classes_HW if own is None else own(answer.classes_HW))
+                save(folder, f"{name}.png", answer.classes_HW if own is None else own(answer.classes_HW))
             elif kind == "colours":
-                save(folder / f"{name}.png", np.array(self.dataset.colours, np.uint8)[answer.classes_HW][:, :, ::-1])
+                save(folder, f"{name}.png", np.array(self.dataset.colours, np.uint8)[answer.classes_HW][:, :, ::-1])
             elif self.dataset.metric == "llamas":
                 rest.rows = [submission.rows(lane, len(image)) for lane in submission.lanes(answer, self.dataset)]
             else:
@@ -106,8 +107,9 @@ class Film:
             self.partial.replace(self.path)
 
 
-def save(path: Path, pixels: np.ndarray, *options: int) -> None:
-    """Grey or BGR."""
+def save(folder: Path, name: str, pixels: np.ndarray, *options: int) -> None:
+    """Grey or BGR. Raises DatasetError if the name leads out of the folder."""
+    path = below(folder, name, DatasetError)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(path.suffix, np.ascontiguousarray(pixels), options)[1])
 

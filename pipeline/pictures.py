@@ -28,10 +28,10 @@ def record_figure(title: str, image: np.ndarray, labels: np.ndarray, prediction:
     picture_height = 4.2 * image.shape[0] / image.shape[1] + 0.3
     figure = Figure(figsize=(4.2 * columns, top * picture_height + 3.1 * len(graphs)), layout="constrained")
     upper, *lower = figure.subfigures(1 + len(graphs), 1, height_ratios=[top * picture_height] + [3.1] * len(graphs), squeeze=False)[:, 0]
-    upper.suptitle(title, fontsize=9)
+    upper.suptitle(title, fontsize=9, parse_math=False)         # ids and names are text, whatever they hold
     for axes, (name, picture) in zip(upper.subplots(top, columns, squeeze=False).flat, pictures):
         axes.imshow(picture)
-        axes.set_title(name, fontsize=8)
+        axes.set_title(name, fontsize=8, parse_math=False)
     for axes in upper.axes:
         axes.axis("off")
     for part, (name, (graph, cells)) in zip(lower, graphs.items()):
@@ -42,8 +42,8 @@ def record_figure(title: str, image: np.ndarray, labels: np.ndarray, prediction:
         for axes, moment, matrix in zip(matrices, MOMENTS, graph):
             shown = axes.imshow(matrix[np.ix_(present, present)], vmin=-1, vmax=1, cmap="RdBu_r")
             axes.set_title(moment, fontsize=8)
-            axes.set_xticks(range(len(words)), words, rotation=90, fontsize=6)
-            axes.set_yticks(range(len(words)), words if axes is matrices[0] else [], fontsize=6)
+            axes.set_xticks(range(len(words)), words, rotation=90, fontsize=6, parse_math=False)
+            axes.set_yticks(range(len(words)), words if axes is matrices[0] else [], fontsize=6, parse_math=False)
         part.colorbar(shown, ax=matrices, shrink=0.7)
         low, high = draw_graph(drawing, graph[0][np.ix_(present, present)], words, [dataset.colours[regions[k]] for k in present])
         drawing.set_title(f"as a graph (mean, {low:.2f} to {high:.2f})", fontsize=8)
@@ -65,7 +65,8 @@ def draw_graph(axes, matrix: np.ndarray, names: Sequence[str], colours: Sequence
     for place, name, colour in zip(places, names, colours):
         axes.scatter(*place, s=130, color=np.array(colour) / 255, edgecolor=ink, zorder=2)
         side = "center" if abs(place[0]) < 0.5 else "left" if place[0] > 0 else "right"
-        axes.text(*((1.28 if side == "center" else 1.16) * place), name, ha=side, va="center", fontsize=6, color=ink)
+        axes.text(*((1.28 if side == "center" else 1.16) * place), name, ha=side, va="center", fontsize=6, color=ink,
+                  parse_math=False)
     axes.set(xlim=(-2, 2), ylim=(-1.5, 1.5), aspect="equal")
     axes.axis("off")
     return low, high

@@ -5,6 +5,7 @@ One pass, `sample`, of one view: `image` [H, W, 3] uint8 RGB, `label` [H, W] uin
 networks' multiple.
 """
 
+import re
 from hashlib import blake2b
 from typing import Mapping, Sequence
 
@@ -15,7 +16,8 @@ from pipeline.datasets._images import READING
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError, StoreError
 from pipeline.frames import VERSION, canvas, frame, require_rows
-from pipeline.identity import listed
+from pipeline.identity import listed, short
+from pipeline.paths import id_fault
 from pipeline.progress import say
 from pipeline.store import ImageRow, Pass, Reader, Store, digest_array
 from pipeline.storefiles import AnyPath, locked, write
@@ -23,6 +25,8 @@ from pipeline.targets.base import Field
 from pipeline.views import FILL
 
 AT_A_TIME = 64                              # images whose labels `require_labels` looks at before it opens more
+NOTES = ("skipped.tsv", "sources.tsv")       # beside a prepared store: the images left out; the files of all others
+FILES = re.compile(r"((r\d+(-[0-9a-f]{8})? )?\d+:\d+( \d+:\d+)*)?")       # rule of reading, sizes and times, as `files_now` has them
 
 
 def sample(dataset: DatasetBase, image_id: str, size: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -65,11 +69,11 @@ def identity(dataset: DatasetBase, prepare: Prepare) -> dict:
 
 def skipped(store: Store) -> dict[str, str]:
     """The images that `prepare --skip-bad` left out for good, each with the reason."""
-    return rows_of(store.folder / "skipped.tsv", head=1)
+    return rows_of(store.path("skipped.tsv"), head=1)
 
 
 def put_on_record(store: Store, bad: Mapping[str, str]) -> None:
-    path = store.folder / "skipped.tsv"
+    path = store.path("skipped.tsv")
     with locked(store.folder):
         if bad:
             write([(path, b"image\treason\n" + table(bad))])
@@ -106,6 +110,22 @@ def files_now(dataset: DatasetBase, image_id: str) -> str:
 def known_files(path: AnyPath) -> dict[str, str]:
     """What `files_now` said when an image was prepared, from a store's sources.tsv."""
     return rows_of(path)
+
+
+def note_faults(store: Store, name: str) -> list[str]:
+    """What in sources.tsv or skipped.tsv is no note of `prepare`. No checksum vouches for what they say."""
+    path = store.path(name)
+    if not path.exists():
+        return []
+    head, lines = (["image\treason"], 1) if name == "skipped.tsv" else ([], 0)
+    data = path.read_bytes().decode("utf-8", "surrogateescape").split("\n")
+    faults = [] if data[:lines] == head else [f"{path}: does not begin as `pipeline prepare` writes it"]
+    for number, line in enumerate(data[lines:-1], lines + 1):          # the last one may have been cut off
+        image_id, tab, note = line.partition("\t")
+        if not tab or id_fault(image_id) or (name == "sources.tsv" and not FILES.fullmatch(note)):
+            faults.append(f"{path}: line {number}: {short(line)} is no note about an image; remove the file, and run `pipeline prepare` "
+                          f"again")
+    return faults
 
 
 def meaning(dataset: DatasetBase) -> dict:
@@ -150,7 +170,7 @@ def open_whole(root: AnyPath, plugin: Plugin, dataset: DatasetBase, prepare: Pre
                 f"{listed(left_out)}")
         ids = [image_id for image_id in ids if image_id not in bad]
         store.check_ids(ids)
-        known = known_files(store.folder / "sources.tsv")
+        known = known_files(store.path("sources.tsv"))
         now = {image_id: files_now(dataset, image_id) for image_id in ids}
         touched = [image_id for image_id in ids if now[image_id] and known.get(image_id) != now[image_id]]
         if touched:                              # where the files are not at hand, the store speaks for them

@@ -24,6 +24,7 @@ import numpy as np
 from google_crc32c import value as crc32c
 
 from pipeline.errors import StoreError
+from pipeline.paths import below
 from pipeline.storefiles import AnyPath, Array, each, local, read, row_crcs, view_name
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ class Reader:
             targets[places] = decoded[[rows[i] % array.chunk_rows for i in places]]
 
     def _chunk(self, path: str) -> bytes:
-        data = read(self.folder / path)
+        data = read(below(self.folder, path))
         if len(data) < 4 or crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
             raise StoreError(f"{self.folder / path}: damaged, its crc32c does not fit")
         return data
@@ -246,11 +247,11 @@ class Reader:
 
 def check_metadata(folder: AnyPath, array: Array) -> None:
     """StoreError unless zarr.json describes the files as they are read here; an array may have grown."""
-    path = folder / array.path / "zarr.json"
+    path = below(folder, f"{array.path}/zarr.json")
     try:
         found = json.loads(read(path))
         meant = json.loads(array.metadata(found["shape"][0]))
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         found, meant = None, {}
     if found != meant:
         raise StoreError(f"{path}: does not describe {array.path} as it was written; verify the store")
@@ -293,7 +294,7 @@ class OpenFiles:
         fd = self._fds.get(key)
         if fd is not None and not anew:
             return fd, False
-        fresh = os.open(f"{folder}/{array.chunk_path(chunk)}", os.O_RDONLY | os.O_CLOEXEC)
+        fresh = os.open(below(folder, array.chunk_path(chunk)), os.O_RDONLY | os.O_CLOEXEC)
         if fd is not None:
             os.dup2(fresh, fd, inheritable=False)
             os.close(fresh)

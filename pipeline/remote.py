@@ -95,9 +95,10 @@ class RemotePath:
         assert pattern == "*"
         return (RemotePath(self.protocol, key.strip("/")) for key in self._ask("find", self.key))
 
-    def num_bytes(self) -> int:
-        """Of all files below."""
-        return sum(info["size"] for info in self._ask("find", self.key, detail=True).values())
+    def weight(self) -> tuple[int, int]:
+        """Of all files below: how many, and their bytes."""
+        sizes = [info["size"] for info in self._ask("find", self.key, detail=True).values()]
+        return len(sizes), sum(sizes)
 
     # Bytes
 

@@ -20,6 +20,7 @@ block. Nothing finished is rewritten, but zarr.json follows the number of blocks
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,10 +29,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import StoreError
-from pipeline.identity import difference, digest_array, identity_digest, listed, sha256
+from pipeline.identity import difference, digest_array, identity_digest, listed, sha256, short
+from pipeline.paths import below, id_fault, name_fault
 from pipeline.reader import Reader
 from pipeline.storefiles import (
-    CRC, FORMAT, GROUP, AnyPath, Array, ImageRow, claimed, codec_chain, each, finite, images_tsv, locked, make_folder,
+    CRC, FORMAT, GROUP, AnyPath, Array, ImageRow, claimed, codec_chain, each, finite, images_tsv, local, locked, make_folder,
     note, parse_images, place, read, read_chunk, remove, row_crcs, seal, size_of, stored_crc, unseal, view_name, write,
     writing)
 
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["ImageRow", "Pass", "Reader", "Store", "digest_array", "identity_digest"]
 
 MAX_CHUNK_BYTES = 16_000_000
+VIEW, PASS, CRC_HEX = re.compile(r"v[0-9]{3,}"), re.compile(r".+-[0-9a-f]{8}"), re.compile(r"[0-9a-f]{8}")
+ELSEWHERE = "get the store again from where it was filled"
 PADDING = ImageRow("", "-", "-")
 
 
@@ -70,9 +74,11 @@ class Store:
 
     def __init__(self, folder: AnyPath):
         self.folder = place(folder)
-        content = unseal(read(self.folder / "store.json"), self.folder / "store.json")
-        if content["format"] != FORMAT:
-            raise StoreError(f"{self.folder}: format {content['format']}, but this version reads format {FORMAT}")
+        content = unseal(read(self.path("store.json")), self.folder / "store.json")
+        if content.get("format") != FORMAT:
+            raise StoreError(f"{self.folder}: format {content.get('format')}, but this version reads format {FORMAT}")
+        if fault := head_fault(content):
+            raise StoreError(f"{self.folder / 'store.json'}: {fault}; {ELSEWHERE}")
         self.kind: str = content["kind"]
         self.identity: dict = content["identity"]                   # digest and record
         self.block_rows: int = content["block_rows"]
@@ -82,10 +88,16 @@ class Store:
         self.row_of: dict[str, int] = {}
         self._image_digests: list[str] = []                         # of each block's list
         self._layouts: dict[str, dict] = {}
+        self._arrays: dict[tuple[str, str], dict[str, Array]] = {}
         self._load_images()
 
     def __reduce__(self):
         return Store, (self.folder,)
+
+    def path(self, name: str) -> AnyPath:
+        """A file or folder of the store. StoreError if the name, or a link on the way, leads out of it: what a store says of its
+        own files may come from elsewhere."""
+        return below(self.folder, name)
 
     def head(self) -> dict:
         """What store.json says."""
@@ -107,9 +119,9 @@ class Store:
                 if not (folder / "store.json").exists():
                     content = {"format": FORMAT, "kind": kind, "identity": identity,
                                "block_rows": block_rows, "codec": codec, "card": card}
-                    write([(folder / f"{kind}.zarr/zarr.json", GROUP)])
+                    write([(below(folder, f"{kind}.zarr/zarr.json"), GROUP)])
                     note(folder, "create")
-                    write([(folder / "store.json", seal(content))])
+                    write([(below(folder, "store.json"), seal(content))])
         return cls(folder)._of(identity_record)
 
     @classmethod
@@ -143,6 +155,8 @@ class Store:
         for path in self._new_image_files():
             data = read(path)
             images = parse_images(data, path)
+            if not 0 < len(images) <= self.block_rows:
+                raise StoreError(f"{path}: lists {len(images)} images, where a block has 1 to {self.block_rows}; {ELSEWHERE}")
             self.row_of |= {image.id: len(self.images) + offset for offset, image in enumerate(images)}
             self.images += images + [PADDING] * (self.block_rows - len(images))
             self._image_digests.append(sha256(data))
@@ -158,11 +172,11 @@ class Store:
             yield path
 
     def image_file(self, block: int) -> AnyPath:
-        return self.folder / f"images/{block:06d}.tsv"
+        return self.path(f"images/{block:06d}.tsv")
 
     def image_files(self) -> list[AnyPath]:
-        found = [path for path in (self.folder / "images").glob("*.tsv") if path.stem.isdecimal()]
-        return sorted(found, key=lambda path: int(path.stem))
+        found = [path for path in self.path("images").glob("*.tsv") if path.stem.isdecimal()]
+        return [self.path(f"images/{path.name}") for path in sorted(found, key=lambda path: int(path.stem))]
 
     @property
     def num_blocks(self) -> int:
@@ -198,8 +212,10 @@ class Store:
         for row in rows:
             if row.id in seen:
                 raise StoreError(f"{self.folder}: image {row.id!r} comes twice; ids must be unique")
-            if not row.id or "\t" in row.id or "\n" in row.id:
-                raise StoreError(f"{self.folder}: image id {row.id!r} is empty or has a tab or newline; rename it")
+            if fault := id_fault(row.id):
+                raise StoreError(f"{self.folder}: image id {row.id!r} {fault}; rename it")
+            if "\t" in row.id or "\n" in row.id:
+                raise StoreError(f"{self.folder}: image id {row.id!r} has a tab or newline; rename it")
             seen.add(row.id)
         self._refuse_changed(rows, "image")
         return [row for row in rows if row.id not in self.row_of]
@@ -218,7 +234,7 @@ class Store:
     def add_pass(self, pass_: Pass, views: Iterable[int]) -> None:
         """Makes the arrays of a pass in these views. StoreError if the pass is here with other fields."""
         names = [view_name(view) for view in views]
-        marks = [self.folder / "done" / view for view in names]
+        marks = [self.path(f"done/{view}") for view in names]
         if self.has_pass(pass_) and all(path.is_dir() for path in marks) \
                 and not any(self._stale(view, pass_.folder) for view in names):
             return
@@ -234,11 +250,11 @@ class Store:
         """Its file, which follows from the pass and the store."""
         content = {"format": FORMAT, "store": self.identity["digest"], "name": pass_.name,
                    "record": pass_.record, "fields": self._new_layout(pass_)}
-        write([(self.folder / f"passes/{pass_.folder}.json", seal(content))])
+        write([(self.pass_path(pass_.folder), seal(content))])
 
     def has_pass(self, pass_: Pass) -> bool:
         """Whether the pass was ever added. StoreError if it was, with other fields."""
-        if not (self.folder / f"passes/{pass_.folder}.json").exists():
+        if not self.pass_path(pass_.folder).exists():
             return False
         def meaning(layout):
             return {name: {key: field[key] for key in ("shape", "dtype", "dims")} for name, field in layout.items()}
@@ -248,22 +264,56 @@ class Store:
                              "stores something else needs another version")
         return True
 
+    def pass_path(self, folder: str) -> AnyPath:
+        return self.path(f"passes/{folder}.json")
+
     def stored_passes(self) -> list[str]:
-        return sorted(path.stem for path in (self.folder / "passes").glob("*.json"))
+        return sorted(path.stem for path in self.path("passes").glob("*.json") if is_pass(path.stem))
 
     def stored_groups(self) -> list[tuple[str, str]]:
-        """(view, pass) of every group of arrays on disk."""
-        found = (self.folder / f"{self.kind}.zarr").glob("v*/*")
-        return sorted((path.parent.name, path.name) for path in found if path.is_dir())
+        """(view, pass) of every group of arrays on disk; folders that are called otherwise are none."""
+        top = self.path(f"{self.kind}.zarr")
+        if local(top):                           # each folder is checked before what it holds is listed
+            views = [path.name for path in top.glob("v*") if VIEW.fullmatch(path.name)]
+            found = [path for view in views for path in self.path(f"{top.name}/{view}").glob("*")]
+        else:
+            found = [path for path in top.glob("v*/*") if VIEW.fullmatch(path.parent.name)]
+        named = sorted((path.parent.name, path.name) for path in found if is_pass(path.name))
+        return [(view, folder) for view, folder in named if self.path(f"{top.name}/{view}/{folder}").is_dir()]
 
     def pass_file(self, folder: str) -> dict:
         """Name, record and fields of a stored pass. StoreError if the file is missing, damaged, or another store's."""
-        path = self.folder / f"passes/{folder}.json"
+        path = self.pass_path(folder)
         content = unseal(read(path), path)
-        named = f"{content['name']}-{pass_digest(content['name'], content['record'])}"
-        if content["store"] != self.identity["digest"] or named != folder:
+        name, record = content.get("name"), content.get("record")
+        if content.get("store") != self.identity["digest"] or not isinstance(record, dict) \
+                or folder != f"{name}-{pass_digest(name, record)}":
             raise StoreError(f"{path}: belongs to another store or pass; move it away")
+        if fault := self._layout_fault(name, content.get("fields")):
+            raise StoreError(f"{path}: {fault}; {ELSEWHERE}")
         return content
+
+    def _layout_fault(self, name: str, fields: object) -> str | None:
+        """What in a pass file is nothing that a store writes; its names become those of folders."""
+        if fault := name_fault(name):
+            return f"the pass {name!r} {fault}"
+        if not isinstance(fields, dict) or not fields:
+            return "has no fields"
+        for field, layout in fields.items():
+            if fault := name_fault(field):
+                return f"the field {field!r} {fault}"
+            if field.endswith("_crc") or not self._fits(layout):
+                return f"the field {field!r} is not described as a store describes one"
+        return None
+
+    def _fits(self, layout: object) -> bool:
+        if not isinstance(layout, dict) or set(layout) != {"shape", "dtype", "dims", "chunk_rows", "codecs"}:
+            return False
+        shape, dims, rows, codecs = (layout[name] for name in ("shape", "dims", "chunk_rows", "codecs"))
+        return (isinstance(shape, list) and all(map(is_count, shape)) and isinstance(dims, list) and len(dims) == len(shape)
+                and all(isinstance(dim, str) for dim in dims) and layout["dtype"] in DTYPES
+                and is_count(rows) and self.block_rows % rows == 0 and isinstance(codecs, list)
+                and [codec.get("name") if isinstance(codec, dict) else None for codec in codecs] in CODECS)
 
     def layout(self, folder: str) -> dict:
         """The fields of a stored pass as its file has them; they never change."""
@@ -285,6 +335,8 @@ class Store:
 
     def arrays(self, view: str, folder: str) -> dict[str, Array]:
         """The arrays of a stored pass in one view: each field, and its crc under <field>_crc."""
+        if (view, folder) in self._arrays:
+            return self._arrays[view, folder]
         found = {}
         for name, field in self.layout(folder).items():
             path, dtype = f"{self.kind}.zarr/{view}/{folder}/{name}", np.dtype(field["dtype"])
@@ -292,14 +344,15 @@ class Store:
             found[name] = Array(path, tuple(field["shape"]), dtype, tuple(field["dims"]),
                                 field["chunk_rows"], field["codecs"], fill)
             found[f"{name}_crc"] = Array(f"{path}_crc", (), CRC, (), self.block_rows, codec_chain("raw", CRC), 0)
+        self._arrays[view, folder] = found
         return found
 
     def metadata(self, view: str, folder: str) -> dict[AnyPath, bytes]:
         """Every zarr.json of a pass in one view, as it must be now."""
-        top, num_rows = self.folder / f"{self.kind}.zarr", len(self.images)
-        arrays = {self.folder / array.path: array.metadata(num_rows) for array in self.arrays(view, folder).values()}
-        groups = {top: GROUP, top / view: GROUP, top / view / folder: GROUP}
-        return {path / "zarr.json": data for path, data in (groups | arrays).items()}
+        top, num_rows = f"{self.kind}.zarr", len(self.images)
+        arrays = {array.path: array.metadata(num_rows) for array in self.arrays(view, folder).values()}
+        groups = {top: GROUP, f"{top}/{view}": GROUP, f"{top}/{view}/{folder}": GROUP}
+        return {self.path(f"{path}/zarr.json"): data for path, data in (groups | arrays).items()}
 
     def _stale(self, view: str, folder: str) -> dict[AnyPath, bytes]:
         meant = self.metadata(view, folder)
@@ -316,7 +369,7 @@ class Store:
     # Blocks
 
     def mark_path(self, view: str, folder: str, block: int) -> AnyPath:
-        return self.folder / f"done/{view}/{block:06d}.{folder[-8:]}.json"
+        return self.path(f"done/{view}/{block:06d}.{folder[-8:]}.json")
 
     def marked_files(self, view: str, folder: str, block: int) -> dict[str, tuple[int, str]]:
         """A block's files with size and crc. StoreError if there is no mark, it is damaged, or about something else."""
@@ -328,11 +381,24 @@ class Store:
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from error
         content = unseal(data, path)
-        files = content.pop("files")
+        files = content.pop("files", None)
         apart = difference(content, self._mark_head(view, folder, block))
         if apart:
             raise StoreError(f"{path}: the mark of something else: {listed(apart)}")
+        meant = self.block_files(view, folder, block)
+        if not isinstance(files, dict) or set(files) != set(meant):
+            others = sorted(set(files) ^ set(meant)) if isinstance(files, dict) else ["no files"]
+            raise StoreError(f"{path}: names other files than those of its block: {listed([short(name) for name in others])}; "
+                             f"{ELSEWHERE}")
+        for chunk, found in files.items():
+            if not fits_chunk(found, meant[chunk]):
+                raise StoreError(f"{path}: {chunk} has no size and crc as a store writes them; {ELSEWHERE}")
         return files
+
+    def block_files(self, view: str, folder: str, block: int) -> dict[str, Array]:
+        """The files of a block, which follow from the pass, and the array that each belongs to."""
+        return {chunk: array for array in self.arrays(view, folder).values()
+                for chunk in array.block_chunks(block, self.block_rows)}
 
     def _mark_head(self, view: str, folder: str, block: int) -> dict:
         return {"format": FORMAT, "store": self.identity["digest"], "pass": folder, "view": view, "block": block,
@@ -342,7 +408,7 @@ class Store:
         """Why a block is not whole, or None. Compares the sizes of its files; `deep`, their bytes."""
         try:
             for chunk, (size, crc) in self.marked_files(view, folder, block).items():
-                path = self.folder / chunk
+                path = self.path(chunk)
                 if deep:
                     read_chunk(path, size, crc)
                 elif size_of(path) != size:
@@ -368,7 +434,7 @@ class Store:
     def copy_block(self, other: Store, view: str, folder: str, block: int) -> None:
         """Takes a block of another store of this identity, where it holds the same images, as it is."""
         files = other.marked_files(view, folder, block)
-        parts = each(lambda chunk: read_chunk(other.folder / chunk, *files[chunk]), list(files), other.folder)
+        parts = each(lambda chunk: read_chunk(other.path(chunk), *files[chunk]), list(files), other.folder)
         self._put(view, folder, block, zip(files, parts))
 
     def _put(self, view: str, folder: str, block: int, chunks: Iterable[tuple[str, bytes]]) -> None:
@@ -378,7 +444,7 @@ class Store:
         def noted() -> Iterator[tuple[AnyPath, bytes]]:
             for chunk, data in chunks:
                 files[chunk] = (len(data), stored_crc(data))
-                yield self.folder / chunk, data
+                yield self.path(chunk), data
 
         with writing(self.folder), claimed(mark) as claim:
             if mark.exists():
@@ -388,7 +454,7 @@ class Store:
                 remove(mark)                     # before any of its files changes
             write(noted())
             for chunk, (size, crc) in files.items():         # what the disk has against what was meant
-                read_chunk(self.folder / chunk, size, crc)
+                read_chunk(self.path(chunk), size, crc)
             claim.finish(seal(self._mark_head(view, folder, block) | {"files": files}, indent=None))
 
     def _chunks(self, view: str, folder: str, block: int,
@@ -419,7 +485,7 @@ class Store:
 
     def finalise(self) -> None:
         """Writes down which blocks are whole, unless the manifest says so already."""
-        path = self.folder / "manifest.json"
+        path = self.path("manifest.json")
         if path.exists() and path.read_bytes() == self._manifest():
             return
         with locked(self.folder):
@@ -478,7 +544,7 @@ class Store:
             for name in names:
                 array = arrays[f"{name}_crc"]
                 chunk, = array.block_chunks(block, self.block_rows)
-                stored.append(array.decode(read_chunk(self.folder / chunk, *files[chunk])))
+                stored.append(array.decode(read_chunk(self.path(chunk), *files[chunk])))
             return stored
 
         found = {name: np.empty(len(rows), CRC) for name in names}
@@ -508,7 +574,44 @@ class Store:
 
 
 def store_folder(root: AnyPath, kind: str, dataset: str, identity_record: dict) -> AnyPath:
+    if fault := name_fault(dataset):
+        raise StoreError(f"{root}: the dataset {dataset!r} {fault}; rename it")
     return place(root) / dataset / f"{kind}-{identity_digest(identity_record)[:12]}"
+
+
+# What store.json, a pass and a mark can say; anything else was written by no store
+
+DTYPES = {f"{kind}{8 * size}" for kind in ("int", "uint") for size in (1, 2, 4, 8)} | {"float16", "float32", "float64"}
+CODECS = [["bytes", "crc32c"], ["bytes", "blosc", "crc32c"]]
+
+
+def is_pass(folder: str) -> bool:
+    return PASS.fullmatch(folder) is not None and name_fault(folder[:-9]) is None
+
+
+def is_count(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def head_fault(content: dict) -> str | None:
+    """What store.json says of itself and cannot be."""
+    identity = content.get("identity")
+    if not isinstance(identity, dict) or not isinstance(identity.get("record"), dict) \
+            or identity.get("digest") != identity_digest(identity["record"]):
+        return "its identity is not the digest of its record"
+    if content.get("kind") not in ("prepared", "targets") or content.get("codec") not in ("raw", "lz4", "zstd"):
+        return f"holds {short(content.get('kind'))} in the codec {short(content.get('codec'))}, which no store does"
+    if not is_count(content.get("block_rows")) or not isinstance(content.get("card"), dict):
+        return "has no number of rows a block, or no card"
+    return None
+
+
+def fits_chunk(found: object, array: Array) -> bool:
+    """[size, crc] of a file, as a mark has it; the size of a raw file follows from its array."""
+    if not isinstance(found, list) or len(found) != 2 or type(found[0]) is not int or not isinstance(found[1], str):
+        return False
+    raw_size = array.chunk_rows * array.row_bytes + 4
+    return CRC_HEX.fullmatch(found[1]) is not None and (found[0] == raw_size if array.raw else found[0] > 4)
 
 
 def runs(numbers: list[int]) -> list[list[int]]:

@@ -33,6 +33,7 @@ from google_crc32c import value as crc32c
 
 from pipeline.errors import StoreError
 from pipeline.identity import sha256
+from pipeline.paths import below, no_link, id_fault
 
 if TYPE_CHECKING:
     from pipeline.remote import RemotePath
@@ -56,11 +57,17 @@ def seal(content: dict, indent: int | None = 1) -> bytes:
 
 
 def unseal(data: bytes, path: Path) -> dict:
-    """The content without its checksum. Raises StoreError if any byte was changed."""
+    """The content without its checksum. Raises StoreError if any byte was changed, or if no store writes such a thing."""
     body, _, end = data.rpartition(b', "checksum": "')
     if end != f'{sha256(body)}"}}\n'.encode():
         raise StoreError(f"{path}: damaged, its checksum does not fit")
-    return json.loads(body + b"}")
+    try:
+        content = json.loads(body + b"}")
+    except (ValueError, RecursionError):         # from elsewhere, with a checksum that fits
+        content = None
+    if not isinstance(content, dict):
+        raise StoreError(f"{path}: is no JSON object; get the store again from where it was filled")
+    return content
 
 
 # Reading and writing files
@@ -113,7 +120,8 @@ def write(files: Iterable[tuple[AnyPath, bytes]]) -> None:
     with ThreadPoolExecutor(8) as pool:
         for path, data in files:
             if local(path):
-                path.with_name(path.name + ".tmp").write_bytes(data)
+                with open(path.with_name(path.name + ".tmp"), "wb", opener=no_link) as file:
+                    file.write(data)
                 paths.append(path)
             else:
                 puts.append(pool.submit(path.write_bytes, data))
@@ -123,6 +131,16 @@ def write(files: Iterable[tuple[AnyPath, bytes]]) -> None:
         list(pool.map(sync, {path.parent for path in paths}))
         for put in puts:
             put.result()
+
+
+def append(path: AnyPath, data: bytes) -> None:
+    """At the end of a file, lastingly. Object storage can't: there it is written anew."""
+    if not local(path):
+        path.write_bytes((path.read_bytes() if path.exists() else b"") + data)
+        return
+    with open(path, "ab", buffering=0, opener=no_link) as file:
+        file.write(data)
+        os.fsync(file.fileno())
 
 
 def remove(path: AnyPath) -> None:
@@ -150,10 +168,12 @@ def make_folder(path: AnyPath) -> None:
 
 @contextlib.contextmanager
 def writing(folder: AnyPath) -> Iterator[None]:
-    """A full disk, a read-only one, no permission, or no network: the user's to mend."""
+    """A full disk, a read-only one, no permission, or no network: the user's to mend. A link in the place of a file, too."""
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise StoreError(f"{error.filename or folder}: is a link or a pipe where a file should be; remove it") from error
         raise StoreError(f"{error.filename or folder}: {error.strerror}; what is finished is safe") from error
 
 
@@ -182,11 +202,11 @@ def hold(file: BinaryIO) -> None:
 
 def _lock_file(path: Path) -> BinaryIO:
     try:
-        return open(path, "ab")
+        return open(path, "ab", opener=no_link)
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES) or not path.exists():
             raise
-        return open(path, "rb")                  # on a read-only disk: who finds nothing to write may pass
+        return open(path, "rb", opener=no_link)                  # on a read-only disk: who finds nothing to write may pass
 
 
 class Claim:
@@ -223,7 +243,7 @@ def claimed(mark: AnyPath) -> Iterator[Claim]:
         return
     unfinished = mark.with_name(mark.name + ".tmp")
     while True:
-        with open(unfinished, "ab") as file:
+        with open(unfinished, "ab", opener=no_link) as file:
             hold(file)
             try:
                 ours = os.path.samestat(os.fstat(file.fileno()), os.stat(unfinished))
@@ -240,20 +260,14 @@ def note(folder: AnyPath, action: str, **details) -> None:
     versions = {"python": platform.python_version(), **{name: version(name) for name in ("numpy", "torch", "zarr")}}
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     line = seal({"action": action, "time": now, "host": platform.node(), "versions": versions, **details}, indent=None)
-    path = folder / "history.jsonl"
-    if not local(path):                          # nothing can be appended there
-        path.write_bytes((path.read_bytes() if path.exists() else b"") + line)
-        return
-    with open(path, "ab", buffering=0) as file:
-        file.write(line)
-        os.fsync(file.fileno())
+    append(below(folder, "history.jsonl"), line)
 
 
 # The images of a block
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    id: str                                      # any characters but tab and newline
+    id: str                                      # any characters but tab and newline; leads out of no folder
     image_digest: str
     label_digest: str                            # "-": no label
 
@@ -265,11 +279,14 @@ def images_tsv(rows: list[ImageRow]) -> bytes:
 
 
 def parse_images(data: bytes, path: Path) -> list[ImageRow]:
-    """Raises StoreError if any byte was changed."""
+    """Raises StoreError if any byte was changed, or an id leads out of a folder."""
     lines = data.decode("utf-8", "surrogateescape").split("\n")[1:-1]
     rows = [ImageRow(*cells) for line in lines if len(cells := line.split("\t")) == 3]
     if images_tsv(rows) != data:
         raise StoreError(f"{path}: damaged, its checksum does not fit")
+    for row in rows:
+        if fault := id_fault(row.id):
+            raise StoreError(f"{path}: the image id {row.id!r} {fault}; get the store again from where it was filled")
     return rows
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.config import Config, load, read_yaml
 from pipeline.errors import ConfigError
 from pipeline.identity import difference
+from pipeline.paths import name_fault, path_fault
 from pipeline.statistics import gap_closed, welch
 
 KEYS = {"config", "student", "splits", "seeds", "primary", "gate", "arms"}
@@ -65,13 +66,22 @@ def read(path: Path) -> Study:
     if not isinstance(raw, dict) or set(raw) != KEYS:
         raise ConfigError(f"{path}: expected the keys {', '.join(sorted(KEYS))}, "
                           f"got {', '.join(map(str, raw)) if isinstance(raw, dict) else raw!r}")
+    if fault := name_fault(path.stem):
+        raise ConfigError(f"{str(path)!r}: its name {fault}; runs and reports are called so: rename the file")
+    for split in raw["splits"]:
+        if fault := path_fault(split):
+            raise ConfigError(f"{path}: splits: {split!r} {fault}; name one of the dataset's")
     arms = {}
     for name, arm in raw["arms"].items():
+        if fault := name_fault(str(name)):       # runs and scores are called so
+            raise ConfigError(f"{path}: arms: {name!r} {fault}")
         if not isinstance(arm, dict) or "method" not in arm or not set(arm) <= ARM_KEYS:
             raise ConfigError(f"{path}: arms.{name}: expected a method, and perhaps {', '.join(sorted(ARM_KEYS - {'method'}))}; "
                               f"got {arm!r}")
         arms[name] = Arm(name=name, config=load(raw["config"], arm.get("set") or []), method=arm["method"],
                          study=arm.get("study", path.stem), live=arm.get("live", False))
+        if fault := name_fault(arms[name].study):
+            raise ConfigError(f"{path}: arms.{name}: study: {arms[name].study!r} {fault}")
         check(path, arms[name], next(iter(arms.values())), raw["student"])
     primary = raw["primary"] or {"arm": None, "against": []}
     for name in (*primary["against"], *([primary["arm"]] if primary["arm"] else [])):

@@ -21,21 +21,25 @@ import numpy as np
 from PIL import Image
 
 from pipeline.datasets.base import DatasetBase
+from pipeline.errors import DatasetError
 from pipeline.files import write_text
 from pipeline.metrics import culane, llamas
+from pipeline.paths import below, path_fault
 from pipeline.prediction import Answer, frame_maps
 
 PUBLISHED = (208, 976)          # height, width of the maps that CULane's rule from maps to points was made for
 
 
 def write(folder: Path, image_id: str, answer: Answer, dataset: DatasetBase) -> None:
-    """Writes the files of one frame below `folder`, over those of an earlier time."""
+    """Writes the files of one frame below `folder`, over those of an earlier time. Raises DatasetError if the id leads elsewhere."""
+    if fault := path_fault(image_id):
+        raise DatasetError(f"{folder}: the image id {image_id!r} {fault}; rename the image, or leave it out")
     if dataset.metric != "miou":
         WRITERS[dataset.metric](folder, image_id, answer, dataset)
 
 
 def write_lines(folder: Path, image_id: str, answer: Answer, dataset: DatasetBase) -> None:
-    culane.write_lines(folder / f"{image_id}.lines.txt", [lane for lane in lanes(answer, dataset) if len(lane)])
+    culane.write_lines(below(folder, f"{image_id}.lines.txt", DatasetError), [lane for lane in lanes(answer, dataset) if len(lane)])
 
 
 def lanes(answer: Answer, dataset: DatasetBase) -> list[np.ndarray]:
@@ -86,7 +90,7 @@ def image_id(path: Path, root: Path, dataset: DatasetBase) -> str:
 
 
 def write_ids(folder: Path, image_id: str, answer: Answer, dataset: DatasetBase) -> None:
-    path = folder / dataset.prediction_path(image_id)
+    path = below(folder, dataset.prediction_path(image_id).as_posix(), DatasetError)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(dataset.prediction_ids(answer.classes_HW)).save(path)
 

@@ -16,8 +16,9 @@ from pipeline.errors import StoreError
 from pipeline.executors import threads
 from pipeline.identity import listed
 from pipeline.progress import Progress
+from pipeline.store import VIEW, is_pass
 from pipeline.storefiles import (
-    claimed, finite, locked, note, parse_images, read, read_chunk, remove, row_crcs, unseal, write)
+    claimed, finite, local, locked, note, parse_images, read, read_chunk, remove, row_crcs, unseal, write, writing)
 
 if TYPE_CHECKING:
     from pipeline.store import Pass, Store
@@ -77,7 +78,9 @@ def verify(store: Store, deep: bool, values: dict[tuple[str, str], Values] | Non
                 for name, part in held.items():
                     values.setdefault((folder, name), Values(part.dtype)).add(part)
                 progress.advance()
-    return [*found, *_strays(store)]
+    from pipeline.prepared import NOTES, note_faults     # which knows stores
+
+    return [*found, *_strays(store), *(fault for name in NOTES for fault in note_faults(store, name))]
 
 
 def gaps(store: Store) -> list[str]:
@@ -90,19 +93,36 @@ def gaps(store: Store) -> list[str]:
         if empty:
             found.append(f"{store.folder}: {len(empty)} of {store.num_blocks} blocks of {folder}, {view}, are not "
                          f"filled (first: {empty[0]})")
+    for name, lost in (("manifest.json", "blocks"), ("history.jsonl", "its origin")):
+        path = store.path(name)
+        if not path.exists() or not read(path):
+            found.append(f"{path}: missing or empty, so that {lost} may be lost and nothing tells; if the store is what you "
+                         f"expect, --repair begins it again")
+    return found
+
+
+def unvouched(store: Store) -> list[str]:
+    """The files of the store that no checksum covers."""
+    from pipeline.prepared import NOTES, rows_of         # which knows stores
+
+    found = []
+    for name in NOTES:
+        if (path := store.path(name)).exists():
+            notes = rows_of(path, head=name == "skipped.tsv")
+            others = "" if name == "skipped.tsv" else f", {sum(image_id not in store.row_of for image_id in notes)} of no image here"
+            found.append(f"{path}: no checksum covers these {len(notes)} notes{others}; `pipeline prepare` compares them with the files")
     return found
 
 
 def _faults_of_metadata(store: Store) -> Iterator[str]:
-    top = store.folder
-    checks = [(unseal, top / "store.json"), *((parse_images, path) for path in store.image_files())]
-    checks += [(unseal, path) for path in [top / "manifest.json"] if path.exists()]
+    checks = [(unseal, store.path("store.json")), *((parse_images, path) for path in store.image_files())]
+    checks += [(unseal, path) for path in [store.path("manifest.json")] if path.exists()]
     for check, path in checks:
         try:
             check(read(path), path)
         except StoreError as error:
             yield str(error)
-    history = top / "history.jsonl"
+    history = store.path("history.jsonl")
     for number, line in enumerate(read(history).splitlines(keepends=True) if history.exists() else [], start=1):
         try:
             unseal(line, history)
@@ -118,12 +138,17 @@ def _faults_of_metadata(store: Store) -> Iterator[str]:
 
 def _broken_promises(store: Store) -> Iterator[str]:
     """What the manifest calls whole and is not."""
-    path = store.folder / "manifest.json"
+    path = store.path("manifest.json")
     try:
-        passes = unseal(read(path), path)["passes"]
+        content = unseal(read(path), path)
     except StoreError:                           # never finalised, or reported already
         return
-    for folder, views in passes.items():
+    promised = extents(content, store.num_blocks)
+    if promised is None:
+        yield (f"{path}: vouches for passes, views or blocks that this store has not; bring back what is missing from a copy, or let "
+               f"--repair write it again")
+        return
+    for folder, views in promised.items():
         for view, extent in views.items():
             blocks = [block for first, last in extent["blocks"] for block in range(first, last + 1)]
             gone = [block for block in blocks if not store.mark_path(view, folder, block).exists()]
@@ -133,10 +158,25 @@ def _broken_promises(store: Store) -> Iterator[str]:
                 yield f"{path}: other blocks of {folder}, {view}, were filled since; fill the store again"
 
 
+def extents(manifest: dict, num_blocks: int) -> dict | None:
+    """What a manifest calls whole, by pass and view; None unless its names are a store's, as they become paths."""
+    passes = manifest.get("passes")
+    try:
+        fine = all(is_pass(folder) and VIEW.fullmatch(view) and isinstance(extent["marks"], str)
+                   and all(type(first) is type(last) is int and 0 <= first <= last < num_blocks for first, last in extent["blocks"])
+                   for folder, views in passes.items() for view, extent in views.items())
+    except (AttributeError, KeyError, TypeError, ValueError):
+        fine = False
+    return passes if fine else None
+
+
 def _faults_of_arrays(store: Store, view: str, folder: str) -> Iterator[str]:
+    if not _fine_pass(store, folder):            # reported already
+        return
     try:
         meant = store.metadata(view, folder)
-    except StoreError:                           # the pass's file: reported already
+    except StoreError as error:
+        yield str(error)
         return
     for path, data in meant.items():
         if not path.exists() or path.read_bytes() != data:
@@ -169,7 +209,7 @@ def _faults_of_block(store: Store, view: str, folder: str, block: int, deep: boo
         for i, chunk in enumerate(chunks):
             here = images[i * array.chunk_rows:(i + 1) * array.chunk_rows]
             try:
-                parts.append(array.decode(read_chunk(store.folder / chunk, *files[chunk])))
+                parts.append(array.decode(read_chunk(store.path(chunk), *files[chunk])))
             except StoreError as error:
                 yield f"{error}, " + (f"images {here[0].id!r} to {here[-1].id!r}" if here else "padding")
         if len(parts) == len(chunks):
@@ -193,20 +233,19 @@ def _faults_of_block(store: Store, view: str, folder: str, block: int, deep: boo
 
 def _strays(store: Store) -> Iterator[str]:
     known = {*store.image_files(), store.folder / f"{store.kind}.zarr/zarr.json"}
-    known |= {store.folder / f"passes/{folder}.json" for folder in store.stored_passes()}
+    known |= {store.pass_path(folder) for folder in store.stored_passes()}
     for view, folder in store.stored_groups():
+        known |= {store.mark_path(view, folder, block) for block in range(store.num_blocks)}
         try:
             known |= set(store.metadata(view, folder))
-        except StoreError:
-            known |= set((store.folder / f"{store.kind}.zarr" / view / folder).rglob("*"))
+        except StoreError:                       # the pass's file, reported already: what its files are is not known
+            known |= set(store.path(f"{store.kind}.zarr/{view}/{folder}").rglob("*"))
             continue
         for block in range(store.num_blocks):
-            known.add(store.mark_path(view, folder, block))
-            known |= {store.folder / chunk for array in store.arrays(view, folder).values()
-                      for chunk in array.block_chunks(block, store.block_rows)}
+            known |= {store.folder / chunk for chunk in store.block_files(view, folder, block)}
     for top in ("images", "passes", "done", f"{store.kind}.zarr"):
-        for path in sorted((store.folder / top).rglob("*")):
-            if path.is_file() and path not in known and path.suffix != ".tmp":
+        for path in sorted(store.path(top).rglob("*")):
+            if path not in known and path.suffix != ".tmp" and (path.is_file() or local(path) and path.is_symlink()):
                 yield f"{path}: does not belong here"
 
 
@@ -221,14 +260,17 @@ def repair(store: Store, passes: Sequence[Pass] = (), workers: int = 1) -> list[
     """
     done = []
     with locked(store.folder):
-        history = store.folder / "history.jsonl"
+        history = store.path("history.jsonl")
         lines = read(history).splitlines(keepends=True) if history.exists() else []
         fine = [line for line in lines if _fine(line, history)]
         if len(fine) < len(lines):
             write([(history, b"".join(fine))])
             done.append(f"{history}: {len(lines) - len(fine)} damaged lines dropped")
+        if not lines:
+            note(store.folder, "repair", history="begun again")
+            done.append(f"{history}: begun again")
         for pass_ in passes:
-            path = store.folder / f"passes/{pass_.folder}.json"
+            path = store.pass_path(pass_.folder)
             if pass_.folder in {folder for _, folder in store.stored_groups()} and not _fine_pass(store, pass_.folder):
                 store.write_pass(pass_)
                 done.append(f"{path}: written again")
@@ -239,7 +281,7 @@ def repair(store: Store, passes: Sequence[Pass] = (), workers: int = 1) -> list[
         for block, (faults, _) in enumerate(_blocks(store, view, folder, True, workers)):
             if faults:
                 mark = store.mark_path(view, folder, block)
-                with claimed(mark) as claim:     # a fill, or another repair, may have been faster
+                with writing(store.folder), claimed(mark) as claim:      # a fill, or another repair, may have been faster
                     if mark.exists() and any(_faults_of_block(store, view, folder, block, True, None)):
                         remove(mark)
                         done.append(f"{store.folder}: block {block} of {folder}, {view}, is to be filled again")
@@ -247,8 +289,9 @@ def repair(store: Store, passes: Sequence[Pass] = (), workers: int = 1) -> list[
     if done:
         with locked(store.folder):
             note(store.folder, "repair", done=len(done))
+    begun = store.path("manifest.json").exists()
     store.finalise()
-    return done
+    return done if begun else [*done, f"{store.folder / 'manifest.json'}: written again"]
 
 
 def _fine(line: bytes, path) -> bool:

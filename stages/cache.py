@@ -1,17 +1,21 @@
 """The stores under a root: which and how big they are, bringing one from elsewhere, removing one. No stage of dvc.yaml."""
 
+import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.errors import StoreError
 from pipeline.identity import difference, listed
+from pipeline.paths import below, name_fault
+from pipeline.prepared import NOTES, note_faults
 from pipeline.progress import Progress
 from pipeline.store import Store
 from pipeline.storefiles import AnyPath, each, local, locked, make_folder, note, read, seal, write, writing
 
 NAME = re.compile(r"(prepared|targets)-[0-9a-f]{12}")
-BESIDE = ["skipped.tsv", "sources.tsv"]         # what `prepare` notes: the images it left out, and the files of all
+FOLDERS, FILES = ("images", "passes", "done"), ("store.json", "manifest.json", "history.jsonl", ".lock")
 BLOCKS_AT_ONCE = 8
 
 
@@ -24,19 +28,36 @@ class Line:
     why: str
     filled: int
     blocks: int
+    num_files: int
     num_bytes: int
 
 
 def line(folder: AnyPath) -> Line:
-    num_bytes = (sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if local(folder)
-                 else folder.num_bytes())
+    num_files, num_bytes = weight(folder)
     try:
         store = Store.open(folder)
+        groups = store.stored_groups()
+        filled = sum(len(list(store.path(f"done/{view}").glob(f"*.{pass_[-8:]}.json"))) for view, pass_ in groups)
     except StoreError as error:
-        return Line(folder, None, str(error), 0, 0, num_bytes)
-    groups = store.stored_groups()
-    filled = sum(len(list((folder / "done" / view).glob(f"*.{pass_[-8:]}.json"))) for view, pass_ in groups)
-    return Line(folder, store, "", filled, store.num_blocks * len(groups), num_bytes)
+        return Line(folder, None, str(error), 0, 0, num_files, num_bytes)
+    return Line(folder, store, "", filled, store.num_blocks * len(groups), num_files, num_bytes)
+
+
+def weight(folder: AnyPath) -> tuple[int, int]:
+    """Files below the folder and their bytes, without what links lead to."""
+    if not local(folder):
+        return folder.weight()
+    sizes = [entry.stat(follow_symlinks=False).st_size for entry in entries(folder) if entry.is_file(follow_symlinks=False)]
+    return len(sizes), sum(sizes)
+
+
+def entries(folder: str | os.PathLike) -> Iterator[os.DirEntry]:
+    """All below the folder; no link is followed."""
+    with os.scandir(folder) as found:
+        for entry in found:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from entries(entry.path)
 
 
 def run(*, root: AnyPath) -> str:
@@ -60,15 +81,37 @@ def run(*, root: AnyPath) -> str:
 
 
 def check_is_store(folder: AnyPath) -> Line:
-    """What is to be removed. Raises StoreError if it is no store."""
+    """What is to be removed. Raises StoreError if it is no store, or a link, or holds a link or anything else that no store
+    has: then it is not this project's to remove."""
+    def refuse(place: AnyPath, what: str, to_do: str) -> StoreError:
+        return StoreError(f"{place}: {what}, so nothing was removed; {to_do}")
+
+    shown = "`pipeline cache list` shows what there is"
+    if local(folder) and folder.is_symlink():
+        raise refuse(folder, "is a link", f"remove {folder.resolve()}, which it leads to, and then the link")
     if not NAME.fullmatch(folder.name) or not (folder / "store.json").exists():
-        raise StoreError(f"{folder}: is no store, so nothing was removed; `pipeline cache list` shows what there is")
+        raise refuse(folder, "is no store", shown)
+    try:
+        store = Store.open(folder)
+    except StoreError as error:
+        raise refuse(folder, f"is no whole store ({error})", "remove it by hand if it is yours") from None
+    if store.kind != folder.name.partition("-")[0]:
+        raise refuse(folder, f"holds a store of {store.kind}", "it is not what its name says; remove it by hand if it is yours")
+    if other := next((path for path in sorted(folder.glob("*")) if not is_own(path.name, store.kind)), None):
+        raise refuse(other, "is no part of a store", "move it away first")
+    if local(folder) and (link := next((entry for entry in entries(folder) if entry.is_symlink()), None)):
+        raise refuse(link.path, "is a link", "remove it by hand first")
     return line(folder)
+
+
+def is_own(name: str, kind: str) -> bool:
+    """Whether a store has a file or folder of this name at its top."""
+    return name.removesuffix(".tmp") in (*FOLDERS, f"{kind}.zarr", *FILES, *NOTES)
 
 
 def remove(*, folder: AnyPath) -> str:
     """Its marks first, so that nothing half removed is read, and store.json last, so that it can be done again."""
-    size = check_is_store(folder).num_bytes
+    found = check_is_store(folder)
     with writing(folder):
         for path in sorted(folder.glob("*"), key=lambda path: (path.name != "done", path.name == "store.json")):
             if not local(path):
@@ -79,7 +122,7 @@ def remove(*, folder: AnyPath) -> str:
                 path.unlink()
         if local(folder):
             folder.rmdir()
-    return f"{folder}: removed, {words(size)}"
+    return f"{folder}: removed, {found.num_files} files, {words(found.num_bytes)}"
 
 
 def pull(*, source: AnyPath, root: AnyPath, num_views: int | None) -> str:
@@ -93,8 +136,17 @@ def pull(*, source: AnyPath, root: AnyPath, num_views: int | None) -> str:
         path.parent for path in sorted(source.glob("*/*/store.json"))]
     if not folders:
         raise StoreError(f"{source}: no store, nor a root with stores below; check the address")
-    return "\n".join(
-        pull_one(Store.open(folder), root / folder.parent.name / folder.name, num_views) for folder in folders)
+    return "\n".join(pull_one(Store.open(folder), destination(folder, root), num_views) for folder in folders)
+
+
+def destination(folder: AnyPath, root: AnyPath) -> AnyPath:
+    """Where a run with this root looks for the store in `folder`. Raises StoreError unless its dataset and name are such."""
+    dataset = folder.absolute().parent.name
+    if fault := name_fault(dataset):
+        raise StoreError(f"{folder}: the dataset's folder {dataset!r} {fault}; name it otherwise there")
+    if not NAME.fullmatch(folder.name):
+        raise StoreError(f"{folder}: {folder.name!r} is not what a store is called, as targets-0123456789ab; name it so there")
+    return root / dataset / folder.name
 
 
 def pull_one(theirs: Store, folder: AnyPath, num_views: int | None) -> str:
@@ -122,18 +174,23 @@ def pull_one(theirs: Store, folder: AnyPath, num_views: int | None) -> str:
 def same_extent(theirs: Store, folder: AnyPath, groups: list[tuple[str, str]]) -> Store:
     """The store in `folder`, of the same identity, images, passes and views; made if it is not there."""
     passes = sorted({pass_ for _, pass_ in groups})
-    copied = [*theirs.image_files(), *(theirs.folder / f"passes/{pass_}.json" for pass_ in passes)]
-    beside = [path for path in (theirs.folder / name for name in BESIDE) if path.exists()]
+    copied = [*theirs.image_files(), *map(theirs.pass_path, passes)]
+    for pass_ in passes:
+        theirs.pass_file(pass_)                  # refused before anything is written
+    beside = [theirs.path(name) for name in NOTES if theirs.path(name).exists()]
+    if faults := [fault for path in beside for fault in note_faults(theirs, path.name)]:
+        raise StoreError(faults[0])
     with writing(folder):
+        make_folder(folder)
         for name in ("images", "passes", "done", f"{theirs.kind}.zarr"):
-            make_folder(folder / name)
+            make_folder(below(folder, name))
     with locked(folder):
         if (folder / "store.json").exists():
             apart = difference(Store.open(folder).head(), theirs.head())
             if apart:
                 raise StoreError(f"{folder}: is another store than {theirs.folder}: {listed(apart)}; pull into another "
                                  f"root")
-        places = [folder / str(path.relative_to(theirs.folder)) for path in copied]
+        places = [below(folder, str(path.relative_to(theirs.folder))) for path in copied]
         new = {here: data for here, data in zip(places, each(read, copied, theirs.folder))
                if not here.exists() or read(here) != data}
         for here in new:
@@ -141,12 +198,12 @@ def same_extent(theirs: Store, folder: AnyPath, groups: list[tuple[str, str]]) -
                 raise StoreError(f"{here}: is another file in {theirs.folder}; one of them is damaged, or both have "
                                  f"grown apart; pull into another root")
         write(new.items())
-        write([(folder / path.name, read(path)) for path in beside])
+        write([(below(folder, path.name), read(path)) for path in beside])
         if not (folder / "store.json").exists():
-            write([(folder / "store.json", seal(theirs.head()))])
+            write([(below(folder, "store.json"), seal(theirs.head()))])
         ours = Store.open(folder)
         for view, pass_ in groups:
-            make_folder(folder / "done" / view)
+            make_folder(ours.path(f"done/{view}"))
             ours.write_metadata(view, pass_)
         note(folder, "pull", source=str(theirs.folder))
     return ours

@@ -13,7 +13,7 @@ from pipeline.files import write_json
 from pipeline.progress import Progress, say
 from pipeline.store import ImageRow, Store
 from pipeline.stopping import Stopped
-from pipeline.storefiles import local, locked, write, writing
+from pipeline.storefiles import append, local, locked, write, writing
 
 
 def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers: int,
@@ -32,7 +32,7 @@ def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers:
     store = Store.create_or_open(
         root, "prepared", dataset.name, prepared.identity(source, prepare), codec=prepare.codec,
         block_rows=plan.block_rows(len(ids), [sample]), card={"dataset": dataset.name, "classes": list(source.classes)})
-    sources = _Sources(store.folder / "sources.tsv", source, ids)
+    sources = _Sources(store.path("sources.tsv"), source, ids)
     bad: dict[str, str] = {}                     # image id -> file and reason, of this run
 
     def read(image_id: str):
@@ -119,8 +119,8 @@ class _Sources:
         fresh = {image_id: self.now[image_id] for image_id in ids}
         self.fresh |= fresh
         if local(self.path):                     # at once: a killed run must not read these again
-            with writing(self.path), open(self.path, "ab") as file:
-                file.write(prepared.table(fresh))
+            with writing(self.path):
+                append(self.path, prepared.table(fresh))
 
     def save(self) -> None:
         if not self.fresh:

@@ -15,6 +15,7 @@ from pipeline.datasets.llamas import drawn, read_lanes
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.metrics import culane as culane_metric, llamas as llamas_metric
 from pipeline.metrics.segmentation import Confusion
+from pipeline.paths import below
 from pipeline.prediction import ahead
 from pipeline.progress import Progress, say
 
@@ -83,7 +84,7 @@ def segmentation(*, predictions: Path, dataset: Plugin, split: str, workers: int
     train_ids = np.full(256, FOREIGN, np.uint8)
     train_ids[list(source.official_ids)] = range(len(source.official_ids))
     confusion, ids = Confusion(len(source.classes)), source.ids(split)
-    paths = {image_id: predictions / source.prediction_path(image_id) for image_id in ids}
+    paths = {image_id: below(predictions, source.prediction_path(image_id).as_posix(), DatasetError) for image_id in ids}
     require_all(paths.values(), "write it: every frame of the split counts")
 
     def count(image_id):

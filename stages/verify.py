@@ -14,7 +14,7 @@ from pipeline.models.base import set_precision
 from pipeline.progress import Progress
 from pipeline.store import Reader, Store
 from pipeline.storefiles import AnyPath
-from pipeline.verification import gaps, repair, table, verify
+from pipeline.verification import gaps, repair, table, unvouched, verify
 
 
 def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], training: Training,
@@ -34,9 +34,10 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     named = cache.target_passes(targets, context)
     passes = [(cache.MATRIX, False), *((pass_, cache.by_labels(identity, target)) for target, pass_ in named.values())]
     store.check(images, range(views.count), passes)
-    lines = [f"{store.folder}: whole and undamaged: {len(ids)} images x {views.count} views, {len(named)} targets"]
+    lines = [f"{store.folder}: whole and undamaged: {len(ids)} images x {views.count} views, {len(named)} targets",
+             *unvouched(pixels), *unvouched(store)]
     if not recompute:
-        return lines[0]
+        return "\n".join(lines)
 
     set_precision(teacher.precision)
     samples = Reader(pixels, [sample], ids, 1)
@@ -96,11 +97,11 @@ def check_folder(*, folder: AnyPath, mend: bool, workers: int) -> tuple[str, lis
     store = Store.open(folder)
     lines = repair(store, workers=workers) if mend else []
     values = {}
-    faults = verify(store, True, values, workers)
+    faults, notes = verify(store, True, values, workers), unvouched(store)
     filled = sum(store.mark_path(view, pass_, block).exists()
                  for view, pass_ in store.stored_groups() for block in range(store.num_blocks))
     lines += [f"{folder}: {store.kind} of {store.card.get('dataset', folder.parent.name)}, {len(store.row_of)} images, "
-              f"{filled} of {store.num_blocks * len(store.stored_groups())} blocks filled, {len(faults)} faults"]
+              f"{filled} of {store.num_blocks * len(store.stored_groups())} blocks filled, {len(faults)} faults", *notes]
     return "\n".join([*lines, "", table(values)] if values else lines), faults + gaps(store)
 
 

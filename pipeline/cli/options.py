@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.group import main
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 
 
 overriding = click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
@@ -111,6 +111,10 @@ def teacher_weights(cfg) -> Path:
 
 
 def run_name(student, method, seed) -> str:
+    from pipeline.paths import name_fault
+    for name in (student, method):
+        if fault := name_fault(name):
+            raise ConfigError(f"{name!r} {fault}; the configuration's students and methods are called so")
     return f"{student}-{method}-{seed}"
 
 

@@ -120,7 +120,9 @@ def cache_pull(source, root, views):
 @click.argument("folder")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def cache_rm(folder, yes):
-    """Remove a store. Asks first.
+    """Remove a store. Shows its path, files and bytes, and asks first.
+
+    A link, a folder that holds one, and a folder that is no whole store, or holds anything beside one, are refused.
 
     \b
     $ pipeline cache rm cache/roads/targets-0123456789ab
@@ -129,5 +131,5 @@ def cache_rm(folder, yes):
     folder = options.place(folder)
     found = stage.check_is_store(folder)
     if not yes:
-        click.confirm(f"Remove {folder} ({stage.words(found.num_bytes)})?", abort=True)
+        click.confirm(f"Remove {folder} ({found.num_files} files, {stage.words(found.num_bytes)})?", abort=True)
     click.echo(stage.remove(folder=folder))

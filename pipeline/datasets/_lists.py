@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Iterable
 
 from pipeline.errors import DatasetError
+from pipeline.paths import path_fault
 
 
 def read_list(path: Path) -> list[tuple[str, str]]:
@@ -39,13 +40,22 @@ def spelt(root: Path, name: str) -> Path:
 
 
 def by_id(entries: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """id -> where, in order, from (where, id). Raises DatasetError on an id that comes twice, with both places."""
+    """id -> where, in order, from (where, id). Raises DatasetError on an id that comes twice, with both places, and on one that
+    is no path below a folder: files are read and written under it."""
     found: dict[str, str] = {}
     for where, image_id in entries:
+        require_path(where, image_id)
         if image_id in found:
             raise DatasetError(f"{where}: {image_id!r} a second time, first at {found[image_id]}; keep one of them")
         found[image_id] = where
     return found
+
+
+def require_path(where: str, text: str) -> str:
+    """The text, of a list or a file's name, if it is a path below a folder. Raises DatasetError with its place otherwise."""
+    if fault := path_fault(text):
+        raise DatasetError(f"{where}: {text!r} {fault}; correct it, or leave it out")
+    return text
 
 
 def part_of(ids: list[str], part: float) -> list[str]:
@@ -61,8 +71,11 @@ def require_split(split: str, splits: tuple[str, ...], root: Path) -> None:
 
 
 def found_files(folder: Path, pattern: str) -> list[Path]:
-    """Sorted paths below `folder`. Raises DatasetError if there is none: a missing archive would be an empty split."""
+    """Sorted paths below `folder`. Raises DatasetError if there is none: a missing archive would be an empty split; and on a
+    name with a backslash or control characters."""
     paths = sorted(folder.glob(pattern))
+    for path in paths:
+        require_path(str(folder), path.relative_to(folder).as_posix())
     if not paths:
         raise DatasetError(f"{folder}: holds no {pattern}; unpack the archive there, or correct 'root'")
     return paths

@@ -34,7 +34,7 @@ import numpy as np
 
 from pipeline.datasets._images import (
     UNKNOWN, image_size, official_values, read_label, read_rgb, reject_unknown, require_size, train_ids)
-from pipeline.datasets._lists import by_id, found_files, read_list, require_split
+from pipeline.datasets._lists import by_id, found_files, read_list, require_path, require_split
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import ConfigError, DatasetError
 
@@ -244,7 +244,7 @@ def listed_frame(where: str, text: str) -> tuple[str, str]:
         label = LABEL.search(text)
         if label and frame_id(*label.groups()) != frame_id(*image.groups()):
             raise DatasetError(f"{where}: label {label[0]} belongs to another image than {image[0]}; pair them up")
-        return where, frame_id(*image.groups())
+        return where, require_path(where, frame_id(*image.groups()))
     if flat := FLAT_FRAME.search(text):
         return where, f"{flat[1]}/{flat[2]}"
     wanted = "ColorImage_<road>/ColorImage/<record>/<camera>/<stem>.jpg"

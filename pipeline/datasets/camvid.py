@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from pipeline.datasets._images import UNKNOWN, image_size, read_index_png, read_rgb, require_size, train_ids
-from pipeline.datasets._lists import by_id, part_of, read_list, require_split, spelt
+from pipeline.datasets._lists import by_id, part_of, read_list, require_path, require_split, spelt
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import ConfigError, DatasetError
 
@@ -82,6 +82,9 @@ class Dataset(DatasetBase):
 def pair_of(where: str, text: str, split: str) -> tuple[PurePosixPath, PurePosixPath]:
     """Image and label below the root."""
     paths = [PurePosixPath(*PurePosixPath(word).parts[-2:]) for word in text.split()]
+    if len(paths) == 2:
+        require_path(where, str(paths[0]))
+        require_path(where, str(paths[1]))
     if len(paths) != 2 or paths[0].parent.name != split:
         raise DatasetError(f"{where}: expected '{split}/<name>.png {split}annot/<name>.png', got {text!r}; "
                            "fetch the list again")

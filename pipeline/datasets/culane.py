@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.datasets._images import UNKNOWN, image_size, read_index_png, read_rgb, require_size, train_ids
-from pipeline.datasets._lists import by_id, read_list, require_split, spelt
+from pipeline.datasets._lists import by_id, read_list, require_path, require_split, spelt
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import DatasetError
 
@@ -140,14 +140,14 @@ def entry_of(where: str, text: str) -> Entry:
     if flags and (len(flags) != Dataset.lanes or not set(flags) <= {"0", "1"}):
         raise DatasetError(f"{where}: expected {Dataset.lanes} flags of 0 or 1, got {' '.join(flags)!r}; "
                            "fetch the list again")
-    return Entry(label[0].lstrip("/") if label else None, tuple(map(int, flags)) or None)
+    return Entry(require_path(where, label[0].lstrip("/")) if label else None, tuple(map(int, flags)) or None)
 
 
 def id_of(where: str, text: str) -> str:
     path = text.split()[0]
     if not path.endswith(".jpg"):
         raise DatasetError(f"{where}: expected the path of a .jpg file, got {path!r}; fetch the list again")
-    return path.lstrip("/").removesuffix(".jpg")
+    return require_path(where, require_path(where, path.lstrip("/")).removesuffix(".jpg"))
 
 
 def crop_rows(height: int) -> int:

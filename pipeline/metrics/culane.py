@@ -30,6 +30,7 @@ import cv2
 import numpy as np
 
 from pipeline.errors import DatasetError
+from pipeline.paths import below, path_fault
 from pipeline.metrics._assignment import assign
 from pipeline.metrics._strokes import Canvas, curve, overlap
 from pipeline.progress import Progress
@@ -186,7 +187,7 @@ def _count(pred_root: Path, truth_root: Path, ious: Sequence[float], width: int,
     canvas = Canvas(size, width)
     counts_T4 = np.zeros((len(ious), 4), np.int64)
     for frame in frames:
-        truth_path, prediction_path = truth_root / frame, pred_root / frame
+        truth_path, prediction_path = truth_root / frame, below(pred_root, frame, DatasetError)
         if not truth_path.exists():
             raise DatasetError(f"{truth_path}: no such file; a frame without lanes needs an empty one")
         truths = read_lines(truth_path)
@@ -211,9 +212,17 @@ def ratios(tp: int, fp: int, fn: int) -> dict:
 
 
 def read_list(path: Path) -> list[str]:
-    """The `.lines.txt` of each frame of a list, relative to a root: lists begin their paths with `/`."""
+    """The `.lines.txt` of each frame of a list, relative to a root: lists begin their paths with `/`. Raises DatasetError naming
+    the line that leads out of a root."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such list; CULane's are list/test.txt and list/test_split/*.txt") from None
-    return [line.split()[0].lstrip("/").rsplit(".", 1)[0] + ".lines.txt" for line in lines if line.strip()]
+    frames = []
+    for number, line in enumerate(lines, 1):
+        if words := line.split():
+            frame = words[0].lstrip("/")
+            if fault := path_fault(frame) or path_fault(frame.rsplit(".", 1)[0]):
+                raise DatasetError(f"{path}: line {number}: {words[0]!r} {fault}; correct it, or leave it out")
+            frames.append(frame.rsplit(".", 1)[0] + ".lines.txt")
+    return frames

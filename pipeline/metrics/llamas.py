@@ -27,6 +27,7 @@ from PIL import Image
 
 from pipeline.datasets._images import read_label_png
 from pipeline.errors import DatasetError
+from pipeline.paths import below
 from pipeline.progress import Progress
 
 CLASSES = ("background", "l1", "l0", "r0", "r1")
@@ -75,7 +76,7 @@ def image_curves(maps_5HW: Sequence[np.ndarray], label_HW: np.ndarray) -> list[C
 
 def map_path(folder: Path, name: str, index: int) -> Path:
     """Where the map of a class lies; `name` is "<recording>/<stamp>"."""
-    return Path(folder) / f"{name}.json_{index}.png"
+    return below(Path(folder), f"{name}.json_{index}.png", DatasetError)
 
 
 def write_maps(folder: Path, name: str, probabilities_5HW: np.ndarray) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 from pipeline.identity import difference, sha256
+from pipeline.paths import below, name_fault
 
 RECIPE = ("student", "training", "views", "dataset", "prepared")     # of run.json: what two runs must share to be compared
 LOGGING = ("checkpoint_every", "norm_every")
@@ -146,17 +147,28 @@ def cached(report: Path, root: Path, dataset: str) -> Cached | None:
     if not report.exists() or not isinstance(root, Path):
         return None
     said = json.loads(report.read_text())
-    store = root / dataset / f"targets-{said['identity']['digest'][:12]}"
+    store = below(root / dataset, f"targets-{said['identity']['digest'][:12]}", PipelineError)
     if not store.exists():
         return None
     passes = {name: target["pass"] for name, target in said["targets"].items()}
+    for folder in passes.values():
+        if fault := name_fault(folder):
+            raise PipelineError(f"{report}: the pass {folder!r} {fault}; run `pipeline cache-teacher` again")
     weights = {folder: sum(file.stat().st_size for place in store.glob(f"targets.zarr/v*/{folder}") for file in place.rglob("*")
                            if file.is_file()) for folder in set(passes.values())}
-    history = [json.loads(line) for line in (store / "history.jsonl").read_text().splitlines()]
-    times = {line["action"]: datetime.fromisoformat(line["time"]) for line in history if line["action"] != "grow"}
-    seconds = (times["finalise"] - times["create"]).total_seconds() if {"create", "finalise"} <= set(times) else None
+    seconds = _filled_in(below(store, "history.jsonl", PipelineError))
     return Cached(images=said["images"], views=said["views"], passes=passes, seconds=seconds,
                   num_bytes={name: weights[folder] for name, folder in passes.items()})
+
+
+def _filled_in(history: Path) -> float | None:
+    """Seconds; None where a store's history doesn't say: nothing is lost with it."""
+    try:
+        lines = [json.loads(line) for line in history.read_text().splitlines()]
+        times = {line["action"]: datetime.fromisoformat(line["time"]) for line in lines if line["action"] != "grow"}
+        return (times["finalise"] - times["create"]).total_seconds()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def apart(mine: dict | None, theirs: dict | None) -> list[str]:
