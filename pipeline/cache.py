@@ -119,9 +119,11 @@ def weights_digest(teacher: Teacher, path: Path) -> str:
     not what was copied here."""
     if not path.exists():
         raise StoreError(f"{path}: no teacher weights; run `pipeline train-teacher` (or name a checkpoint in the YAML)")
-    digest = weights.digest(weights.load_file(path))
+    copied = weights.load_file(path)
+    digest = weights.digest(copied)
     if teacher.checkpoint is not None and teacher.checkpoint.exists():
-        if (named := weights.digest(weights.load_file(teacher.checkpoint))) != digest:
+        checkpoint = weights.fitted(weights.load_file(teacher.checkpoint), copied, teacher.checkpoint)
+        if (named := weights.digest(checkpoint)) != digest:
             raise StoreError(f"{path}: holds teacher.weights {digest[:12]}, but {teacher.checkpoint} holds {named[:12]}; run "
                              f"`pipeline train-teacher` to copy it")
     return digest

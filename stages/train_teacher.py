@@ -7,7 +7,7 @@ from pipeline.config import Plugin, Prepare, Teacher, Training, Views
 from pipeline.files import plain, write_json
 from pipeline.loading import Loader
 from pipeline.models.base import set_precision
-from pipeline.progress import detail
+from pipeline.progress import detail, say
 from pipeline.store import Reader
 
 
@@ -17,9 +17,9 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, te
     source = dataset.build()
     cache.check_views(views, source, dataset.name)
     if teacher.checkpoint is not None:
-        state = weights.load_file(teacher.checkpoint)
+        state = weights.load_file(teacher.checkpoint, say)
         model = cache.build_teacher(teacher, source, prepare.size, source.lanes if weights.has_existence(state) else 0)
-        weights.load_into(model, state, str(teacher.checkpoint))
+        weights.load_into(model, state, str(teacher.checkpoint), say)
         line = f"{weights_file}: copied from {teacher.checkpoint}"
     elif teacher_training is None:
         steps.reseed(0, 0)
@@ -51,7 +51,7 @@ def _train(model, source, dataset, prepare, views, teacher, training, root, fold
     run = runs.Run(folder, plain(record), settings)
     set_precision(training.precision)
     if teacher.backbone is not None:
-        weights.load_backbone(model, teacher.backbone)
+        weights.load_backbone(model, teacher.backbone, say)
     model.to(device)
     reader = Reader(store, [sample], ids, 1, device=device)
     detail(f"prepared images: {reader.strategy}")
