@@ -11,10 +11,10 @@ from typing import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from pipeline import prepared, views as geometry, weights
+from pipeline import prepared, records, views as geometry, weights
 from pipeline.config import Plugin, Prepare, Teacher, Views
 from pipeline.datasets.base import DatasetBase
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import CodeChanged, ConfigError, StoreError
 from pipeline.frames import canvas
 from pipeline.lookup import find_class
 from pipeline.models._flipped import FlipAveraged
@@ -90,7 +90,8 @@ def target_passes(targets: Mapping[str, Plugin], context: Context) -> dict[str, 
         if "logits" not in context.grids and needs_logits(target):
             raise ConfigError(f"targets.{name}: is made from logits, and this teacher has none (teacher.logits); leave it out, or "
                               f"name a layer with one channel a class")
-        result[name] = (target, Pass(plugin.name, target.record(plugin.name), target.fields(context)))
+        result[name] = (target, Pass(plugin.name, target.record(plugin.name), target.fields(context),
+                                     records.target_code(plugin.name)))
     return result
 
 
@@ -109,6 +110,8 @@ def open_whole(root: AnyPath, dataset: str, identity_record: dict, images: Seque
     try:
         store = Store.find(root, "targets", dataset, identity_record)
         store.check(list(images), range(num_views), wanted)
+    except CodeChanged:                          # filling doesn't mend it
+        raise
     except StoreError as error:
         raise StoreError(f"{error}; run `pipeline cache-teacher {config}` (with the same --set, if there was one)") from None
     return store, [pass_ for pass_, _ in wanted]

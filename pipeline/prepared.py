@@ -13,7 +13,7 @@ from pipeline.config import Plugin, Prepare
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError, StoreError
 from pipeline.frames import VERSION, canvas, frame
-from pipeline.identity import listed
+from pipeline.identity import listed, sha256
 from pipeline.progress import say
 from pipeline.store import ImageRow, Pass, Store, digest_array
 from pipeline.storefiles import AnyPath, locked, write
@@ -98,6 +98,12 @@ def files_now(dataset: DatasetBase, image_id: str) -> str:
 def known_files(path: AnyPath) -> dict[str, str]:
     """What `files_now` said when an image was prepared, from a store's sources.tsv."""
     return rows_of(path)
+
+
+def on_record(store: Store, sample: Pass, images: Sequence[ImageRow]) -> dict:
+    """What a run's record says of the images it is trained on, in this order: the order decides the batches."""
+    order = sha256("\n".join(image.id for image in images).encode("utf-8", "surrogateescape"))[:16]
+    return {"identity": store.identity, "digest": store.digest_of(list(images), range(1), [sample]), "order": order}
 
 
 def meaning(dataset: DatasetBase) -> dict:

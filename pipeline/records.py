@@ -7,6 +7,7 @@ does not.
 """
 
 import ast
+import functools
 import hashlib
 import importlib.util
 import json
@@ -74,7 +75,7 @@ def file_code(name: str) -> str:
     folder = _file(name).parent
 
     def beside(other: str) -> bool:
-        return _file(other).is_relative_to(folder) and "site-packages" not in _file(other).parts
+        return _is_module(other) and _file(other).is_relative_to(folder) and "site-packages" not in _file(other).parts
 
     return _digest(_reached([name], beside))
 
@@ -93,21 +94,19 @@ def _reached(names, counts: Callable[[str], bool]) -> list[str]:
         name = left.pop()
         if name not in found:
             found.add(name)
-            left += [other for other in _imports(name) if counts(other)]
+            left += [other for other in _imports(name) if counts(other) and _is_module(other)]
     return sorted(found)
 
 
 def _imports(name: str) -> Iterator[str]:
-    """Every module that this one's import statements name, wherever they stand."""
+    """Every module that this one's import statements may name, wherever they stand."""
     package = name if importlib.util.find_spec(name).submodule_search_locations else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(source(name))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if _is_module(alias.name))
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            for other in (origin, *(f"{origin}.{alias.name}" for alias in node.names)):
-                if _is_module(other):
-                    yield other
+            yield from (origin, *(f"{origin}.{alias.name}" for alias in node.names))
 
 
 def _is_module(name: str) -> bool:
@@ -127,6 +126,7 @@ def source(name: str) -> str:
     return importlib.util.find_spec(name).loader.get_source(name)
 
 
+@functools.lru_cache(256)
 def canonical(text: str) -> str:
     """The syntax tree of Python source without comments, docstrings and positions.
 

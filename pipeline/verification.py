@@ -96,7 +96,7 @@ def gaps(store: Store) -> list[str]:
 def _faults_of_metadata(store: Store) -> Iterator[str]:
     top = store.folder
     checks = [(unseal, top / "store.json"), *((parse_images, path) for path in store.image_files())]
-    checks += [(unseal, path) for path in [top / "manifest.json"] if path.exists()]
+    checks += [(unseal, path) for path in [top / "manifest.json", top / "code.json"] if path.exists()]
     for check, path in checks:
         try:
             check(read(path), path)
@@ -227,6 +227,10 @@ def repair(store: Store, passes: Sequence[Pass] = (), workers: int = 1) -> list[
         if len(fine) < len(lines):
             write([(history, b"".join(fine))])
             done.append(f"{history}: {len(lines) - len(fine)} damaged lines dropped")
+        code = store.folder / "code.json"
+        if code.exists() and not _fine(read(code), code):
+            remove(code)
+            done.append(f"{code}: removed; which code stored the rows is not known any more")
         for pass_ in passes:
             path = store.folder / f"passes/{pass_.folder}.json"
             if pass_.folder in {folder for _, folder in store.stored_groups()} and not _fine_pass(store, pass_.folder):

@@ -11,6 +11,7 @@ was a choice.
 """
 
 import hashlib
+import io
 import os
 import pickle
 import sys
@@ -111,11 +112,13 @@ def numpy_values() -> list[Any]:
 
 # Files that say whether they are whole
 
-def sealed(data: bytes) -> bytes:
-    """A zip file, as torch.save writes, with the SHA-256 of all that precedes it in its comment. Any zip reader reads it."""
-    size = len(SEAL) + 64
-    data = data[:-2] + size.to_bytes(2, "little")                # the last two bytes are the comment's length
-    return data + SEAL + hashlib.sha256(data).hexdigest().encode()
+def seal(data: io.BytesIO) -> memoryview:
+    """Puts into the comment of a zip file, as torch.save writes one, the SHA-256 of all that precedes the digits' own comment.
+    Any zip reader reads it."""
+    data.seek(-2, os.SEEK_END)                   # the comment's length
+    data.write((len(SEAL) + 64).to_bytes(2, "little"))
+    data.write(SEAL + hashlib.sha256(data.getbuffer()).hexdigest().encode())
+    return data.getbuffer()
 
 
 def seal_of(path: Path) -> bool | None:
@@ -139,7 +142,7 @@ def save_file(path: str | Path, state: Mapping[str, Tensor]) -> None:
     write_file(Path(path), safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes | memoryview) -> None:
     """Whole and lastingly, or not at all: after an error, e.g. a full disk, the old file stands there and nothing else."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -8,7 +8,7 @@ from pipeline.errors import StoreError
 from pipeline.identity import difference, listed
 from pipeline.progress import Progress
 from pipeline.store import Store
-from pipeline.storefiles import AnyPath, each, local, locked, make_folder, note, read, seal, write, writing
+from pipeline.storefiles import FORMAT, AnyPath, each, local, locked, make_folder, note, read, seal, write, writing
 
 NAME = re.compile(r"(prepared|targets)-[0-9a-f]{12}")
 BESIDE = ["skipped.tsv", "sources.tsv"]         # what `prepare` notes: the images it left out, and the files of all
@@ -142,6 +142,11 @@ def same_extent(theirs: Store, folder: AnyPath, groups: list[tuple[str, str]]) -
                                  f"grown apart; pull into another root")
         write(new.items())
         write([(folder / path.name, read(path)) for path in beside])
+        if codes := theirs.codes():              # what is known here of a pass stays: rows may have been compared since
+            known = Store.open(folder).codes() if (folder / "store.json").exists() else {}
+            if known != codes | known:
+                head = {"format": FORMAT, "store": theirs.identity["digest"]}
+                write([(folder / "code.json", seal(head | {"passes": codes | known}))])
         if not (folder / "store.json").exists():
             write([(folder / "store.json", seal(theirs.head()))])
         ours = Store.open(folder)
