@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
-from pipeline import cache as caches, config, prepared, views as geometry
+from pipeline import cache as caches, config, prepared, records, views as geometry
 from pipeline.errors import ConfigError, StoreError
 from pipeline.identity import difference, listed
 from pipeline.loading import permutation, surveyed
@@ -280,7 +280,9 @@ def _stored_target(store: Store, folder: str) -> tuple[TargetType, Pass]:
         raise StoreError(f"{store.folder}: {folder} was stored by other code: {listed(apart)}; leave it out (targets=[...])")
     fields = {name: Field(tuple(field["shape"]), field["dtype"], tuple(field["dims"]))
               for name, field in content["fields"].items()}
-    return target, Pass(content["name"], record, fields)
+    pass_ = Pass(content["name"], record, fields, records.target_code(kind))
+    store.refuse_other_code([pass_])
+    return target, pass_
 
 
 def _chosen(targets: dict[str, Any], names: Sequence[str] | None, where: str) -> dict[str, Any]:

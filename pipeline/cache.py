@@ -11,10 +11,10 @@ from typing import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from pipeline import prepared, views as geometry, weights
+from pipeline import prepared, records, views as geometry, weights
 from pipeline.config import Config, Plugin, Prepare, Teacher, Term, Views
 from pipeline.datasets.base import DatasetBase
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import CodeChanged, ConfigError, StoreError
 from pipeline.frames import canvas
 from pipeline.lookup import find_class
 from pipeline.models._flipped import FlipAveraged
@@ -90,7 +90,8 @@ def target_passes(targets: Mapping[str, Plugin], context: Context) -> dict[str, 
         if "logits" not in context.grids and needs_logits(target):
             raise ConfigError(f"targets.{name}: is made from logits, and this teacher has none (teacher.logits); leave it out, or "
                               f"name a layer with one channel a class")
-        result[name] = (target, Pass(plugin.name, target.record(plugin.name), target.fields(context)))
+        result[name] = (target, Pass(plugin.name, target.record(plugin.name), target.fields(context),
+                                     records.target_code(plugin.name)))
     return result
 
 
@@ -126,6 +127,8 @@ def open_whole(root: AnyPath, dataset: str, identity_record: dict, images: Seque
     try:
         store = Store.find(root, "targets", dataset, identity_record)
         store.check(list(images), range(num_views), wanted)
+    except CodeChanged:                          # filling doesn't mend it
+        raise
     except StoreError as error:
         raise StoreError(f"{error}; run `pipeline cache-teacher {config}` (with the same --set, if there was one)") from None
     return store, [pass_ for pass_, _ in wanted]
@@ -136,9 +139,11 @@ def weights_digest(teacher: Teacher, path: Path) -> str:
     not what was copied here."""
     if not path.exists():
         raise StoreError(f"{path}: no teacher weights; run `pipeline train-teacher` (or name a checkpoint in the YAML)")
-    digest = weights.digest(weights.load_file(path))
+    copied = weights.load_file(path)
+    digest = weights.digest(copied)
     if teacher.checkpoint is not None and teacher.checkpoint.exists():
-        if (named := weights.digest(weights.load_file(teacher.checkpoint))) != digest:
+        checkpoint = weights.fitted(weights.load_file(teacher.checkpoint), copied, teacher.checkpoint)
+        if (named := weights.digest(checkpoint)) != digest:
             raise StoreError(f"{path}: holds teacher.weights {digest[:12]}, but {teacher.checkpoint} holds {named[:12]}; run "
                              f"`pipeline train-teacher` to copy it")
     return digest

@@ -118,11 +118,6 @@ class Term:
     start: int = 0
     ramp: int = 0
 
-    def weight_at(self, step: int) -> float:
-        if step < self.start:
-            return 0.0
-        return self.weight if not self.ramp else self.weight * min(1.0, (step - self.start + 1) / self.ramp)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

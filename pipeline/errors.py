@@ -15,3 +15,7 @@ class DatasetError(PipelineError):
 
 class StoreError(PipelineError):
     """A store (prepared data or cache) is missing, incomplete, damaged, or was made from something else."""
+
+
+class CodeChanged(StoreError):
+    """A target's code is not what its rows were stored by, while its version is."""

@@ -22,11 +22,6 @@ def digest_array(array: np.ndarray | None) -> str:
     return sha256(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())[:16]
 
 
-def text_digest(text: str, num_bytes: int) -> bytes:
-    """For draws and orders that follow from a seed or from an image's id, which may be a file's name that is no UTF-8."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=num_bytes).digest()
-
-
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

@@ -20,9 +20,9 @@ from pipeline import views as geometry
 from pipeline.config import Photometric, Training, Views
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import ConfigError
-from pipeline.identity import text_digest
 from pipeline.losses.base import Batch
 from pipeline.progress import say
+from pipeline.seeds import text_digest
 from pipeline.store import Pass, Reader
 from pipeline.storefiles import local
 from pipeline.targets.base import TargetType

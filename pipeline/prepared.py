@@ -16,7 +16,7 @@ from pipeline.datasets._images import READING
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError, StoreError
 from pipeline.frames import VERSION, canvas, frame, require_rows
-from pipeline.identity import listed, short
+from pipeline.identity import listed, sha256, short
 from pipeline.paths import id_fault
 from pipeline.progress import say
 from pipeline.store import ImageRow, Pass, Reader, Store, digest_array
@@ -126,6 +126,12 @@ def note_faults(store: Store, name: str) -> list[str]:
             faults.append(f"{path}: line {number}: {short(line)} is no note about an image; remove the file, and run `pipeline prepare` "
                           f"again")
     return faults
+
+
+def on_record(store: Store, sample: Pass, images: Sequence[ImageRow]) -> dict:
+    """What a run's record says of the images it is trained on, in this order: the order decides the batches."""
+    order = sha256("\n".join(image.id for image in images).encode("utf-8", "surrogateescape"))[:16]
+    return {"identity": store.identity, "digest": store.digest_of(list(images), range(1), [sample]), "order": order}
 
 
 def meaning(dataset: DatasetBase) -> dict:

@@ -2,7 +2,7 @@
 
     run.json                what the run was made from; a folder with another record is set aside, never overwritten
     config.yaml             the experiment's file with its --set overrides, for people
-    checkpoint.pt           model, optimiser, losses and the curves so far; replaced atomically
+    checkpoint.pt           model, optimiser, losses and the curves so far, with a checksum; replaced atomically
     curves.tsv .json .png   each term's mean over a window of steps
     curves/<term>.tsv       the same, a file a term, as `dvc plots` draws them
     history.jsonl           the time each stretch of steps took, and on what; outside every comparison
@@ -12,21 +12,19 @@
 """
 
 import fcntl
-import hashlib
+import io
 import json
 import math
 import os
 import shutil
-import sys
 import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import ModuleType
 from typing import Iterator
 
 import torch
 
-from pipeline import distributed, weights
+from pipeline import distributed, records, weights
 from pipeline.errors import PipelineError
 from pipeline.files import write_text, write_tsv
 from pipeline.identity import difference, listed
@@ -35,41 +33,67 @@ from pipeline.progress import Progress, say
 from pipeline.stopping import Stopped, in_order
 from pipeline.training import Step
 
-PLUGINS = ("pipeline.models.", "pipeline.targets.", "pipeline.losses.")
 POINTS = 400                                   # of a curve, whatever the number of steps
 
 
 class Run:
     def __init__(self, folder: Path, record: dict, settings: str = ""):
-        """`settings` is the experiment as it was asked for, kept for people; only `record` is compared."""
-        self.folder, self.record, self.settings = Path(folder), record, settings
+        """`settings` is the experiment as it was asked for, kept for people; only `record` is compared. Nothing is written or
+        moved before `open`. Raises PipelineError if the record that is there can't be read."""
+        self.folder, self.record, self.settings = Path(folder), records.recorded(record), settings
         self.curves: list[dict] = []
         self.norms: list[dict] = []
         self.held_out: list[dict] = []
         self.pending: list[tuple[int, dict]] = []        # steps that the curves have no point for yet, with their terms
-        if distributed.first():
-            self._open()
-        distributed.wait()
+        self.opened = False
+        self._locks: list[int] = []
+        self.compare()
 
-    def _open(self):
+    def compare(self) -> None:
+        """Notes in `apart` where the run that is there was made from something else."""
         path = self.folder / "run.json"
         if path.exists():
-            before = json.loads(path.read_text())
-            if before != self.record:
-                with self.alone():
-                    aside = _free_name(self.folder)
-                    os.rename(self.folder, aside)
-                say(f"{self.folder}: was made from something else ({listed(difference(before, self.record))}); "
-                    f"set aside as {aside.name}, starting afresh")
+            self.apart = difference(records.read(path), self.record)
+        else:
+            self.apart = ["run.json: nothing here"] if (self.folder / "checkpoint.pt").exists() else []
+
+    def open(self) -> None:
+        """Sets aside what was made from something else, and writes the record. A training does so once it has made a step that
+        went well: a value that is refused before leaves a finished run where it is."""
+        if self.opened or not distributed.first():
+            return
+        if self.apart:
+            aside = _free_name(self.folder)
+            os.rename(self.folder, aside)
+            say(f"{self.folder}: was made from something else ({listed(self.apart)}); set aside as {aside.name}, starting afresh")
+            if self._locks:
+                self._locks.append(self._lock())
+                if (self.folder / "run.json").exists():
+                    raise PipelineError(f"{self.folder}: another process began this run at the same moment; run the same command "
+                                        f"again when it has ended")
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(self.record, indent=1) + "\n")
+        for leftover in self.folder.glob("*.tmp"):           # of a process that was killed, perhaps by a full disk
+            leftover.unlink(missing_ok=True)
+        write_text(self.folder / "run.json", json.dumps(self.record, indent=1) + "\n")
         write_text(self.folder / "config.yaml", self.settings)
+        self.opened = True
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Waits for another process that trains in this folder. A file system without locks is taken at its word."""
-        folder = os.open(self.folder, os.O_RDONLY)
+        """Waits for another process that trains in this folder, and compares anew. A file system without locks is taken at its
+        word."""
         try:
+            self._locks.append(self._lock())
+            self.compare()
+            yield
+        finally:
+            while self._locks:
+                os.close(self._locks.pop())
+
+    def _lock(self) -> int:
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            folder = os.open(self.folder, os.O_RDONLY)
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -77,29 +101,36 @@ class Run:
                 fcntl.flock(folder, fcntl.LOCK_EX)
             except OSError:
                 pass
-            yield
-        finally:
-            os.close(folder)
+            if self.folder.exists() and os.path.samestat(os.fstat(folder), os.stat(self.folder)):
+                return folder
+            os.close(folder)                     # whoever held it has set it aside
 
     @property
     def weights(self) -> Path:
         return self.folder / "weights.safetensors"
 
     def resume(self, step: Step) -> int:
-        """Loads the last checkpoint, if there is one, and returns the number of steps already made."""
+        """Loads the last checkpoint, if there is one of this run, and returns the number of steps already made. Raises
+        PipelineError if the file is not, bit for bit, what was written."""
         path = self.folder / "checkpoint.pt"
-        if not path.exists():
+        if self.apart or not path.exists():
             return 0
         try:
+            if not weights.seal_of(path):
+                raise ValueError("damaged or cut short: its checksum does not fit")
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise PipelineError(f"{path}: cannot be read ({error}); delete it to start this run afresh") from error
-        step.load_state(state)
-        self.curves, self.norms, self.held_out, self.pending = (state[name] for name in ("curves", "norms", "held_out", "pending"))
+            step.load_state(state)
+            self.curves, self.norms, self.held_out, self.pending = (state[name] for name in ("curves", "norms", "held_out", "pending"))
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:               # damaged bytes fail anywhere in the parser
+            why = f"{error}".strip().partition("\n")[0]
+            raise PipelineError(f"{path}: cannot be read ({why}); bring back a copy, or delete it to start this run afresh") from error
         return state["steps"]
 
     def save(self, step: Step, steps: int) -> None:
-        """Raises PipelineError instead if the weights are not finite: the loss was, but a step on its gradient was too much."""
+        """Raises PipelineError instead if the weights are not finite: the loss was, but a step on its gradient was too much. Also
+        if there is no room; the last checkpoint is kept then."""
         if not step.finite():
             raise PipelineError(f"{self.folder}: step {steps - 1}: the weights are not finite any more; lower the learning rate "
                                 f"(the last checkpoint is from before)")
@@ -107,13 +138,15 @@ class Run:
             return
         state = {**step.state(), "steps": steps, "curves": self.curves, "norms": self.norms, "held_out": self.held_out,
                  "pending": [(number, {name: float(value) for name, value in values.items()}) for number, values in self.pending]}
-        partial = self.folder / "checkpoint.pt.tmp"
-        with open(partial, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.folder / "checkpoint.pt")
-        self._write_curves()
+        data, path = io.BytesIO(), self.folder / "checkpoint.pt"
+        torch.save(state, data)                  # not to the file: on a full disk, torch.save reports its own position there
+        try:
+            weights.write_file(path, weights.seal(data))
+            self._write_curves()
+        except OSError as error:
+            kept = "the last checkpoint is kept" if path.exists() else "there is no checkpoint yet"
+            raise PipelineError(f"{error.filename or path}: {error.strerror} at step {steps}; make room or give the right to write, "
+                                f"and run the same command again ({kept})") from error
 
     def _write_curves(self):
         write_tsv(self.folder / "curves.tsv", self.curves)
@@ -159,12 +192,17 @@ def fit(run: Run, step: Step, loader: Loader, what: str) -> None:
 def _fit(run: Run, step: Step, loader: Loader, what: str, signals) -> None:
     training = step.training
     begin = run.resume(step)
+    if not run.apart:
+        run.open()
     window = max(1, training.steps // POINTS)
     saved, since = begin, time.perf_counter()
     with Progress(what, training.steps, "steps", begin) as progress, signals as asked:
         steps = range(begin, training.steps)
         for number, batch in zip(steps, ahead(loader, steps)):
             values, norms = step(batch)
+            if not run.opened and distributed.first():
+                _refuse_step(run, step, number, values)
+                run.open()
             run.pending.append((number, values))     # they stay on the device until a window ends: reading one waits for it
             if norms:
                 run.norms.append({"step": number, **norms})
@@ -190,6 +228,14 @@ def _fit(run: Run, step: Step, loader: Loader, what: str, signals) -> None:
         raise Stopped(asked[0], f"all {training.steps} steps are kept")
 
 
+def _refuse_step(run: Run, step: Step, number: int, values) -> None:
+    """Raises PipelineError if a first step came to nothing, so that it moves no finished run away."""
+    _window([(number, values)], run.folder)
+    if not step.finite():
+        raise PipelineError(f"{run.folder}: step {number}: the weights are not finite; lower the learning rate (the run that is "
+                            f"there stays)")
+
+
 def _window(pending, folder) -> dict:
     found: dict[str, list[float]] = {}               # a term that has not begun yet has no values
     for number, values in pending:
@@ -199,22 +245,6 @@ def _window(pending, folder) -> dict:
                                     f"learning rate (the last checkpoint is from before)")
             found.setdefault(name, []).append(value)
     return {"step": pending[-1][0] + 1, **{name: sum(values) / len(values) for name, values in found.items()}}
-
-
-def code_digest(*modules: ModuleType) -> str:
-    """Digest of source files, so that a run made by other code is not continued. What a plug-in takes from other plug-in files
-    counts too."""
-    found, left = {}, list(modules)
-    while left:
-        module = left.pop()
-        if module.__name__ not in found:
-            found[module.__name__] = Path(module.__file__).read_bytes()
-            homes = {getattr(value, "__module__", None) or "" for value in vars(module).values()}
-            left += [sys.modules[name] for name in homes if name.startswith(PLUGINS)]
-    digest = hashlib.sha256()
-    for name in sorted(found):
-        digest.update(name.encode() + b"\0" + found[name])
-    return digest.hexdigest()[:16]
 
 
 def draw_curves(path: Path, curves: list[dict]) -> None:

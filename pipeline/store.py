@@ -8,6 +8,7 @@
                        <field>_crc [image] uint32: crc32c of the row's C-order little-endian bytes
   done/v000/000123.<8 digits>.json mark: this block of this pass is whole; size and crc of each of its files
   manifest.json                    what was whole at the last finalise
+  code.json                        digest of the code that each target's rows were stored by; older stores have none
   history.jsonl                    who did what when; no part of any comparison
   .lock                            held around create, grow, add_pass and finalise
 
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.errors import StoreError
+from pipeline.errors import CodeChanged, StoreError
 from pipeline.identity import difference, digest_array, identity_digest, listed, sha256, short
 from pipeline.paths import below, id_fault, name_fault
 from pipeline.reader import Reader
@@ -55,6 +56,7 @@ class Pass:
     name: str
     record: dict                                 # what makes its bytes what they are: type, parameters, version
     fields: Mapping[str, Field]
+    code: str | None = dataclasses.field(default=None, compare=False)    # digest of what computes it; no part of the record
 
     @cached_property
     def digest8(self) -> str:
@@ -235,12 +237,15 @@ class Store:
         """Makes the arrays of a pass in these views. StoreError if the pass is here with other fields."""
         names = [view_name(view) for view in views]
         marks = [self.path(f"done/{view}") for view in names]
+        self.refuse_other_code([pass_])
         if self.has_pass(pass_) and all(path.is_dir() for path in marks) \
                 and not any(self._stale(view, pass_.folder) for view in names):
             return
         with locked(self.folder):
             self._load_images()
             if not self.has_pass(pass_):
+                if pass_.code:
+                    self.vouch_for_code([pass_])
                 self.write_pass(pass_)
             for view, path in zip(names, marks):
                 make_folder(path)
@@ -266,6 +271,37 @@ class Store:
 
     def pass_path(self, folder: str) -> AnyPath:
         return self.path(f"passes/{folder}.json")
+
+    def codes(self) -> dict[str, str]:
+        """By pass, the digest of the code that stored it, as far as known. StoreError if the file is damaged."""
+        path = self.path("code.json")
+        if not path.exists():
+            return {}
+        content = unseal(read(path), path)
+        if content.get("store") != self.identity["digest"]:
+            raise StoreError(f"{path}: belongs to another store; move it away")
+        passes = content.get("passes")
+        if not isinstance(passes, dict) or not all(is_pass(name) and isinstance(code, str) for name, code in passes.items()):
+            raise StoreError(f"{path}: does not say which code stored which pass; {ELSEWHERE}")
+        return passes
+
+    def other_code(self, passes: Iterable[Pass]) -> list[Pass]:
+        """Those that other code stored than computes them now."""
+        passes = [pass_ for pass_ in passes if pass_.code]
+        known = self.codes() if passes else {}
+        return [pass_ for pass_ in passes if known.get(pass_.folder, pass_.code) != pass_.code]
+
+    def refuse_other_code(self, passes: Iterable[Pass]) -> None:
+        """Raises CodeChanged: whether the rows are what this code would store, only a second look at some of them can tell."""
+        for pass_ in self.other_code(passes):
+            raise CodeChanged(f"{self.folder}: the code of the target {pass_.name} has changed since {pass_.folder} was stored, and its "
+                              f"version has not: raise `version` in pipeline/targets/{pass_.name}.py if it stores other values now, or "
+                              f"let `pipeline verify CONFIG --recompute 32` compare rows and take the new code")
+
+    def vouch_for_code(self, passes: Iterable[Pass]) -> None:
+        """Notes that these passes' rows are what their code gives. Under the lock."""
+        known = self.codes() | {pass_.folder: pass_.code for pass_ in passes if pass_.code}
+        write([(self.path("code.json"), seal({"format": FORMAT, "store": self.identity["digest"], "passes": known}))])
 
     def stored_passes(self) -> list[str]:
         return sorted(path.stem for path in self.path("passes").glob("*.json") if is_pass(path.stem))
@@ -510,9 +546,13 @@ class Store:
 
     # What a run asks for
 
-    def check(self, rows: list[ImageRow], views: Iterable[int], passes: Iterable[tuple[Pass, bool]]) -> None:
-        """Refuses, naming the difference, unless the passes (each with: does it use labels?) are whole for them."""
+    def check(self, rows: list[ImageRow], views: Iterable[int], passes: Iterable[tuple[Pass, bool]],
+              any_code: bool = False) -> None:
+        """Refuses, naming the difference, unless the passes (each with: does it use labels?) are whole for them, and stored by
+        the code that would compute them now (`any_code`: or by other code)."""
         passes = list(passes)
+        if not any_code:
+            self.refuse_other_code(pass_ for pass_, _ in passes)
         self.check_ids([row.id for row in rows])
         self._refuse_changed(rows, "image")
         users = [pass_.folder for pass_, uses_labels in passes if uses_labels]

@@ -1,19 +1,18 @@
 """A trained network: built as the YAML says, its weights loaded, ready to answer."""
 
-import json
 from pathlib import Path
 
 import torch
 
-from pipeline import weights
+from pipeline import records, weights
 from pipeline.config import Plugin, Prepare, Training
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import PipelineError
-from pipeline.files import plain
 from pipeline.frames import canvas
 from pipeline.identity import difference, listed
 from pipeline.models._flipped import FlipAveraged
 from pipeline.models.base import ModelBase, set_precision
+from pipeline.progress import say
 
 
 def build(model: Plugin, source: DatasetBase, prepare: Prepare, training: Training | None) -> ModelBase:
@@ -30,12 +29,12 @@ def load(model: Plugin, source: DatasetBase, prepare: Prepare, training: Trainin
         command = "train-teacher" if training is None else "train-student"
         raise PipelineError(f"{weights_file}: no trained weights; run `pipeline {command}` first")
     refuse_other_run(weights_file.with_name("run.json"), model, prepare)
-    state = weights.load_file(weights_file)
+    state = weights.load_file(weights_file, say)
     if training is None and weights.has_existence(state):
         network = model.build(num_classes=len(source.classes), size=canvas(prepare.size), lanes=source.lanes)
     else:
         network = build(model, source, prepare, training)
-    weights.load_into(network, state, str(weights_file))
+    weights.load_into(network, state, str(weights_file), say)
     if flip_average:
         network = FlipAveraged(network, source.mirror, source.mirror_lanes)
     set_precision("fp32")
@@ -46,10 +45,10 @@ def refuse_other_run(record: Path, model: Plugin, prepare: Prepare) -> None:
     """Raises PipelineError if the run was trained as another network or at another size than it would be used."""
     if not record.exists():                     # weights from elsewhere carry no record
         return
-    made = json.loads(record.read_text())
+    made = records.read(record)
     network = {"student": model} if "student" in made else {"teacher": model}
     there = {**{name: made[name] for name in network}, "prepare": {"size": made["prepared"]["identity"]["record"]["size"]}}
-    apart = difference(there, plain({**network, "prepare": {"size": prepare.size}}))
+    apart = difference(there, records.recorded({**network, "prepare": {"size": prepare.size}}))
     if apart:
         raise PipelineError(f"{record.parent}: was trained with something else ({listed(apart)}); use it with the same "
                             "settings (its config.yaml has them), or train it again")

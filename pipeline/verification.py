@@ -116,7 +116,7 @@ def unvouched(store: Store) -> list[str]:
 
 def _faults_of_metadata(store: Store) -> Iterator[str]:
     checks = [(unseal, store.path("store.json")), *((parse_images, path) for path in store.image_files())]
-    checks += [(unseal, path) for path in [store.path("manifest.json")] if path.exists()]
+    checks += [(unseal, path) for path in [store.path("manifest.json"), store.path("code.json")] if path.exists()]
     for check, path in checks:
         try:
             check(read(path), path)
@@ -269,6 +269,10 @@ def repair(store: Store, passes: Sequence[Pass] = (), workers: int = 1) -> list[
         if not lines:
             note(store.folder, "repair", history="begun again")
             done.append(f"{history}: begun again")
+        code = store.path("code.json")
+        if code.exists() and not _fine(read(code), code):
+            remove(code)
+            done.append(f"{code}: removed; which code stored the rows is not known any more")
         for pass_ in passes:
             path = store.pass_path(pass_.folder)
             if pass_.folder in {folder for _, folder in store.stored_groups()} and not _fine_pass(store, pass_.folder):

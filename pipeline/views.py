@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.config import Views
 from pipeline.datasets.base import IGNORE
-from pipeline.identity import text_digest
+from pipeline.seeds import text_digest
 
 VERSION = 1                                  # bump when the same matrix would give other pixels or labels
 FILL = (124, 116, 104)                       # RGB of what lies outside the image: ImageNet's mean

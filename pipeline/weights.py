@@ -1,17 +1,26 @@
 """Network weights as files, and their digest.
 
-A file is safetensors, or what `torch.save` wrote of a state dict (bare, or under `state_dict` or `model`). It is read
-with `weights_only=True`: nothing is unpickled but tensors and plain values. No code here downloads anything; ImageNet
-weights are a file the user names, e.g. torchvision's resnet101-cd907fc2.pth.
+A file is safetensors, or what `torch.save` wrote: a state dict, bare or in a container (CONTAINERS). It is read with
+`weights_only=True`: nothing is unpickled but tensors, plain values and numpy's numbers. No code here downloads anything;
+ImageNet weights are a file the user names, e.g. torchvision's resnet101-cd907fc2.pth.
+
+What people's tools change on the way is undone: a prefix that all names of the network share (`model.` of Lightning,
+`module.` of data parallel training, `_orig_mod.` of torch.compile) comes off, and tensors of another type (half precision,
+float64) become the network's. `tell`, where a function here takes one, is called with a line for each such change that
+was a choice.
 """
 
 import hashlib
+import io
 import os
 import pickle
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Iterable, Mapping
+from typing import Any, Iterable, Mapping
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -20,6 +29,11 @@ from pipeline.errors import ConfigError
 
 NAMES_SHOWN = 3
 CLASSIFIERS = {"fc", "classifier"}      # of torchvision's ImageNet networks
+CONTAINERS = ("state_dict", "model_state_dict", "model", "network", "net", "module", "weights",      # the first that is there
+              "state_dict_ema", "model_ema", "ema_state_dict", "ema")
+SEAL = b"sha256:"                       # and 64 digits, as the comment at the end of a zip file
+
+Tell = Callable[[str], None]
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
@@ -36,8 +50,9 @@ def digest(state: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def load_file(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of a file, on the CPU, without the `module.` that data parallel training puts before each name.
+def load_file(path: str | Path, tell: Tell | None = None) -> dict[str, Tensor]:
+    """The state dict of a file, on the CPU, without the `module.` of data parallel training and the `_orig_mod.` of
+    torch.compile. `tell` hears which of a container's state dicts was taken.
 
     Raises ConfigError if the file is missing, unreadable, or holds something else.
     """
@@ -48,27 +63,87 @@ def load_file(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             found = safetensors.torch.load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(numpy_values()):
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigError(f"{path}: not a weights file, or holds objects besides tensors and plain values; "
                           f"save the state dict alone: torch.save(network.state_dict(), path)") from error
     except Exception as error:      # damaged bytes fail anywhere in the parsers: UnicodeDecodeError, KeyError, EOFError
         reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         raise ConfigError(f"{path}: cannot be read as weights ({reason}); copy or save the file again") from error
+    if path.suffix != ".safetensors" and seal_of(path) is False:
+        raise ConfigError(f"{path}: cannot be read as weights (damaged, its checksum does not fit); copy or save the file again")
+    state = contained(found, path, tell)
+    return {name.removeprefix("module.").replace("_orig_mod.", ""): tensor for name, tensor in state.items()
+            if name != "n_averaged"}             # a counter of torch.optim.swa_utils.AveragedModel
 
-    for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ConfigError(f"{path}: holds no state dict, bare or under 'state_dict' or 'model'; "
+
+def contained(found: Any, path: Path, tell: Tell | None) -> Mapping[str, Tensor]:
+    """The state dict in what a file holds. Raises ConfigError if there is none."""
+    taken: list[str] = []
+    while isinstance(found, dict) and not is_state(found):
+        held = [key for key in CONTAINERS if isinstance(found.get(key), dict) and found[key]]
+        if "optimiser" in found and isinstance(found.get("mean"), dict):        # a run's checkpoint: it leaves its running mean
+            held.insert(0, "mean")
+        if not held:
+            break
+        taken.append(held[0])
+        if tell is not None and (len(held) > 1 or held[0] not in ("state_dict", "model")):
+            others = f", not those under {' or '.join(map(repr, held[1:]))}, which you can save as a file of their own" if held[1:] else ""
+            tell(f"{path}: takes the weights under {'.'.join(taken)!r}{others}")
+        found = found[held[0]]
+    if not is_state(found):
+        raise ConfigError(f"{path}: holds no state dict, bare or under {', '.join(map(repr, CONTAINERS[:-1]))} or {CONTAINERS[-1]!r}; "
                           f"save one: torch.save(network.state_dict(), path)")
-    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    return found
+
+
+def is_state(found: Any) -> bool:
+    return isinstance(found, dict) and bool(found) and all(isinstance(value, Tensor) for value in found.values())
+
+
+def numpy_values() -> list[Any]:
+    """What numpy's numbers and arrays are pickled by, e.g. a best score beside the weights; no objects in arrays."""
+    makers = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
+    named = [(maker, f"numpy.{core}.multiarray.{maker.__name__}") for maker in makers for core in ("core", "_core")]
+    kinds = [getattr(np.dtypes, name) for name in np.dtypes.__all__ if name != "ObjectDType"]
+    return [np.dtype, np.ndarray, *kinds, *named]
+
+
+# Files that say whether they are whole
+
+def seal(data: io.BytesIO) -> memoryview:
+    """Puts into the comment of a zip file, as torch.save writes one, the SHA-256 of all that precedes the digits' own comment.
+    Any zip reader reads it."""
+    data.seek(-2, os.SEEK_END)                   # the comment's length
+    data.write((len(SEAL) + 64).to_bytes(2, "little"))
+    data.write(SEAL + hashlib.sha256(data.getbuffer()).hexdigest().encode())
+    return data.getbuffer()
+
+
+def seal_of(path: Path) -> bool | None:
+    """Whether the file has the bytes that were written; None if it has no seal."""
+    size = len(SEAL) + 64
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        seal = file.read()
+        if not seal.startswith(SEAL):
+            return None
+        file.seek(0)
+        sha, left = hashlib.sha256(), path.stat().st_size - size
+        while left and (part := file.read(min(left, 1 << 20))):
+            sha.update(part)
+            left -= len(part)
+    return seal[len(SEAL):] == sha.hexdigest().encode()
 
 
 def save_file(path: str | Path, state: Mapping[str, Tensor]) -> None:
     """Writes safetensors; the name appears only when all of the file is on disk. Equal weights give equal bytes."""
-    path = Path(path)
-    data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+    write_file(Path(path), safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
+
+
+def write_file(path: Path, data: bytes | memoryview) -> None:
+    """Whole and lastingly, or not at all: after an error, e.g. a full disk, the old file stands there and nothing else."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(partial, "wb") as file:
@@ -86,16 +161,23 @@ def save_file(path: str | Path, state: Mapping[str, Tensor]) -> None:
         os.close(folder)
 
 
-def load_into(network: nn.Module, state: Mapping[str, Tensor], where: str | Path) -> None:
-    """Puts `state` into the network; `where` names its file. Raises ConfigError unless names and shapes all agree."""
-    faults = differences(network.state_dict(), state)
+# Into a network
+
+def load_into(network: nn.Module, state: Mapping[str, Tensor], where: str | Path, tell: Tell | None = None) -> None:
+    """Puts `state` into the network; `where` names its file. `tell` hears of a prefix that came off and of integers.
+
+    Raises ConfigError unless names and shapes all agree and all values are numbers."""
+    own = network.state_dict()
+    found = fitted(state, own, where, tell)
+    faults = differences(own, found)
     if faults:
         raise ConfigError(f"{where}: does not fit the network: {faults}; name a file saved from this architecture with "
                           f"the same width, head, lanes, input size and number of classes")
-    network.load_state_dict(state)
+    refuse_values(state, found, own, where)
+    network.load_state_dict(found)
 
 
-def load_backbone(network: nn.Module, path: str | Path) -> None:
+def load_backbone(network: nn.Module, path: str | Path, tell: Tell | None = None) -> None:
     """Puts an ImageNet checkpoint of torchvision's names into the backbone and leaves the heads as they are.
 
     `fc.*` or `classifier.*`, its classifier, is ignored; batch counters may be missing (files older than torch 0.4.1 have
@@ -107,12 +189,63 @@ def load_backbone(network: nn.Module, path: str | Path) -> None:
     wanted = {name: tensor for name, tensor in network.state_dict().items()
               if name.partition(".")[0] in network.backbone}
     counters = {name: tensor for name, tensor in wanted.items() if name.endswith(".num_batches_tracked")}
-    state = counters | {name: tensor for name, tensor in load_file(path).items() if name.partition(".")[0] not in CLASSIFIERS}
-    faults = differences(wanted, state)
+    state = {name: tensor for name, tensor in load_file(path, tell).items() if name.partition(".")[0] not in CLASSIFIERS}
+    found = counters | fitted(state, wanted, path, tell)
+    faults = differences(wanted, found)
     if faults:
         raise ConfigError(f"{path}: does not fit the backbone: {faults}; name an ImageNet checkpoint of the same "
                           f"depth, with torchvision's names, and leave the width at 64")
-    network.load_state_dict(state, strict=False)
+    refuse_values(state, found, wanted, path)
+    network.load_state_dict(found, strict=False)
+
+
+def fitted(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str | Path = "",
+           tell: Tell | None = None) -> dict[str, Tensor]:
+    """The state dict by the names and in the dtypes of `wanted`: without the prefix under which more than half of these names
+    stand, and then without what stands under none. Raises ConfigError if two prefixes fit equally well."""
+    prefix = common_prefix(state, wanted, where)
+    found = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    if tell is not None and prefix:
+        others = [name for name in state if not name.startswith(prefix)]
+        tell(f"{where}: takes the weights whose names begin with {prefix!r}, without it"
+             + (f"; leaves out {len(others)} others ({shown(others)})" if others else ""))
+    integers = [name for name, tensor in found.items() if name in wanted and wanted[name].is_floating_point()
+                and not (tensor.is_floating_point() or odd(tensor))]
+    if tell is not None and integers:
+        kind = str(found[integers[0]].dtype).removeprefix("torch.")
+        tell(f"{where}: {len(integers)} weights are whole numbers, {kind} ({shown(integers)}), and are taken as they are; if they "
+             f"were quantised, save them dequantised")
+    return {name: tensor.to(wanted[name].dtype) if name in wanted and not odd(tensor) else tensor for name, tensor in found.items()}
+
+
+def common_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str | Path) -> str:
+    counts: Counter[str] = Counter()
+    for name in state:
+        starts = [0, *(place + 1 for place, sign in enumerate(name) if sign == ".")]
+        counts.update(name[:start] for start in starts if name[start:] in wanted)
+    most = max(counts.values(), default=0)
+    best = [prefix for prefix, count in counts.items() if count == most and 2 * count > len(wanted)]
+    if len(best) > 1 and "" not in best:
+        raise ConfigError(f"{where}: the network's weights stand there under {' and under '.join(map(repr, sorted(best)))}; save "
+                          f"those you mean as a file of their own")
+    return best[0] if len(best) == 1 else ""
+
+
+def odd(tensor: Tensor) -> bool:
+    """Whether no cast makes weights of it."""
+    return tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided
+
+
+def refuse_values(given: Mapping[str, Tensor], found: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str | Path) -> None:
+    """Raises ConfigError at what is no number, except where the network's own buffers hold infinity (a mask)."""
+    if strange := [name for name, tensor in found.items() if odd(tensor) and not odd(own[name])]:
+        raise ConfigError(f"{where}: {len(strange)} weights are quantised, sparse or complex ({shown(strange)}); save them as dense "
+                          f"tensors of floats")
+    bad = [name for name, tensor in found.items() if tensor.is_floating_point() and not own[name].is_meta
+           and bool((~tensor.isfinite() & own[name].to(tensor.device).isfinite()).any())]
+    if bad:
+        raise ConfigError(f"{where}: {len(bad)} weights are not finite ({shown(bad)}); the training that made them diverged, or "
+                          f"the file is damaged: take an earlier checkpoint")
 
 
 def has_existence(state: Mapping[str, Tensor]) -> bool:

@@ -12,10 +12,10 @@ from pipeline.paths import below, name_fault
 from pipeline.prepared import NOTES, note_faults
 from pipeline.progress import Progress
 from pipeline.store import Store
-from pipeline.storefiles import AnyPath, each, local, locked, make_folder, note, read, seal, write, writing
+from pipeline.storefiles import FORMAT, AnyPath, each, local, locked, make_folder, note, read, seal, write, writing
 
 NAME = re.compile(r"(prepared|targets)-[0-9a-f]{12}")
-FOLDERS, FILES = ("images", "passes", "done"), ("store.json", "manifest.json", "history.jsonl", ".lock")
+FOLDERS, FILES = ("images", "passes", "done"), ("store.json", "manifest.json", "code.json", "history.jsonl", ".lock")
 BLOCKS_AT_ONCE = 8
 
 
@@ -199,6 +199,11 @@ def same_extent(theirs: Store, folder: AnyPath, groups: list[tuple[str, str]]) -
                                  f"grown apart; pull into another root")
         write(new.items())
         write([(below(folder, path.name), read(path)) for path in beside])
+        if codes := theirs.codes():              # what is known here of a pass stays: rows may have been compared since
+            known = Store.open(folder).codes() if (folder / "store.json").exists() else {}
+            if known != codes | known:
+                head = {"format": FORMAT, "store": theirs.identity["digest"]}
+                write([(below(folder, "code.json"), seal(head | {"passes": codes | known}))])
         if not (folder / "store.json").exists():
             write([(below(folder, "store.json"), seal(theirs.head()))])
         ours = Store.open(folder)

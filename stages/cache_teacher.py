@@ -126,6 +126,7 @@ class Filler:
         if self.store.folder != spec.store or folders != spec.passes:
             raise StoreError(f"{spec.store}: is to be filled, but this worker would answer for {self.store.folder} "
                              f"({listed(sorted(folders))}); start it again with the same code and weights file")
+        self.store.refuse_other_code(pass_ for _, pass_ in self.named.values())
         self.pixels = Store.find(spec.root, "prepared", spec.dataset.name, prepared.identity(source, spec.prepare))
         self.sample = prepared.sample_pass(spec.prepare.size, source.lanes)
         self.held: tuple[int, dict] = (-1, {})   # the last block's images, for its other views

@@ -1,12 +1,11 @@
 """Stage two: train a student with a method, against cached targets; no teacher in memory (a study may ask for a live one)."""
 
+import sys
 from pathlib import Path
 
-from pipeline import cache, distributed, lookup, loading, prepared, runs, training as steps, views as geometry
+from pipeline import cache, distributed, live as live_module, lookup, prepared, records, runs, training as steps
 from pipeline.config import Plugin, Prepare, Teacher, Term, Training, Views
 from pipeline.errors import ConfigError
-from pipeline.files import plain
-from pipeline.live import live_targets
 from pipeline.loading import CachedTargets, Loader
 from pipeline.models.base import set_precision
 from pipeline.progress import detail
@@ -30,9 +29,12 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
         prepared.require_labels(pixels, sample, images, source, "the method learns from labels alone")
     ids = [image.id for image in images]
     context = cache.context(teacher.model, source, prepare.size)
+    lanes = source.lanes if training.existence_weight else 0
+    own = cache.context(student, source, prepare.size, lanes)
     record = {"student": student, "method": method, "training": training, "views": views, "seed": seed,
-              "dataset": prepared.meaning(source),
-              "prepared": {"identity": pixels.identity, "digest": pixels.digest_of(images, range(1), [sample])}}
+              "dataset": prepared.meaning(source), "prepared": prepared.on_record(pixels, sample, images)}
+    if method:
+        record["contexts"] = {"student": own, "teacher": context}
     cached = None
     names = [name for term in method for name in term.reads]
     if names and training.fresh_views and not live:
@@ -44,7 +46,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     if names and live:
         reads = {name: targets[name] for name in names}
         record["live"] = {"teacher": identity, "targets": reads}
-        cached = live_targets(teacher, reads, source, prepare, views, weights_file, Reader(pixels, [sample], ids, 1), sample,
+        cached = live_module.live_targets(teacher, reads, source, prepare, views, weights_file, Reader(pixels, [sample], ids, 1), sample,
                               batch=training.batch, device=device)
     elif names:
         store, passes = cache.open_whole(root, dataset.name, identity, images, views.count, named, config)
@@ -53,15 +55,15 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
         detail(f"cached targets: {reader.strategy}")
         cached = CachedTargets(reader, cache.MATRIX, named)
 
-    lanes = source.lanes if training.existence_weight else 0
     plugins = [lookup.find("models", student.name), *(lookup.find("losses", term.loss.name) for term in method),
                *(lookup.find("targets", targets[name].name) for name in names)]
-    record["code"] = runs.code_digest(runs, steps, loading, geometry, *plugins)
-    run = runs.Run(folder, plain(record), settings)
+    if live:
+        plugins += [live_module, cache, lookup.find("models", teacher.model.name)]
+    record["code"] = records.code_digest(sys.modules[__name__], *plugins)
+    record |= {"code_outside": outside} if (outside := plugins[0].Model.code_outside(student.args)) else {}
     set_precision(training.precision)
     steps.reseed(seed, 0)
     model = student.build(num_classes=len(source.classes), size=context.size, lanes=lanes).to(device)
-    own = cache.context(student, source, prepare.size, lanes)
     losses = [term.loss.build(reads={name: cached.targets[name][0] for name in term.reads}, context=context,
                               student=own).to(device) for term in method]
     samples = Reader(pixels, [sample], ids, 1, device=device)
@@ -73,6 +75,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
             loss.survey(loader.survey())
     shares_K = loader.class_shares() if training.class_weights == "enet" else None
     step = steps.Step(model, method, losses, training, steps.class_weights(source, training, device, shares_K), seed)
+    run = runs.Run(folder, record, settings)
     runs.fit(run, step, loader, folder.name)
     last = run.curves[-1]
     return f"{run.weights}: {training.steps} steps, " + ", ".join(f"{k} {v:.4g}" for k, v in last.items() if k != "step")

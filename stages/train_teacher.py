@@ -1,13 +1,14 @@
 """Train the teacher on the prepared images, or take the checkpoint that the YAML names."""
 
+import sys
 from pathlib import Path
 
-from pipeline import cache, distributed, lookup, loading, prepared, runs, training as steps, views as geometry, weights
+from pipeline import cache, distributed, lookup, prepared, records, runs, training as steps, weights
 from pipeline.config import Plugin, Prepare, Teacher, Training, Views
-from pipeline.files import plain, write_json
+from pipeline.files import write_json
 from pipeline.loading import Loader
 from pipeline.models.base import set_precision
-from pipeline.progress import detail
+from pipeline.progress import detail, say
 from pipeline.store import Reader
 
 
@@ -17,9 +18,9 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, te
     source = dataset.build()
     cache.check_views(views, source, dataset.name)
     if teacher.checkpoint is not None:
-        state = weights.load_file(teacher.checkpoint)
+        state = weights.load_file(teacher.checkpoint, say)
         model = cache.build_teacher(teacher, source, prepare.size, source.lanes if weights.has_existence(state) else 0)
-        weights.load_into(model, state, str(teacher.checkpoint))
+        weights.load_into(model, state, str(teacher.checkpoint), say)
         line = f"{weights_file}: copied from {teacher.checkpoint}"
     elif teacher_training is None:
         steps.reseed(0, 0)
@@ -44,15 +45,15 @@ def _train(model, source, dataset, prepare, views, teacher, training, root, fold
     store, sample, images = prepared.open_whole(root, dataset, source, prepare, source.ids("train"))
     prepared.require_labels(store, sample, images, source, "the teacher is trained on labels")
     ids = [image.id for image in images]
-    code = runs.code_digest(runs, steps, loading, geometry, lookup.find("models", teacher.model.name))
+    plugin = lookup.find("models", teacher.model.name)
+    code = records.code_digest(sys.modules[__name__], plugin, *([weights] if teacher.backbone else []))
     backbone = None if teacher.backbone is None else weights.digest(weights.load_file(teacher.backbone))
     record = {"teacher": teacher.model, "backbone": backbone, "training": training, "views": views, "code": code,
-              "dataset": prepared.meaning(source),
-              "prepared": {"identity": store.identity, "digest": store.digest_of(images, range(1), [sample])}}
-    run = runs.Run(folder, plain(record), settings)
+              "dataset": prepared.meaning(source), "prepared": prepared.on_record(store, sample, images)}
+    record |= {"code_outside": outside} if (outside := plugin.Model.code_outside(teacher.model.args)) else {}
     set_precision(training.precision)
     if teacher.backbone is not None:
-        weights.load_backbone(model, teacher.backbone)
+        weights.load_backbone(model, teacher.backbone, say)
     model.to(device)
     reader = Reader(store, [sample], ids, 1, device=device)
     detail(f"prepared images: {reader.strategy}")
@@ -60,5 +61,6 @@ def _train(model, source, dataset, prepare, views, teacher, training, root, fold
                     device=device, share=distributed.share())
     shares_K = loader.class_shares() if training.class_weights == "enet" else None
     step = steps.Step(model, [], [], training, steps.class_weights(source, training, device, shares_K), seed=0)
+    run = runs.Run(folder, record, settings)
     runs.fit(run, step, loader, "training the teacher")
     model.load_state_dict(step.weights())

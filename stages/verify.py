@@ -13,7 +13,7 @@ from pipeline.loading import CachedTargets, Loader
 from pipeline.models.base import set_precision
 from pipeline.progress import Progress
 from pipeline.store import Reader, Store
-from pipeline.storefiles import AnyPath
+from pipeline.storefiles import AnyPath, locked, note
 from pipeline.verification import gaps, repair, table, unvouched, verify
 
 
@@ -33,7 +33,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     context = cache.context(teacher.model, source, prepare.size)
     named = cache.target_passes(targets, context)
     passes = [(cache.MATRIX, False), *((pass_, cache.by_labels(identity, target)) for target, pass_ in named.values())]
-    store.check(images, range(views.count), passes)
+    store.check(images, range(views.count), passes, any_code=recompute > 0)
     lines = [f"{store.folder}: whole and undamaged: {len(ids)} images x {views.count} views, {len(named)} targets",
              *unvouched(pixels), *unvouched(store)]
     if not recompute:
@@ -88,6 +88,12 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     if wrong:
         raise StoreError("\n".join([f"{store.folder}: rows of {', '.join(wrong)} are not this teacher's within what is declared",
                                     parity.table(errors)]))
+    if changed := store.other_code(pass_ for pass_, _ in passes):
+        with locked(store.folder):
+            store.vouch_for_code(changed)
+            note(store.folder, "code", passes=[pass_.folder for pass_ in changed])
+        lines += ["", f"{store.folder}: the code of {', '.join(pass_.folder for pass_ in changed)} has changed since, and {recompute} rows "
+                      f"agree: taken as theirs"]
     return "\n".join(lines)
 
 

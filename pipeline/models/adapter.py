@@ -36,6 +36,7 @@ from pipeline.errors import ConfigError
 from pipeline.models._existence import EncoderExistence
 from pipeline.models._network import check_size
 from pipeline.models.base import ModelBase, Output
+from pipeline.records import file_code
 
 
 class Model(ModelBase):
@@ -129,8 +130,11 @@ class Model(ModelBase):
     @classmethod
     def made_from(cls, args: Mapping[str, Any]) -> dict[str, Any]:
         """Where the layers are, and the version of each package that a factory comes from."""
-        modules = {text.partition(":")[0] for text in [args["factory"], *factories(args["arguments"])]}
-        return {"layers": dict(args["layers"]), "packages": {module: release(module) for module in sorted(modules)}}
+        return {"layers": dict(args["layers"]), "packages": {module: release(module) for module in modules_of(args)}}
+
+    @classmethod
+    def code_outside(cls, args: Mapping[str, Any]) -> dict[str, str]:
+        return {module: installed(module) or file_code(module) for module in modules_of(args)}
 
 
 # --- places in a network ------------------------------------------------------------------------------------------------
@@ -215,11 +219,20 @@ def factories(value: Any) -> Iterator[str]:
             yield from factories(part)
 
 
-def release(module: str) -> str:
-    """The version of the package that provides a module; of one that was not installed, the digest of its file."""
+def modules_of(args: Mapping[str, Any]) -> list[str]:
+    return sorted({text.partition(":")[0] for text in [args["factory"], *factories(args["arguments"])]})
+
+
+def installed(module: str) -> str | None:
+    """The version of the package that provides a module; None if it is a file that was not installed."""
     for distribution in metadata.packages_distributions().get(module.partition(".")[0], ()):
         return f"{distribution} {metadata.version(distribution)}"
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ConfigError(f"adapter: factory: {module} can't be found; install its package, or put its folder on PYTHONPATH")
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
+    return None
+
+
+def release(module: str) -> str:
+    """The version of the package that provides a module; of one that was not installed, the digest of its file."""
+    return installed(module) or hashlib.sha256(Path(importlib.util.find_spec(module).origin).read_bytes()).hexdigest()[:16]

@@ -52,6 +52,11 @@ class ModelBase(nn.Module):
         """What a cache's identity says of a teacher beside its name, arguments, version and weights."""
         return {"layers": dict(cls.layers)}
 
+    @classmethod
+    def code_outside(cls, args: Mapping[str, Any]) -> dict[str, str]:
+        """What a run's record says of code outside this package that these arguments name: module -> version or digest."""
+        return {}
+
 
 def shapes(build: Callable[[], nn.Module], size: tuple[int, int]) -> Output:
     """The output of `build()` on one image of this size as empty meta tensors: every grid and channel count, no arithmetic.
