@@ -14,13 +14,14 @@ differs between arms, so nothing is paired.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Annotated, Any, Mapping, Sequence
 
 import numpy as np
 
 from pipeline.config import Config, load, read_yaml
 from pipeline.errors import ConfigError
 from pipeline.identity import difference
+from pipeline.later import AddedLater, leave_out
 from pipeline.statistics import gap_closed, welch
 
 KEYS = {"config", "student", "splits", "seeds", "primary", "gate", "arms"}
@@ -35,7 +36,7 @@ class Arm:
     config: Config                              # with the arm's overrides
     method: str
     study: str                                  # whose cells these are
-    live: bool = False                          # the teacher in the loop
+    live: Annotated[bool, AddedLater(False)] = False    # the teacher in the loop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +175,7 @@ def asked(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
             "splits": list(study.splits), "dataset": {key: value for key, value in raw["dataset"].items() if key != "root"},
             "student": {study.student: raw["students"][study.student]},
             "targets": {name: raw["targets"][name] for term in method for name in term.reads}}
-    return said | {"live": True} if arm.live else said
+    return said | leave_out({"live": arm.live}, Arm)
 
 
 def otherwise(cell: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -102,7 +102,7 @@ class Step:
         if output.existence is not None and batch.existence_BL is not None:
             terms["existence"] = (self.training.existence_weight, existence_loss(output.existence, batch.existence_BL))
         for name, (term, loss) in self.terms.items():
-            if weight := term.weight_at(batch.step):
+            if weight := weight_at(term, batch.step):
                 terms[name] = (weight, loss(output, batch))
         return raw, terms
 
@@ -193,6 +193,13 @@ def compiled(network: nn.Module, graphs: bool = False):
     torch._dynamo.config.suppress_errors = True
     inductor.fallback_random = True
     return torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else None)
+
+
+def weight_at(term: Term, step: int) -> float:
+    """0 before step `start`, then a straight line over `ramp` steps up to the term's weight."""
+    if step < term.start:
+        return 0.0
+    return term.weight if not term.ramp else term.weight * min(1.0, (step - term.start + 1) / term.ramp)
 
 
 def learning_rate(training: Training, step: int) -> float:
