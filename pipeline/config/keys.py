@@ -55,10 +55,9 @@ class Key:
         return self.default is REQUIRED
 
 
-@functools.cache
 def keys_of(made: Callable[..., Any], without: frozenset[str] = frozenset()) -> Mapping[str, Key]:
     """The keywords of a class in their order, without those that somebody else hands in."""
-    call = made.__init__ if inspect.isclass(made) and not dataclasses.is_dataclass(made) else made     # type: ignore[misc]
+    call = made.__init__ if inspect.isclass(made) and not dataclasses.is_dataclass(made) else made
     hints = typing.get_type_hints(call, include_extras=True)
     return {name: Key(name, lenient(hints.get(name, Any)), parameter.default)
             for name, parameter in inspect.signature(made).parameters.items() if name not in {*without, "self"}}
@@ -72,7 +71,8 @@ def lenient(kind: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         return typing.Union[tuple(map(lenient, inner))]
     if origin is tuple:
-        return Annotated[tuple[tuple(part if part is Ellipsis else lenient(part) for part in inner)], LENIENT]
+        parts = tuple(part if part is Ellipsis else lenient(part) for part in inner)
+        return Annotated[tuple.__class_getitem__(parts), LENIENT]
     if kind in (tuple, Path):
         return Annotated[kind, LENIENT]
     return kind
@@ -84,15 +84,16 @@ def lenient(kind: Any) -> Any:
 def adapter(made: type, without: frozenset[str] = frozenset()) -> TypeAdapter[dict[str, Any]]:
     """For the keywords of a plug-in."""
     keys = keys_of(made, without)
-    form = TypedDict("Keys", {name: Required[key.kind] if key.required else NotRequired[key.kind]       # type: ignore[misc]
-                              for name, key in keys.items()})
-    form.__pydantic_config__ = ConfigDict(**STRICT, arbitrary_types_allowed=True)                        # type: ignore[attr-defined]
-    return TypeAdapter(form)
+    types_by_name = {name: Required[key.kind] if key.required else NotRequired[key.kind] for name, key in keys.items()}
+    form = TypedDict("Keys", types_by_name)                     # type: ignore[misc]
+    form.__pydantic_config__ = ConfigDict(**STRICT, arbitrary_types_allowed=True)       # type: ignore[attr-defined]
+    return TypeAdapter(form)                                    # type: ignore[arg-type]
 
 
 def keywords(made: type, mapping: Any, where: str, faults: Faults, without: frozenset[str] = frozenset()) -> dict[str, Any] | None:
     """The mapping as keywords of a plug-in, or None and faults."""
-    return _checked(adapter(made, without).validate_python, keys_of(made, without), mapping, where, faults)
+    found: dict[str, Any] | None = _checked(adapter(made, without).validate_python, keys_of(made, without), mapping, where, faults)
+    return found
 
 
 def section(made: type, mapping: Any, where: str, faults: Faults, **given: Any) -> Any:
@@ -112,7 +113,8 @@ def _checked(make: Callable[[dict[str, Any]], Any], keys: Mapping[str, Key], map
     """What `make` makes of the mapping, or None and faults; those of the keys in `broken` have been told."""
     mapping = {} if mapping is None else mapping
     if not isinstance(mapping, dict):
-        return faults.add(where, f"expected a mapping, got {shown(mapping)}")
+        faults.add(where, f"expected a mapping, got {shown(mapping)}")
+        return None
     strange = [name for name in mapping if name not in keys]
     for name in strange:
         faults.add(f"{where}.{name}", f"no such key{did_you_mean(str(name), keys) or '; there are: ' + ', '.join(keys)}")
@@ -124,6 +126,8 @@ def _checked(make: Callable[[dict[str, Any]], Any], keys: Mapping[str, Key], map
                              if detail["loc"][0] not in broken)
         for found in filter(None, told):
             faults.add(f"{where}.{found[0]}", found[1])
+        if len(faults) == before and not strange and not broken:
+            raise                               # a fault that no message tells
         return None
     return value if len(faults) == before and not strange else None
 
@@ -137,6 +141,8 @@ def fault(detail: ErrorDetails, keys: Mapping[str, Key], mapping: dict[str, Any]
     if found is None:
         return None
     place, kind, value = found
+    if detail["type"] == "too_short" and len(value) >= limits_of(kind).get("min_length", 0):
+        return None                             # pydantic counts the items that are right
     return place, what_is_wrong(detail, kind, value)
 
 
@@ -146,9 +152,9 @@ def located(kind: Any, value: Any, steps: tuple[int | str, ...], place: str) -> 
     options = [option for option in options_of(kind) if option is not type(None)]
     if len(options) > 1:
         lists = [option for option in options if typing.get_origin(bare(option)) is tuple]
-        if not isinstance(value, list) or len(lists) != 1:
+        if not steps or not isinstance(value, list) or len(lists) != 1:
             return place, kind, value
-        return located(lists[0], value, steps[1:], place) if steps and "tuple[" in str(steps[0]) else None
+        return located(lists[0], value, steps[1:], place) if "tuple[" in str(steps[0]) else None
     inner = [part for part in typing.get_args(bare(options[0])) if part is not Ellipsis]
     if inner and steps and isinstance(value, (list, tuple)) and isinstance(steps[0], int) and steps[0] < len(value):
         return located(inner[min(steps[0], len(inner) - 1)], value[steps[0]], steps[1:], f"{place}[{steps[0]}]")

@@ -108,16 +108,20 @@ def read_plugin(kind: str, value: Any, where: str, faults: Faults, name_key: str
     """A plug-in from a mapping whose `name_key` names its file; keys in `others` belong to somebody else."""
     value = {} if value is None else value
     if not isinstance(value, dict):
-        return faults.add(where, f"expected a mapping with the key {name_key!r}, got {shown(value)}")
+        faults.add(where, f"expected a mapping with the key {name_key!r}, got {shown(value)}")
+        return None
     name = value.get(name_key, name)
     if name is None:
-        return faults.add(f"{where}.{name_key}", "this key is missing (a text)")
+        faults.add(f"{where}.{name_key}", "this key is missing (a text)")
+        return None
     if not isinstance(name, str):
-        return faults.add(f"{where}.{name_key}", f"expected a text, got {shown(name)}")
+        faults.add(f"{where}.{name_key}", f"expected a text, got {shown(name)}")
+        return None
     try:
         made = find_class(kind, name)
     except ConfigError as error:
-        return faults.add(f"{where}.{name_key}", str(error))
+        faults.add(f"{where}.{name_key}", str(error))
+        return None
     args = keywords(made, {key: part for key, part in value.items() if key != name_key and key not in others}, where, faults,
                     INJECTED[kind])
     if args is None:
@@ -129,7 +133,8 @@ def read_plugin(kind: str, value: Any, where: str, faults: Faults, name_key: str
         try:
             found.build()                       # a target is its own config: it checks values against one another itself
         except ConfigError as error:
-            return faults.add(where, str(error))
+            faults.add(where, str(error))
+            return None
     return found
 
 
@@ -160,7 +165,8 @@ read_term = with_own_keys(Term, "losses", "loss", "loss")
 
 def read_method(value: Any, where: str, faults: Faults, name: str) -> tuple[Any, ...] | None:
     if not isinstance(value, list):
-        return faults.add(where, f"expected a list of losses (an empty one for plain training), got {shown(value)}")
+        faults.add(where, f"expected a list of losses (an empty one for plain training), got {shown(value)}")
+        return None
     return tuple(read_term(entry, f"{where}[{i}]", faults, None) for i, entry in enumerate(value))
 
 
@@ -168,7 +174,8 @@ def entries(read: Callable[[Any, str, Faults, str], Any]) -> Reader:
     """A section of entries by name."""
     def read_all(value: Any, where: str, faults: Faults) -> dict[str, Any] | None:
         if not isinstance(value, dict):
-            return faults.add(where, f"expected a mapping from names to entries, got {shown(value)}")
+            faults.add(where, f"expected a mapping from names to entries, got {shown(value)}")
+            return None
         return {str(name): read(entry, f"{where}.{name}", faults, str(name)) for name, entry in value.items()}
 
     return read_all

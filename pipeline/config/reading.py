@@ -57,11 +57,12 @@ def _unfolded(value: Any) -> Any:
     return [_unfolded(part) for part in value] if isinstance(value, list) else value
 
 
-def _refuse_bombs(events: Iterable[yaml.Event]) -> None:
+def _refuse_bombs(events: Iterable[Any]) -> None:
     """Sizes are counted as the events come, so that nothing is built."""
     opened: list[tuple[str | None, list[int]]] = [(None, [0, 0])]       # anchor, [values, depth] of what is open
     anchors: dict[str, list[int]] = {}
     for event in events:
+        line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, [1, 0]))
             size = [0, 0]
@@ -71,17 +72,17 @@ def _refuse_bombs(events: Iterable[yaml.Event]) -> None:
             anchors |= {anchor: size} if anchor is not None else {}
         elif isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in opened):
-                raise yaml.YAMLError(f"line {event.start_mark.line + 1}: *{event.anchor} stands within itself")
-            size = anchors.get(event.anchor, [1, 0])
+                raise yaml.YAMLError(f"line {line}: *{event.anchor} stands within itself")
+            size = anchors.get(event.anchor or "", [1, 0])
         else:
             size = [int(isinstance(event, yaml.ScalarEvent)), 0]
             anchors |= {event.anchor: size} if getattr(event, "anchor", None) is not None else {}
         around = opened[-1][1]
         around[0], around[1] = around[0] + size[0], max(around[1], size[1])
         if len(opened) - 1 + size[1] > MAX_DEPTH:
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: nested more than {MAX_DEPTH} deep")
+            raise yaml.YAMLError(f"line {line}: nested more than {MAX_DEPTH} deep")
         if around[0] > MAX_NODES:
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: more than {MAX_NODES:,} values, with its aliases unfolded")
+            raise yaml.YAMLError(f"line {line}: more than {MAX_NODES:,} values, with its aliases unfolded")
 
 
 def override(raw: dict[str, Any], text: str) -> None:

@@ -8,7 +8,6 @@ writes both; a test fails when one of them is stale.
 import inspect
 import json
 import re
-import sys
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -175,7 +174,8 @@ def entries(kind: str, shared: dict[str, Any], own: type | None = None, without:
     key, found = name_key or NAME_KEYS[kind], []
     outer = closed(own, shared, without) if own else {"properties": {}, "required": []}
     for name in lookup.names(kind):
-        inner = draft7(adapter(lookup.find_class(kind, name), INJECTED[kind]).json_schema(ref_template="#/definitions/{model}"), shared)
+        made: Any = lookup.find_class(kind, name)
+        inner = draft7(adapter(made, INJECTED[kind]).json_schema(ref_template="#/definitions/{model}"), shared)
         properties = {key: {"const": name, "description": about(kind, name)}, **outer["properties"],
                       **with_defaults(inner.get("properties", {}), plugin_keys(kind, name))}
         entry = f"{'teacher' if own is Teacher else kind}:{name}"
@@ -231,4 +231,4 @@ def texts() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
