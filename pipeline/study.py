@@ -19,6 +19,7 @@ from typing import Annotated, Any, Mapping, Sequence
 import numpy as np
 
 from pipeline.config import Config, load, read_yaml
+from pipeline.config.checks import check_split
 from pipeline.errors import ConfigError
 from pipeline.identity import difference
 from pipeline.later import AddedLater, leave_out
@@ -74,6 +75,9 @@ def read(path: Path) -> Study:
         arms[name] = Arm(name=name, config=load(raw["config"], arm.get("set") or []), method=arm["method"],
                          study=arm.get("study", path.stem), live=arm.get("live", False))
         check(path, arms[name], next(iter(arms.values())), raw["student"])
+    for split in raw["splits"]:
+        for where, what in check_split(next(iter(arms.values())).config.dataset, split, "splits"):
+            raise ConfigError(f"{path}: {where}: {what}")
     primary = raw["primary"] or {"arm": None, "against": []}
     for name in (*primary["against"], *([primary["arm"]] if primary["arm"] else [])):
         if name not in arms:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.config.schema import Plugin, Prepare, Student, Teacher, Term, Training, term_name
+from pipeline.config.schema import Plugin, Prepare, Teacher, Term, Training, term_name
 from pipeline.errors import ConfigError
 from pipeline.lookup import did_you_mean, find_class
 
@@ -53,7 +53,7 @@ def check_term(term: Term, targets: Mapping[str, Plugin], where: str) -> Iterato
             yield where, str(error)
 
 
-def check_students(students: Mapping[str, Student]) -> Iterator[Fault]:
+def check_students(students: Mapping[str, Plugin]) -> Iterator[Fault]:
     for name, student in students.items():
         if find_class("models", student.name).uses_labels:
             yield f"students.{name}", f"{student.name} answers from the labels it is shown and can only teach; choose another"

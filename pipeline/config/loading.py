@@ -17,6 +17,7 @@ from pipeline.config.keys import Faults, keys_of, keywords, section, shown
 from pipeline.config.reading import override, read_yaml
 from pipeline.config.schema import Evaluate, Plugin, Prepare, Student, Teacher, Term, Training, Views
 from pipeline.errors import ConfigError
+from pipeline.later import leave_out
 from pipeline.lookup import did_you_mean, find_class
 
 INJECTED = {  # what the stages hand to a plug-in themselves; not a key of the YAML
@@ -38,7 +39,7 @@ class Config:
     teacher: Teacher
     teacher_training: Training | None
     targets: dict[str, Plugin]
-    students: dict[str, Student]
+    students: dict[str, Plugin]
     methods: dict[str, tuple[Term, ...]]
     training: Training
     evaluate: Evaluate
@@ -53,7 +54,7 @@ class Config:
         said = "".join(f"# --set {override}\n" for override in self.overrides)
         return said + yaml.safe_dump(self.raw, sort_keys=False, default_flow_style=None, width=120)
 
-    def student(self, name: str) -> Student:
+    def student(self, name: str) -> Plugin:
         self._has("students", self.students, name)
         return self.students[name]
 
@@ -138,12 +139,12 @@ def read_plugin(kind: str, value: Any, where: str, faults: Faults, name_key: str
     return found
 
 
-def with_own_keys(made: type, kind: str, name_key: str, part: str) -> Callable[[Any, str, Faults, str | None], Any]:
+def with_own_keys(made: type, kind: str, name_key: str, part: str) -> Reader:
     """Reads a mapping that holds the keys of a plug-in and those of the section `made`, whose field `part` the plug-in is."""
     own = [name for name in keys_of(made) if name != part]
 
-    def read(value: Any, where: str, faults: Faults, name: str | None = None) -> Any:
-        found = read_plugin(kind, value, where, faults, name_key, name, own)
+    def read(value: Any, where: str, faults: Faults) -> Any:
+        found = read_plugin(kind, value, where, faults, name_key, others=own)
         rest = {key: value[key] for key in own if key in value} if isinstance(value, dict) else {}
         result = section(made, rest, where, faults, **{part: found or Plugin(kind=kind, name="", args={})})
         return None if found is None else result
@@ -151,15 +152,17 @@ def with_own_keys(made: type, kind: str, name_key: str, part: str) -> Callable[[
     return read
 
 
-def read_student(value: Any, where: str, faults: Faults, name: str) -> Student | None:
-    own = [key.name for key in dataclasses.fields(Student) if key.name not in Plugin.__dataclass_fields__]
+def read_student(value: Any, where: str, faults: Faults, name: str) -> Plugin | None:
+    own = list(keys_of(Student))
     found = read_plugin("models", value, where, faults, "model", name, own)
     rest = {key: value[key] for key in own if key in value} if isinstance(value, dict) else {}
-    given = {"kind": "models", "name": found.name if found else "", "args": found.args if found else {}}
-    student: Student | None = section(Student, rest, where, faults, **given)
-    return None if found is None else student
+    beside = section(Student, rest, where, faults)
+    if found is None or beside is None:
+        return None
+    return dataclasses.replace(found, args={**found.args, **leave_out(dataclasses.asdict(beside), Student)})
 
 
+read_teacher = with_own_keys(Teacher, "models", "name", "model")
 read_term = with_own_keys(Term, "losses", "loss", "loss")
 
 
@@ -167,7 +170,7 @@ def read_method(value: Any, where: str, faults: Faults, name: str) -> tuple[Any,
     if not isinstance(value, list):
         faults.add(where, f"expected a list of losses (an empty one for plain training), got {shown(value)}")
         return None
-    return tuple(read_term(entry, f"{where}[{i}]", faults, None) for i, entry in enumerate(value))
+    return tuple(read_term(entry, f"{where}[{i}]", faults) for i, entry in enumerate(value))
 
 
 def entries(read: Callable[[Any, str, Faults, str], Any]) -> Reader:
@@ -189,7 +192,7 @@ SECTIONS: dict[str, Reader] = {
     "dataset": lambda value, where, faults: read_plugin("datasets", value, where, faults, "name"),
     "prepare": values(Prepare),
     "views": values(Views),
-    "teacher": lambda value, where, faults: with_own_keys(Teacher, "models", "name", "model")(value, where, faults, None),
+    "teacher": read_teacher,
     "teacher_training": lambda value, where, faults: None if value is None else section(Training, value, where, faults),
     "targets": entries(lambda value, where, faults, name: read_plugin("targets", value, where, faults, "type")),
     "students": entries(read_student),

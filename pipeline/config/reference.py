@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from pipeline import lookup
 from pipeline.config.keys import Key, adapter, bare, keys_of, limits_of, marks_of, options_of, range_of, sentence_of, words
 from pipeline.config.loading import INJECTED
-from pipeline.config.schema import Evaluate, Photometric, Plugin, Prepare, Student, Teacher, Term, Training, Views
+from pipeline.config.schema import Evaluate, Photometric, Prepare, Student, Teacher, Term, Training, Views
 
 ROOT = Path(__file__).parents[2]
 PAGE, SCHEMA = Path("docs/configuration.md"), Path("configs/schema.json")
@@ -61,7 +61,7 @@ SECTIONS = {
 }
 OWN_KEYS: dict[str, tuple[type, frozenset[str]]] = {
     "prepare": (Prepare, frozenset()), "views": (Views, frozenset()), "teacher": (Teacher, frozenset({"model"})),
-    "students": (Student, frozenset(keys_of(Plugin))), "methods": (Term, frozenset({"loss"})), "training": (Training, frozenset()),
+    "students": (Student, frozenset()), "methods": (Term, frozenset({"loss"})), "training": (Training, frozenset()),
     "evaluate": (Evaluate, frozenset()),
 }
 PLUGINS = {"datasets": "Datasets", "models": "Networks", "targets": "Targets by type", "losses": "Losses"}
@@ -145,7 +145,7 @@ def written(value: Any) -> str:
 
 def schema() -> dict[str, Any]:
     shared: dict[str, Any] = {}
-    students = entries("models", shared, Student, frozenset(keys_of(Plugin)))
+    students = entries("models", shared, Student)
     sections: dict[str, Any] = {
         "dataset": {"anyOf": entries("datasets", shared, name_key="name")},
         "prepare": closed(Prepare, shared), "views": closed(Views, shared),

@@ -4,8 +4,8 @@ Whatever changes a result must be said in the file; other keys have defaults, an
 docs/configuration.md and the JSON Schema are made from what stands here.
 """
 
+import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,20 +46,22 @@ class Plugin:
     args: dict[str, Any]
 
     def build(self, **injected: Any) -> Any:
-        return find_class(self.kind, self.name)(**injected, **self.args)
+        made = find_class(self.kind, self.name)
+        if "input_scale" in self.args:          # of a student; no plug-in's own keyword
+            return importlib.import_module("pipeline.models._scaled").scaled(made, **injected, **self.args)
+        return made(**injected, **self.args)
 
     def as_record(self) -> dict[str, Any]:
         """What records hold of it."""
-        own = {part.name: getattr(self, part.name) for part in fields(self)}
-        return {**leave_out(own, type(self)), "args": leave_out(self.args, find_class(self.kind, self.name))}
+        return {"kind": self.kind, "name": self.name, "args": leave_out(self.args, find_class(self.kind, self.name))}
 
 
 SCALES = (1.0, 0.5, 0.25)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Student(Plugin):
-    """A network that is trained with each method, and how it is used."""
+class Student:
+    """What a student says beside the keys of its model; values other than the old ones are among the model's arguments."""
 
     input_scale: Annotated[float, AfterValidator(one_of(*SCALES)), AddedLater(1.0), Field(
         json_schema_extra={"enum": list(SCALES)},

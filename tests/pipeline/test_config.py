@@ -152,8 +152,11 @@ def test_a_term_that_would_divide_by_zero_or_teach_the_contrary_is_a_fault_of_th
 
 def test_a_students_own_key_stands_beside_its_models(tmp_path):
     loaded = config.load(write(tmp_path))
-    assert loaded.students["erfnet"].input_scale == 1.0 and "input_scale" not in loaded.students["erfnet"].args
-    assert "input_scale" not in plain(loaded.students["erfnet"])
+    assert "input_scale" not in plain(loaded.students["erfnet"])["args"]
+    for scale in (1, 1.0):
+        assert config.load(write(tmp_path), [f"students.erfnet.input_scale={scale}"]).students == loaded.students
+    smaller = config.load(write(tmp_path), ["students.erfnet.input_scale=0.5"]).students["erfnet"]
+    assert plain(smaller)["args"] == {**plain(loaded.students["erfnet"])["args"], "input_scale": 0.5}
     message = fault(tmp_path, lambda raw: raw["students"]["erfnet"].update(input_scale=0.3))
     assert "students.erfnet.input_scale: expected one of 1, 0.5, 0.25; got 0.3" in message
 
