@@ -5,7 +5,7 @@ VENV ?= .venv
 # an existing torch build can be chosen here, e.g. TORCH="torch --index-url <the CUDA wheels you want>"
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test types wheel-check install clean-demo
+.PHONY: demo test reference types wheel-check install clean-demo
 
 install: $(VENV)/installed
 
@@ -22,6 +22,10 @@ demo: install
 
 test: install
 	$(VENV)/bin/python -m pytest -n auto --cov --cov-report=term:skip-covered
+
+# what the schema says, as a page and for editors
+reference: install
+	$(VENV)/bin/python -m pipeline.config.reference
 
 types: install
 	$(VENV)/bin/mypy

@@ -29,6 +29,7 @@ from pipeline import cache as caches, config, prepared, records, views as geomet
 from pipeline.errors import ConfigError, StoreError
 from pipeline.identity import difference, listed
 from pipeline.loading import permutation, surveyed
+from pipeline.later import fill_in
 from pipeline.lookup import did_you_mean, find_class
 from pipeline.losses.base import Batch, LossModule
 from pipeline.models.base import Output
@@ -136,7 +137,8 @@ class Cache(Dataset[Record]):
     def context(self) -> Context:
         """What losses know about the teacher. Makes its network without weights or arithmetic."""
         teacher = self.identity["teacher"]
-        model = config.Plugin(kind="models", name=teacher["name"], args=teacher["args"])
+        args = fill_in(teacher["args"], find_class("models", teacher["name"]))
+        model = config.Plugin(kind="models", name=teacher["name"], args=args)
         return caches.described(model, len(self.classes), self.identity["regions"], self.identity["prepare"]["size"])
 
 
@@ -275,7 +277,7 @@ def _stored_target(store: Store, folder: str) -> tuple[TargetType, Pass]:
     content = store.pass_file(folder)
     record, kind = content["record"], content["record"]["type"]
     args = {key: value for key, value in record.items() if key not in ("type", "version", "uses_labels")}
-    target = config.plugin("targets", kind, args).build()
+    target = config.plugin("targets", kind, fill_in(args, find_class("targets", kind))).build()
     if apart := difference(record, target.record(kind)):
         raise StoreError(f"{store.folder}: {folder} was stored by other code: {listed(apart)}; leave it out (targets=[...])")
     fields = {name: Field(tuple(field["shape"]), field["dtype"], tuple(field["dims"]))

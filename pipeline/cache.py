@@ -15,7 +15,9 @@ from pipeline import prepared, records, views as geometry, weights
 from pipeline.config import Config, Plugin, Prepare, Teacher, Term, Views
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import CodeChanged, ConfigError, StoreError
+from pipeline.files import plain
 from pipeline.frames import canvas
+from pipeline.later import leave_out
 from pipeline.lookup import find_class
 from pipeline.models._flipped import FlipAveraged
 from pipeline.models.base import ModelBase, Output, as_float, shapes
@@ -65,13 +67,12 @@ def identity(dataset: DatasetBase, prepare: Prepare, views: Views, teacher: Teac
     looks_mirrored = views.mirror or teacher.flip_average
     return {
         "prepare": prepared.identity(dataset, prepare),
-        "views": {"version": geometry.VERSION, "seed": views.seed, "scale": list(views.scale),
-                  "rotate_deg": views.rotate_deg, "shift": views.shift, "mirror": views.mirror,
+        "views": {"version": geometry.VERSION, **{key: value for key, value in plain(views).items() if key != "count"},
                   "permutation": list(dataset.mirror) if looks_mirrored and dataset.mirror else None},
         "regions": list(regions),
-        "teacher": {"name": teacher.model.name, "args": dict(sorted(teacher.model.args.items())), "version": model.version,
-                    **model.made_from(teacher.model.args), "weights": weights_digest, "precision": teacher.precision,
-                    **({"flip_average": True} if teacher.flip_average else {}),
+        "teacher": {"name": teacher.model.name, "args": dict(sorted(leave_out(teacher.model.args, model).items())),
+                    "version": model.version, **model.made_from(teacher.model.args), "weights": weights_digest,
+                    **leave_out({"precision": teacher.precision, "flip_average": teacher.flip_average}, Teacher),
                     **({"mirror_lanes": list(dataset.mirror_lanes)} if teacher.flip_average and dataset.mirror_lanes else {})},
     }
 

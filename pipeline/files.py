@@ -6,6 +6,8 @@ import os
 import uuid
 from pathlib import Path
 
+from pipeline.later import leave_out
+
 
 def write_text(path: Path, text: str) -> None:
     """Atomically, also where several processes, on whatever hosts, write the same file: the last one's text stays."""
@@ -33,7 +35,14 @@ def _cell(value) -> str:
 
 
 def plain(value):
-    """Dataclasses, paths and tuples as JSON knows them, so that a record equals itself after a round trip."""
-    if dataclasses.is_dataclass(value):
-        value = dataclasses.asdict(value)
-    return json.loads(json.dumps(value, default=lambda v: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else str(v)))
+    """Dataclasses, paths and tuples as JSON knows them, so that a record equals itself after a round trip; without later keys that
+    have their old value (pipeline/later.py)."""
+    return json.loads(json.dumps(value, default=_as_json))
+
+
+def _as_json(value):
+    if hasattr(value, "as_record"):
+        return value.as_record()
+    if not dataclasses.is_dataclass(value):
+        return str(value)
+    return leave_out({part.name: getattr(value, part.name) for part in dataclasses.fields(value)}, type(value))

@@ -28,7 +28,7 @@ class Pictures:
     def __init__(self, place: Path, picture_bits: int | None = None):
         self.picture_bits = picture_bits
         self.root = place if place.is_dir() else place.parent
-        files = visible_files(place) if place.is_dir() else [place]
+        files = not_predicted(place) if place.is_dir() else [place]
         pictures = [path for path in files if path.suffix.lower() in PICTURES]
         if not pictures:
             raise DatasetError(f"{place}: holds no picture ({' '.join(sorted(PICTURES))}) and is no video; name a folder of "
@@ -87,6 +87,13 @@ class Video:
                 yield sample
         if number < self.total - self.fps:
             yield DatasetError(f"{self.path}: ends after {number} of the {self.total} frames it promises; fetch it again")
+
+
+def not_predicted(place: Path) -> list[Path]:
+    """The files below a folder, without what `pipeline predict` wrote there: its folders hold a predict.json."""
+    files = visible_files(place)
+    written = {path.parent for path in files if path.name == "predict.json"} - {place}
+    return [path for path in files if written.isdisjoint(path.parents)]
 
 
 def opened(place: Path, picture_bits: int | None = None) -> Pictures | Video:

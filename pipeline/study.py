@@ -14,13 +14,15 @@ differs between arms, so nothing is paired.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Annotated, Any, Mapping, Sequence
 
 import numpy as np
 
 from pipeline.config import Config, load, read_yaml
+from pipeline.config.checks import check_split
 from pipeline.errors import ConfigError
 from pipeline.identity import difference
+from pipeline.later import AddedLater, leave_out
 from pipeline.paths import name_fault, path_fault
 from pipeline.statistics import gap_closed, welch
 
@@ -36,7 +38,7 @@ class Arm:
     config: Config                              # with the arm's overrides
     method: str
     study: str                                  # whose cells these are
-    live: bool = False                          # the teacher in the loop
+    live: Annotated[bool, AddedLater(False)] = False    # the teacher in the loop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,9 @@ def read(path: Path) -> Study:
         if fault := name_fault(arms[name].study):
             raise ConfigError(f"{path}: arms.{name}: study: {arms[name].study!r} {fault}")
         check(path, arms[name], next(iter(arms.values())), raw["student"])
+    for split in raw["splits"]:
+        for where, what in check_split(next(iter(arms.values())).config.dataset, split, "splits"):
+            raise ConfigError(f"{path}: {where}: {what}")
     primary = raw["primary"] or {"arm": None, "against": []}
     for name in (*primary["against"], *([primary["arm"]] if primary["arm"] else [])):
         if name not in arms:
@@ -184,7 +189,7 @@ def asked(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
             "splits": list(study.splits), "dataset": {key: value for key, value in raw["dataset"].items() if key != "root"},
             "student": {study.student: raw["students"][study.student]},
             "targets": {name: raw["targets"][name] for term in method for name in term.reads}}
-    return said | {"live": True} if arm.live else said
+    return said | leave_out({"live": arm.live}, Arm)
 
 
 def otherwise(cell: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -52,7 +52,7 @@ def run(command, folder, **environment):
 def test_the_wheel_holds_the_code_the_examples_and_the_mark_of_types_and_nothing_else(wheel):
     files = [path for name in ("pipeline", "stages") for path in (ROOT / name).rglob("*") if path.is_file()]
     files = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
-    examples = {f"pipeline/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
+    examples = {f"pipeline/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.*")}
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert found == files | examples and "pipeline/py.typed" in found
@@ -85,7 +85,7 @@ def test_init_copies_every_example_and_overwrites_none(tmp_path):
         assert result.exit_code == 0
         (tmp_path / "configs/demo.yaml").write_text("mine")
     assert "0 examples copied" in result.output
-    names = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
-    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.yaml")} == names
+    names = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.*")}
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")} == names
     assert (tmp_path / "configs/culane.yaml").read_text() == (ROOT / "configs/culane.yaml").read_text()
     assert (tmp_path / "configs/demo.yaml").read_text() == "mine"

@@ -28,14 +28,15 @@ Affinity Distillation for Road Marking Segmentation", CVPR 2020, and its code (l
 import functools
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from pipeline.datasets._images import (
     UNKNOWN, image_size, official_values, read_label, read_rgb, reject_unknown, require_size, train_ids)
 from pipeline.datasets._lists import by_id, found_files, read_list, require_path, require_split
-from pipeline.datasets.base import IGNORE, DatasetBase
+from pipeline.datasets.base import IGNORE, CropTop, DatasetBase, Root
 from pipeline.errors import ConfigError, DatasetError
 
 # The row is the train id: official id, name, category, RGB, whether the official evaluator counts it.
@@ -97,12 +98,14 @@ class Dataset(DatasetBase):
     def __init__(
         self,
         *,
-        root: str,
-        val: list[str] | None = None,
-        lists: dict[str, str] | None = None,
-        ignored: Literal["class", 255] = "class",
-        roads: tuple[str, ...] = ("road02", "road03", "road04"),
-        crop_top: int = 1700,
+        root: Root,
+        val: Annotated[list[str] | None, Field(description="Records that are kept for validation, as [road04/Record015].")] = None,
+        lists: Annotated[dict[str, str] | None, Field(description="Instead of `val`: the list file of each split.")] = None,
+        ignored: Annotated[Literal["class", 255], Field(
+            description="What the benchmark does not count is one more class, or is ignored.")] = "class",
+        roads: Annotated[tuple[str, ...], Field(min_length=1, description="Roads that training and validation take.")] = (
+            "road02", "road03", "road04"),
+        crop_top: CropTop = 1700,
     ):
         if (val is None) == (lists is None):
             raise ConfigError("dataset: apolloscape needs either 'val' (e.g. [road04/Record015]) or 'lists' (of files)")
@@ -115,9 +118,13 @@ class Dataset(DatasetBase):
         self.classes = NAMES + ("noise+ignored",) * extra
         self.colours = tuple(row[3] for row in MARKINGS) + (NOISE[1],) * extra
         self.mirror = mirrored(NAMES) + (len(MARKINGS),) * extra
-        self.splits = tuple(dict.fromkeys((*self.lists, "test"))) if lists else ("train", "val", "test")
+        self.splits = self.splits_of(lists=lists)
         self.official_counts = {"test": 885} if lists else {"train+val": 113_653, "test": 885}
         self._listed: dict[str, str] = {}                               # id -> list and line, for messages
+
+    @classmethod
+    def splits_of(cls, **args: Any) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*args["lists"], "test"))) if args["lists"] else ("train", "val", "test")
 
     def ids(self, split: str) -> list[str]:
         require_split(split, self.splits, self.root)

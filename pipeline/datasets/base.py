@@ -6,10 +6,14 @@ taken on full frames. The constructor's keywords are the keys of the YAML's `dat
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 IGNORE = 255
+Root = Annotated[str, Field(min_length=1, description="Folder of the dataset.")]
+CropTop = Annotated[int, Field(ge=0, description="Rows that are removed at the top of a full frame.")]
 
 
 class DatasetBase(ABC):
@@ -26,6 +30,11 @@ class DatasetBase(ABC):
     picture_bits: int | None = None                   # of a 16-bit PNG picture, where its owner says it (_images.py, deep_rgb)
     reading: str = ""                                 # what, besides the files, decides how pixels and labels are read
     metric: str = "miou"                              # whose evaluator scores it, by name (pipeline/official.py)
+
+    @classmethod
+    def splits_of(cls, **args: Any) -> tuple[str, ...]:
+        """The splits that a dataset with these keys may have, without a look at its files."""
+        return cls.splits
 
     @abstractmethod
     def ids(self, split: str) -> list[str]:

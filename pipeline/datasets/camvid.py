@@ -16,12 +16,14 @@ colours).
 """
 
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from pipeline.datasets._images import UNKNOWN, image_size, read_index_png, read_rgb, require_size, train_ids
 from pipeline.datasets._lists import by_id, part_of, read_list, require_path, require_split, spelt
-from pipeline.datasets.base import IGNORE, DatasetBase
+from pipeline.datasets.base import IGNORE, DatasetBase, Root
 from pipeline.errors import ConfigError, DatasetError
 
 CLASSES = (
@@ -41,7 +43,8 @@ class Dataset(DatasetBase):
     mirror = tuple(range(len(CLASSES)))         # no class knows left from right
     official_counts = {"train": 367, "val": 101, "test": 233}
 
-    def __init__(self, *, root: str, train_part: float = 1.0):
+    def __init__(self, *, root: Root, train_part: Annotated[float, Field(
+            gt=0, le=1, description="The part of the training split that is used.")] = 1.0):
         if not 0 < train_part <= 1:
             raise ConfigError(f"dataset.train_part: {train_part} is not above 0 and at most 1")
         self.root, self.train_part = Path(root), train_part

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.datasets._images import UNKNOWN, image_size, read_index_png, read_rgb, require_size, train_ids
 from pipeline.datasets._lists import found_files, require_split
-from pipeline.datasets.base import IGNORE, DatasetBase
+from pipeline.datasets.base import IGNORE, DatasetBase, Root
 
 # The row is the train id: labelId, name, RGB.
 CLASSES = (
@@ -58,7 +58,7 @@ class Dataset(DatasetBase):
     metric = "cityscapes"
     official_counts = {"train": 2975, "val": 500, "test": 1525}
 
-    def __init__(self, *, root: str):
+    def __init__(self, *, root: Root):
         self.root = Path(root)
 
     def ids(self, split: str) -> list[str]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.datasets._images import UNKNOWN, image_size, read_index_png, read_rgb, require_size, train_ids
 from pipeline.datasets._lists import by_id, read_list, require_path, require_split, spelt
-from pipeline.datasets.base import DatasetBase
+from pipeline.datasets.base import DatasetBase, Root
 from pipeline.errors import DatasetError
 
 ROWS, CROPPED_ROWS = 590, 240
@@ -40,7 +40,7 @@ class Dataset(DatasetBase):
     metric = "culane"
     official_counts = {"train": 88_880, "val": 9_675, "test": 34_680}
 
-    def __init__(self, *, root: str):
+    def __init__(self, *, root: Root):
         self.root = Path(root)
 
     @cached_property

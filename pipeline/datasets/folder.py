@@ -30,7 +30,7 @@ import yaml
 from pipeline.datasets._images import (
     UNKNOWN, LabelPng, has_palette, image_size, read_label_png, read_rgb, require_size, train_ids, two_readings)
 from pipeline.datasets._lists import by_id, nfc, read_list, require_split
-from pipeline.datasets.base import IGNORE, DatasetBase
+from pipeline.datasets.base import IGNORE, DatasetBase, Root
 from pipeline.errors import DatasetError
 from pipeline.lookup import did_you_mean
 
@@ -52,7 +52,7 @@ SPLITS = ("train", "val", "test")
 
 
 class Dataset(DatasetBase):
-    def __init__(self, *, root: str):
+    def __init__(self, *, root: Root):
         self.root = Path(root)
         card = read_classes(self.root / "classes.yaml")
         self.classes, self.colours, self.background = card.names, card.colours, card.background

@@ -19,14 +19,15 @@ label_scripts (label), evaluation (file names); Hou et al., CVPR 2020 (the 333-r
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
+from pydantic import Field
 
 from pipeline.datasets._images import image_size, read_rgb, require_size
 from pipeline.datasets._lists import found_files, require_split
-from pipeline.datasets.base import DatasetBase
+from pipeline.datasets.base import CropTop, DatasetBase, Root
 from pipeline.errors import ConfigError, DatasetError
 
 LANES = ("l1", "l0", "r0", "r1")            # in order of classes 1..4
@@ -39,6 +40,9 @@ BGR = {                                     # outer lanes too: where they are dr
 MARKER_WIDTH_M = 0.1
 LEAST_ROWS = 20
 IMAGE, LABEL = "_color_rect.png", ".json"
+
+
+Pixels = Annotated[int, Field(ge=1)]
 
 
 class Dataset(DatasetBase):
@@ -54,18 +58,23 @@ class Dataset(DatasetBase):
     def __init__(
         self,
         *,
-        root: str,
-        protocol: Literal["official", "paper"],
-        size: tuple[int, int] = (717, 1276),
-        crop_top: int = 333,
+        root: Root,
+        protocol: Annotated[Literal["official", "paper"], Field(
+            description="The benchmark's splits, or those of the paper, whose test split has labels.")],
+        size: Annotated[tuple[Pixels, Pixels], Field(description="Height and width of the frames.")] = (717, 1276),
+        crop_top: CropTop = 333,
     ):
         if protocol not in ("official", "paper"):
             raise ConfigError(f"dataset.protocol: expected 'official' or 'paper', got {protocol!r}")
         self.root, self.protocol, self.size, self.crop_top = Path(root), protocol, tuple(size), crop_top
         official = protocol == "official"
-        self.splits = ("train", "valid", "test") if official else ("train", "val", "test")
+        self.splits = self.splits_of(protocol=protocol)
         held_out = {"valid": 20_844, "test": 20_929} if official else {"val": 10_029, "test": 10_815}
         self.official_counts = {"train": 58_269} | held_out
+
+    @classmethod
+    def splits_of(cls, **args: Any) -> tuple[str, ...]:
+        return ("train", "valid" if args["protocol"] == "official" else "val", "test")
 
     def ids(self, split: str) -> list[str]:
         require_split(split, self.splits, self.root)

@@ -18,7 +18,8 @@ from PIL import Image
 from pipeline.datasets import apolloscape, culane, roads
 from pipeline.datasets._images import UNKNOWN, image_size, read_index_png, read_rgb, require_size, train_ids
 from pipeline.datasets._lists import require_split
-from pipeline.datasets.base import DatasetBase
+from pipeline.datasets.base import DatasetBase, Root
+from pipeline.datasets.roads import Difficulty, DrawSeed, Frames, Size
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.synth.settings import JPEG_QUALITY, Settings
 
@@ -35,7 +36,7 @@ class Dataset(DatasetBase):
     background = 0
     mirror = apolloscape.mirrored(classes)
 
-    def __init__(self, *, root: str, train: int, val: int, test: int, size: list[int], seed: int, difficulty: float):
+    def __init__(self, *, root: Root, train: Frames, val: Frames, test: Frames, size: Size, seed: DrawSeed, difficulty: Difficulty):
         height, width = size
         if height < roads.SMALLEST[0] or width < roads.SMALLEST[1]:
             raise ConfigError(f"dataset.size: {height}x{width} is too small for paint to be seen; "

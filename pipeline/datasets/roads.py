@@ -5,18 +5,27 @@ labels.
 """
 
 from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import Field
 
 from pipeline.datasets import culane
+from pipeline.datasets.base import Root
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.synth.settings import Settings
 
 SMALLEST = (64, 128)
+Frames = Annotated[int, Field(ge=0, description="Frames of this split.")]
+Size = Annotated[tuple[Annotated[int, Field(ge=SMALLEST[0])], Annotated[int, Field(ge=SMALLEST[1])]], Field(
+    description="Height and width of the frames.")]
+DrawSeed = Annotated[int, Field(ge=0, description="Seed of the scenes.")]
+Difficulty = Annotated[float, Field(ge=0, le=1, description="How hard the scenes are to read, from 0 to 1.")]
 
 
 class Dataset(culane.Dataset):
     official_counts: dict[str, int] = {}
 
-    def __init__(self, *, root: str, train: int, val: int, test: int, size: list[int], seed: int, difficulty: float):
+    def __init__(self, *, root: Root, train: Frames, val: Frames, test: Frames, size: Size, seed: DrawSeed, difficulty: Difficulty):
         super().__init__(root=root)
         height, width = size
         if height < SMALLEST[0] or width < SMALLEST[1]:

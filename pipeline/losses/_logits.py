@@ -3,8 +3,9 @@
 B images, K classes, h w the grid of the comparison, P = h w its positions.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,7 +13,9 @@ from torch.nn import functional as F
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output
 
-Grid = Literal["student", "teacher"]
+Grid = Annotated[Literal["student", "teacher"], Field(
+    description="Whose grid the logits are compared on: the teacher's are resized to the student's, or the student's averaged over "
+                "the teacher's cells.")]
 
 
 def compared(output: Output, batch: Batch, name: str, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:

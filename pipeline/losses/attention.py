@@ -10,8 +10,9 @@ first; images are averaged; cells that lie more than half outside the image are 
 B images, h w the teacher's grid of the layer.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,11 +21,14 @@ from pipeline.losses.base import Batch, LossModule
 from pipeline.models.base import Output
 
 
+Normalise = Annotated[Literal["l2", "softmax"], Field(description="How a map is normalised over its positions before maps are compared.")]
+Reduction = Annotated[Literal["sum", "mean"], Field(description="Sum or mean over positions.")]
+
+
 class Loss(LossModule):
     reads_types = ("attention",)
 
-    def __init__(self, *, reads, context, student, normalise: Literal["l2", "softmax"] = "l2",
-                 reduction: Literal["sum", "mean"] = "sum"):
+    def __init__(self, *, reads, context, student, normalise: Normalise = "l2", reduction: Reduction = "sum"):
         super().__init__(reads=reads, context=context, student=student)
         self.normalised, self.reduction = {"l2": unit, "softmax": softmax}[normalise], reduction
 

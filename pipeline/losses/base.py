@@ -8,13 +8,18 @@ checkpointed with the student.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Callable, ClassVar, Iterable, Mapping
+from typing import Annotated, Any, Callable, ClassVar, Iterable, Mapping
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.models.base import Output
 from pipeline.targets.base import Context, TargetType
+
+
+Temperature = Annotated[float, Field(gt=0, description="Logits are divided by this before the softmax.")]
+Share = Annotated[float, Field(ge=0)]               # a weight within a loss
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,11 @@ class LossModule(nn.Module):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         """A scalar: a sum over what it reads, a mean over the batch. 0 with zero gradient where nothing can be compared."""
         raise NotImplementedError
+
+    @classmethod
+    def check(cls, reads: Mapping[str, TargetType], **args: Any) -> None:
+        """Raises ConfigError if no such loss can be made, told when a file is read: `args` are its keys, each of which is right
+        by its annotation."""
 
     def survey(self, rows: Iterable[Mapping[str, Mapping[str, Tensor]]]) -> None:
         """Looks through the dataset once before the first step, and keeps what it needs of it in buffers. `rows` are decoded as

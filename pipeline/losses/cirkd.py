@@ -19,29 +19,39 @@ the official code does, which takes the first cells of an image, as many as the 
 B images, N anchors, C channels of the student, D of an embedding, K classes, M a contrast set.
 """
 
-from typing import Iterable, Literal, Mapping
+from typing import Annotated, Any, Iterable, Literal, Mapping
 
+from pydantic import Field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
-from pipeline.losses.base import Batch, LossModule
+from pipeline.losses.base import Batch, LossModule, Share
 from pipeline.models.base import Output
 from pipeline.targets.anchors import NONE, at
+from pipeline.targets.base import TargetType
 
 
 class Loss(LossModule):
     reads_types = ("anchors",)
 
-    def __init__(self, *, reads, context, student, mini_batch: float = 1.0, memory_pixel: float = 0.1,
-                 memory_region: float = 0.1, temperature: float = 0.1, bank_images: int = 2000, bank_pixels: int = 2000,
-                 bank_regions: int = 2000, per_image: int = 16, contrast_pixels: int = 4096,
-                 contrast_regions: int = 1024, sampling: Literal["class", "published"] = "class", seed: int = 0):
+    def __init__(self, *, reads, context, student,
+                 mini_batch: Annotated[Share, Field(description="Weight of the term among the images of a batch.")] = 1.0,
+                 memory_pixel: Annotated[Share, Field(description="Weight of the term on single embeddings of the bank.")] = 0.1,
+                 memory_region: Annotated[Share, Field(description="Weight of the term on class means of the bank.")] = 0.1,
+                 temperature: Annotated[float, Field(gt=0, description="Similarities are divided by this before the softmax.")] = 0.1,
+                 bank_images: Annotated[int, Field(ge=1, description="Images whose rows fill the bank.")] = 2000,
+                 bank_pixels: Annotated[int, Field(ge=1, description="Embeddings of each class in the bank.")] = 2000,
+                 bank_regions: Annotated[int, Field(ge=1, description="Means of each class in the bank.")] = 2000,
+                 per_image: Annotated[int, Field(ge=1, description="Embeddings of a class taken from one image, at most.")] = 16,
+                 contrast_pixels: Annotated[int, Field(ge=1, description="Embeddings in the contrast set of a step.")] = 4096,
+                 contrast_regions: Annotated[int, Field(ge=1, description="Class means in the contrast set of a step.")] = 1024,
+                 sampling: Annotated[Literal["class", "published"], Field(
+                     description="Fill the bank with anchors of each class, or as the official code does.")] = "class",
+                 seed: Annotated[int, Field(ge=0, description="Seed of the contrast sets.")] = 0):
         super().__init__(reads=reads, context=context, student=student)
-        if len(self.reads) != 1:
-            raise ConfigError(f"cirkd: reads {', '.join(self.reads)}; name one target, and use the loss twice for two "
-                              f"layers")
+        self.check(self.reads)
         (self.name, self.target), = self.reads.items()
         self.mini_batch, self.temperature, self.sampling, self.seed = mini_batch, temperature, sampling, seed
         self.bank_images, self.per_image = bank_images, per_image
@@ -55,6 +65,11 @@ class Loss(LossModule):
             for kind, room in (("pixels", bank_pixels), ("regions", bank_regions)):
                 self.register_buffer(kind, torch.zeros(K, room, channels, dtype=torch.float16))
                 self.register_buffer(f"num_{kind}", torch.zeros(K, dtype=torch.int64))
+
+    @classmethod
+    def check(cls, reads: Mapping[str, TargetType], **args: Any) -> None:
+        if len(reads) != 1:
+            raise ConfigError(f"cirkd: reads {', '.join(reads)}; name one target, and use the loss twice for two layers")
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
         rows = batch.rows[self.name]

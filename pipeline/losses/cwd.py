@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.losses._logits import Grid, compared, log_spatial
-from pipeline.losses.base import Batch, LossModule
+from pipeline.losses.base import Batch, LossModule, Temperature
 from pipeline.models.base import Output
 
 class Loss(LossModule):
     reads_types = ("logits",)
 
-    def __init__(self, *, reads, context, student, temperature: float, grid: Grid = "student"):
+    def __init__(self, *, reads, context, student, temperature: Temperature, grid: Grid = "student"):
         super().__init__(reads=reads, context=context, student=student)
         self.temperature, self.grid = temperature, grid
 

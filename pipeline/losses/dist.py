@@ -11,21 +11,28 @@ is as for `kd`.
 B images, K classes, h w the grid of the comparison.
 """
 
+from typing import Annotated
+
+from pydantic import Field
 import torch
 from torch import Tensor
 
 from pipeline.losses._logits import Grid, compared
-from pipeline.losses.base import Batch, LossModule
+from pipeline.losses.base import Batch, LossModule, Share
 from pipeline.models.base import Output
 
 LEAST_DEVIATION = 0.01                      # relative to the mean
 LEAST_MEAN = 1e-12                          # of a probability
 
 
+Inter = Annotated[Share, Field(description="Weight of the correlations over the classes of a position.")]
+Intra = Annotated[Share, Field(description="Weight of the correlations over the positions of a class.")]
+
+
 class Loss(LossModule):
     reads_types = ("logits",)
 
-    def __init__(self, *, reads, context, student, inter: float = 1.0, intra: float = 1.0, grid: Grid = "student"):
+    def __init__(self, *, reads, context, student, inter: Inter = 1.0, intra: Intra = 1.0, grid: Grid = "student"):
         super().__init__(reads=reads, context=context, student=student)
         self.inter, self.intra, self.grid = inter, intra, grid
 

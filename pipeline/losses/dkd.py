@@ -10,22 +10,29 @@ The own class is shut out exactly, where the official code lowers its logit by 1
 B images, H W the network input, K classes, h w the grid of the comparison.
 """
 
+from typing import Annotated
+
+from pydantic import Field
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.losses._logits import Grid, compared
-from pipeline.losses.base import Batch, LossModule
+from pipeline.losses.base import Batch, LossModule, Temperature
 from pipeline.losses.kd import divergence
 from pipeline.models.base import Output
 
 IGNORE = 255
 
 
+Alpha = Annotated[float, Field(ge=0, description="Weight of the term on the label's class against all others.")]
+Beta = Annotated[float, Field(ge=0, description="Weight of the term among the other classes.")]
+
+
 class Loss(LossModule):
     reads_types = ("logits",)
 
-    def __init__(self, *, reads, context, student, temperature: float, alpha: float = 1.0, beta: float = 8.0,
+    def __init__(self, *, reads, context, student, temperature: Temperature, alpha: Alpha = 1.0, beta: Beta = 8.0,
                  grid: Grid = "student"):
         super().__init__(reads=reads, context=context, student=student)
         self.temperature, self.alpha, self.beta, self.grid = temperature, alpha, beta, grid

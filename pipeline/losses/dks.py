@@ -13,19 +13,25 @@ B images, H W the network input, K classes, h w the coarsest grid.
 
 import itertools
 
+from typing import Annotated
+
+from pydantic import Field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.losses.base import Batch, LossModule
+from pipeline.losses.base import Batch, LossModule, Share
 from pipeline.losses.kd import divergence
 from pipeline.models.base import Output
 
 IGNORE = 255
 
 
+Synergy = Annotated[Share, Field(description="Weight of the heads' agreement beside their cross-entropy.")]
+
+
 class Loss(LossModule):
-    def __init__(self, *, reads, context, student, synergy: float = 1.0):
+    def __init__(self, *, reads, context, student, synergy: Synergy = 1.0):
         super().__init__(reads=reads, context=context, student=student)
         self.synergy = synergy
         self.heads = nn.ModuleDict({role: nn.Conv2d(channels, student.num_classes, 1)

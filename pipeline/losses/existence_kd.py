@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
-from pipeline.losses.base import Batch, LossModule
+from pipeline.losses.base import Batch, LossModule, Temperature
 from pipeline.models.base import Output
 
 
 class Loss(LossModule):
     reads_types = ("existence",)
 
-    def __init__(self, *, reads, context, student, temperature: float):
+    def __init__(self, *, reads, context, student, temperature: Temperature):
         super().__init__(reads=reads, context=context, student=student)
         self.temperature = temperature
 

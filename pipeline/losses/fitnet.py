@@ -11,8 +11,9 @@ are and 1 is the loss of a student that says zero. `components` are features tha
 B images, C channels, h w the stored grid.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,10 +22,14 @@ from pipeline.losses.base import Batch, LossModule
 from pipeline.models.base import Output
 
 
+Normalise = Annotated[Literal["none", "teacher"], Field(
+    description="Compare values as they are, or divide by the mean square of the teacher's.")]
+
+
 class Loss(LossModule):
     reads_types = ("features", "components")
 
-    def __init__(self, *, reads, context, student, normalise: Literal["none", "teacher"] = "none"):
+    def __init__(self, *, reads, context, student, normalise: Normalise = "none"):
         super().__init__(reads=reads, context=context, student=student)
         self.normalise = normalise
         self.adapters = nn.ModuleList(nn.Conv2d(student.channels[target.layer], context.channels[target.layer], 1)

@@ -11,8 +11,9 @@ B images, D channels after the projection.
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 import torch
 from torch import Tensor, nn
 
@@ -21,10 +22,14 @@ from pipeline.models.base import Output
 from pipeline.targets.gram import gram
 
 
+Normalise = Annotated[Literal["none", "teacher"], Field(
+    description="Compare values as they are, or divide by the mean square of the teacher's.")]
+
+
 class Loss(LossModule):
     reads_types = ("gram",)
 
-    def __init__(self, *, reads, context, student, normalise: Literal["none", "teacher"] = "none"):
+    def __init__(self, *, reads, context, student, normalise: Normalise = "none"):
         super().__init__(reads=reads, context=context, student=student)
         self.normalise = normalise
         self.adapters = nn.ModuleList(

@@ -16,22 +16,30 @@ mean over them. Edges of two images say nothing (the largest is 1 on both sides)
 B images, N values of a layer's map, K classes, h w the student's logit grid, L layers.
 """
 
+from typing import Annotated
+
+from pydantic import Field
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.losses.base import Batch, LossModule
+from pipeline.losses.base import Batch, LossModule, Share
 from pipeline.models.base import Output
 from pipeline.targets.sketch import change
 
 VANISHING = 1e-10                           # a squared distance, in units of the mean squared length
 
 
+Edges = Annotated[Share, Field(description="Weight of the distances between the images of a batch.")]
+Transformations = Annotated[Share, Field(description="Weight of the distances between the layers of an image.")]
+Vertices = Annotated[Share, Field(description="Weight of the logits, where a target of type logits is read.")]
+
+
 class Loss(LossModule):
     reads_types = ("sketch", "logits", "features")
 
-    def __init__(self, *, reads, context, student, edges: float = 5.0, transformations: float = 5.0,
-                 vertices: float = 0.1):
+    def __init__(self, *, reads, context, student, edges: Edges = 5.0, transformations: Transformations = 5.0,
+                 vertices: Vertices = 0.1):
         super().__init__(reads=reads, context=context, student=student)
         self.edges, self.transformations, self.vertices = edges, transformations, vertices
 

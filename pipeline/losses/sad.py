@@ -11,20 +11,23 @@ lie more than half outside the image are left out.
 B images, h w the grid of `mid`.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.losses.attention import softmax, unit
+from pipeline.losses.attention import Normalise, softmax, unit
 from pipeline.losses.base import Batch, LossModule
 from pipeline.models.base import Output
 from pipeline.targets.attention import Target
 
 
+Energy = Annotated[Literal["mean", "sum"], Field(description="How the squares of the channels become one map.")]
+
+
 class Loss(LossModule):
-    def __init__(self, *, reads, context, student, normalise: Literal["softmax", "l2"] = "softmax",
-                 energy: Literal["mean", "sum"] = "mean"):
+    def __init__(self, *, reads, context, student, normalise: Normalise = "softmax", energy: Energy = "mean"):
         super().__init__(reads=reads, context=context, student=student)
         self.normalised, self.energy = {"softmax": softmax, "l2": unit}[normalise], energy
 

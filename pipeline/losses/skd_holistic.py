@@ -18,23 +18,28 @@ by its smoothness. Cells outside the image are 0 on both sides; images that lie 
 B images, K classes, h w the teacher's logit grid, C channels, P positions.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from pipeline.losses._logits import compared
-from pipeline.losses.base import Batch, LossModule
+from pipeline.losses.base import Batch, LossModule, Share
 from pipeline.models.base import Output
 
 
 class Loss(LossModule):
     reads_types = ("logits",)
 
-    def __init__(self, *, reads, context, student, objective: Literal["wasserstein", "hinge"] = "wasserstein",
-                 discriminator: float = 0.04, penalty: float = 10.0, width: int = 32):
+    def __init__(self, *, reads, context, student,
+                 objective: Annotated[Literal["wasserstein", "hinge"], Field(description="What the discriminator minimises.")] = "wasserstein",
+                 discriminator: Annotated[Share, Field(
+                     description="Weight of the discriminator's own loss: the ratio of its learning rate to the student's.")] = 0.04,
+                 penalty: Annotated[Share, Field(description="Weight of the penalty on the discriminator's slope.")] = 10.0,
+                 width: Annotated[int, Field(ge=1, description="Channels of the discriminator's first layer.")] = 32):
         super().__init__(reads=reads, context=context, student=student)
         self.objective, self.discriminator, self.penalty = objective, discriminator, penalty
         self.discriminators = nn.ModuleList(Discriminator(student.num_classes, width) for _ in reads)

@@ -16,8 +16,9 @@ message passing in between, _messages.py).
 B images, H W the input, C channels, K classes, h w = H/8 W/8.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,8 +29,12 @@ from pipeline.models._network import check_size, initialise, name
 from pipeline.models._pyramid import Pyramid, layer
 from pipeline.models.base import ModelBase, Output
 
-Head = Literal["pyramid", "fcn", "plain", "scnn"]
-Dilation = Literal["paper", "torchvision"]
+Head = Annotated[Literal["pyramid", "fcn", "plain", "scnn"], Field(
+    description="What makes logits of the features: PSPNet's pyramid, a 3x3 convolution, a light 1x1 convolution, or that with "
+                "SCNN's message passing.")]
+Dilation = Annotated[Literal["paper", "torchvision"], Field(
+    description="Dilation of the first blocks of layer3 and layer4: as in IntRA-KD's code, or as in torchvision's, whose ImageNet "
+                "weights it fits.")]
 
 STRIDES = (1, 2, 1, 1)
 DILATIONS = {                                               # of the first block and of the others

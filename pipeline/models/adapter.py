@@ -26,8 +26,9 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,14 +40,28 @@ from pipeline.models.base import ModelBase, Output
 from pipeline.records import file_code
 
 
+Deviation = Annotated[float, Field(gt=0)]
+Pixels = Annotated[int, Field(ge=1)]
+
+
 class Model(ModelBase):
     own_weights = True
     layers = {}
 
-    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, factory: str, arguments: dict, layers: dict,
-                 logits: str | None, mean: tuple[float, float, float], std: tuple[float, float, float],
-                 layout: Literal["nchw", "nhwc"] = "nchw", prefix_tokens: int = 0, multiple: int = 8,
-                 input_size: tuple[int, int] | None = None, call: dict | None = None):
+    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0,
+                 factory: Annotated[str, Field(description="What makes the network, as module:name.")],
+                 arguments: Annotated[dict, Field(description="Keywords of the factory.")],
+                 layers: Annotated[dict[str, str], Field(description="By role, `mid` and `high`: the place of that layer.")],
+                 logits: Annotated[str | None, Field(
+                     description="The place of the logits, `linear` for a 1x1 convolution of `high`, or null for a teacher of features.")],
+                 mean: Annotated[tuple[float, float, float], Field(description="Subtracted from RGB in 0..255.")],
+                 std: Annotated[tuple[Deviation, Deviation, Deviation], Field(description="RGB is divided by this.")],
+                 layout: Annotated[Literal["nchw", "nhwc"], Field(description="Order of a feature map's dimensions.")] = "nchw",
+                 prefix_tokens: Annotated[int, Field(ge=0, description="Tokens to drop, before those of the image.")] = 0,
+                 multiple: Annotated[int, Field(ge=1, description="Height and width of the input must be multiples of this.")] = 8,
+                 input_size: Annotated[tuple[Pixels, Pixels] | None, Field(
+                     description="Height and width that images are resized to for this network.")] = None,
+                 call: Annotated[dict | None, Field(description="Further keywords of each call of the network.")] = None):
         super().__init__(mean, std)
         self.multiple, self.input_size = multiple, None if input_size is None else tuple(input_size)
         check_size(self, self.input_size or size)

@@ -8,13 +8,17 @@ B images, H W the input, K classes, C channels, h w a layer's own grid.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+Width = Annotated[int, Field(ge=1, description="Channels of the first stage; those of all others are multiples of it.")]
 
 
 class Output(NamedTuple):

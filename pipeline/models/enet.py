@@ -10,13 +10,16 @@ bottleneck's inner width is a quarter of its *input* channels, a PReLU has one s
 
 from functools import partial
 
+from typing import Annotated
+
+from pydantic import Field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.models._existence import EncoderExistence
 from pipeline.models._network import check_size, check_width, initialise
-from pipeline.models.base import ModelBase, Output
+from pipeline.models.base import ModelBase, Output, Width
 
 
 class Initial(nn.Module):
@@ -126,7 +129,7 @@ class Model(ModelBase):
 
     layers = {"mid": "stage2", "high": "stage3"}
 
-    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, width: int = 16):
+    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, width: Annotated[Width, Field(ge=4)] = 16):
         super().__init__()
         check_size(self, size)
         check_width(self, width, least=4)

@@ -9,15 +9,19 @@ encoder blocks, as in the lane detection versions (published: 0.03 and 0.3); the
 out: the encoder's own 1x1 classifier, which published counts include though only its pre-training uses it.
 """
 
+from typing import Annotated
+
+from pydantic import Field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.models._existence import EncoderExistence
 from pipeline.models._network import check_size, check_width, initialise
-from pipeline.models.base import ModelBase, Output
+from pipeline.models.base import ModelBase, Output, Width
 
 EPS = 1e-3      # of every batch norm
+Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Downsampler(nn.Module):
@@ -67,8 +71,9 @@ class Model(ModelBase):
 
     layers = {"mid": "block2", "high": "block3"}
 
-    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, width: int = 16,
-                 dropout: tuple[float, float] = (0.1, 0.1)):
+    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, width: Annotated[Width, Field(ge=4)] = 16,
+                 dropout: Annotated[tuple[Rate, Rate], Field(
+                     description="Dropout of the encoder's second and third block.")] = (0.1, 0.1)):
         super().__init__()
         check_size(self, size)
         check_width(self, width, least=4)

@@ -11,14 +11,15 @@ The teacher sees the label of a view, so every row of its cache depends on label
 B images, H W the input, K classes.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.models._network import check_size
-from pipeline.models.base import ModelBase, Output
+from pipeline.models.base import ModelBase, Output, Width
 from pipeline.models.enet import Model as ENet
 from pipeline.models.erfnet import Model as ERFNet
 from pipeline.models.resnet18 import Model as ResNet18
@@ -34,7 +35,9 @@ class Model(ModelBase):
     layers = {role: f"network.{layer}" for role, layer in ERFNet.layers.items()}
 
     def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0,
-                 network: Literal["enet", "erfnet", "resnet18"] = "erfnet", width: int = 16):
+                 network: Annotated[Literal["enet", "erfnet", "resnet18"], Field(
+                     description="The model that looks at the painted labels.")] = "erfnet",
+                 width: Annotated[Width, Field(ge=4)] = 16):
         super().__init__()
         check_size(self, size)
         self.network = NETWORKS[network](num_classes, size=size, lanes=lanes, width=width)

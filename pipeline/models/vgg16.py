@@ -12,15 +12,16 @@ Parameters are named as torchvision's vgg16_bn, so its ImageNet checkpoints fit;
 B images, H W the input, C channels, K classes, h w = H/8 W/8.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.models._existence import Existence
 from pipeline.models._messages import Messages
 from pipeline.models._network import check_size, initialise
-from pipeline.models.base import ModelBase, Output
+from pipeline.models.base import ModelBase, Output, Width
 
 STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))       # convolutions, and their channels in widths
 LAST_POOLED = 2                                         # stages after it keep stride 8
@@ -32,8 +33,9 @@ class Model(ModelBase):
     layers = {"mid": "features.32", "high": "features"}
     backbone = ("features",)
 
-    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, width: int = 64,
-                 head: Literal["scnn", "plain"] = "scnn"):
+    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, width: Width = 64,
+                 head: Annotated[Literal["scnn", "plain"], Field(
+                     description="DeepLab's large field of view, with or without SCNN's message passing.")] = "scnn"):
         super().__init__()
         check_size(self, size)
         if head not in ("scnn", "plain"):

@@ -23,15 +23,16 @@ B images, H W labels, h w a layer's grid, P = h * w positions, C channels, K reg
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+import pydantic
 import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.models.base import Output
-from pipeline.targets.base import Context, Field, TargetType
+from pipeline.targets.base import Context, Field, Layer, TargetType
 
 CHUNK = {"cpu": 2**19, "cuda": 2**25}   # features made float64 at a time: 4 MiB fit a cache, 256 MiB are few launches
 MOMENTS: Literal["torch", "triton"] = "torch"   # on CUDA; triton: _moments.py, not timed on any GPU yet, which bench/moments.py does
@@ -40,13 +41,20 @@ VANISHING = 1e-6                        # a node's norm, in units of the map's d
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
-    layer: str                                                  # a role: mid or high
-    aoi_kernel: int = 5                                         # px at network input size, odd
-    aoi_grid: Literal["teacher", "own"] = "teacher"
-    regions: Literal["label", "teacher", "both"] = "label"
-    reading: Literal["masked", "literal"] = "masked"
-    eps: float = 1e-2
-    eps_scale: Literal["relative", "absolute"] = "relative"
+    layer: Layer
+    aoi_kernel: Annotated[int, pydantic.Field(
+        ge=1, description="Side of the square that each region is dilated by, in pixels of the network's input; an odd number.")] = 5
+    aoi_grid: Annotated[Literal["teacher", "own"], pydantic.Field(
+        description="The grid of the regions: the teacher's for both networks, or each network's own.")] = "teacher"
+    regions: Annotated[Literal["label", "teacher", "both"], pydantic.Field(
+        description="Regions come from the labels, from the teacher's prediction, or from the labels and, where an image has none, "
+                    "from the prediction.")] = "label"
+    reading: Annotated[Literal["masked", "literal"], pydantic.Field(
+        description="Sum the moments inside each region, or take the paper's equation to the letter.")] = "masked"
+    eps: Annotated[float, pydantic.Field(
+        gt=0, description="Added to the variance before the third moment is divided by it.")] = 1e-2
+    eps_scale: Annotated[Literal["relative", "absolute"], pydantic.Field(
+        description="`eps` is a part of the map's mean channel variance, or the number itself.")] = "relative"
 
     fidelity = "exact"
 

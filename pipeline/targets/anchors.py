@@ -16,9 +16,10 @@ classes.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+import pydantic
 import torch
 from torch import Tensor
 
@@ -27,18 +28,18 @@ from pipeline.models.base import Output
 from pipeline.targets._cosines import ERRORS, inverse_length, scaled
 from pipeline.targets._grid import cell_labels, grid_of, on_grid
 from pipeline.targets._signs import signs
-from pipeline.targets.base import Context, Field, TargetType
+from pipeline.targets.base import STORED, Context, Field, Layer, TargetType
 
 NONE = 255                                              # the class of an anchor that is not there
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
-    layer: str                                          # a role: mid or high
-    count: int = 256                                    # anchors an image; fewer where the grid has fewer cells
-    channels: int = 512                                 # of an embedding, at most
-    seed: int = 0
-    dtype: Literal["float32", "float16"] = "float16"
+    layer: Layer
+    count: Annotated[int, pydantic.Field(ge=1, description="Anchors of an image; fewer where the grid has fewer cells.")] = 256
+    channels: Annotated[int, pydantic.Field(ge=1, description="Numbers of an embedding, at most.")] = 512
+    seed: Annotated[int, pydantic.Field(ge=0, description="Seed of the choice of anchors and of the projection.")] = 0
+    dtype: Annotated[Literal["float32", "float16"], STORED] = "float16"
 
     uses_labels: ClassVar[bool] = True
 

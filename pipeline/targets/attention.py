@@ -9,7 +9,7 @@ B images, C channels, h w the layer's grid.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.models.base import Output
-from pipeline.targets.base import Context, Field, TargetType
+from pipeline.targets.base import STORED, Context, Field, Layer, TargetType
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
-    layer: str                                          # a role: mid or high
-    dtype: Literal["float32", "float16", "uint8"] = "float16"
+    layer: Layer
+    dtype: Annotated[Literal["float32", "float16", "uint8"], STORED] = "float16"
 
     def fields(self, context: Context) -> dict[str, Field]:
         if self.layer not in context.grids:

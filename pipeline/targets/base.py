@@ -8,12 +8,22 @@ B images, H W the network input, h w a layer's grid, K regions.
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Mapping
+from typing import Annotated, ClassVar, Literal, Mapping
 
 import numpy as np
+import pydantic
 from torch import Tensor
 
+from pipeline.errors import ConfigError
+from pipeline.later import leave_out
 from pipeline.models.base import Output
+
+
+# what keys of several targets say
+STORED = pydantic.Field(description="Type of the stored numbers.")
+Layer = Annotated[str, pydantic.Field(min_length=1, description="The layer of the network: `mid` or `high`.")]
+Pool = Annotated[int, pydantic.Field(ge=1, description="Height and width of a stored cell, in cells of the teacher.")]
+Seed = Annotated[int, pydantic.Field(ge=0, description="Seed of the random projection.")]
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,10 @@ class TargetType:
     fidelity: ClassVar[Literal["exact", "codec", "distribution"]] = "codec"
     compute_tolerance: ClassVar[float] = 1e-4   # relative, fp32: the same row from another batch, thread count or device
 
+    def check(self, size: tuple[int, int]) -> None:
+        """Raises ConfigError if there can be no such target on images of this height and width; told when a file is read. What
+        depends on the teacher's grids is told by `fields`."""
+
     def fields(self, context: Context) -> dict[str, Field]:
         """The arrays stored per (image, view). Sizes are fixed; what varies is padded to a maximum and counted."""
         raise NotImplementedError
@@ -63,4 +77,11 @@ class TargetType:
 
     def record(self, type_name: str) -> dict:
         """What makes two targets the same target: type, parameters, version, whether labels count."""
-        return {"type": type_name, "version": self.version, "uses_labels": self.uses_labels, **dataclasses.asdict(self)}
+        return {"type": type_name, "version": self.version, "uses_labels": self.uses_labels,
+                **leave_out(dataclasses.asdict(self), type(self))}
+
+
+def check_pool(key: str, pool: int, size: tuple[int, int]) -> None:
+    """Raises ConfigError if a cell of this side is larger than all of this height and width."""
+    if pool > max(size):
+        raise ConfigError(f"{key}: a cell of {pool} x {pool} is larger than all of {size[0]} x {size[1]}; write {max(size)} or less")

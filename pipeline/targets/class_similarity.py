@@ -11,7 +11,7 @@ B images, H W labels, C channels, h w the teacher's grid of the layer, P = h * w
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,13 +20,13 @@ from torch import Tensor
 from pipeline.models.base import Output
 from pipeline.targets._cosines import ERRORS, coded, cosines, decoded, scaled
 from pipeline.targets._grid import cell_labels, grid_of, on_grid
-from pipeline.targets.base import Context, Field, TargetType
+from pipeline.targets.base import STORED, Context, Field, Layer, TargetType
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
-    layer: str                                          # a role: mid or high
-    dtype: Literal["float32", "float16", "int8"] = "float16"
+    layer: Layer
+    dtype: Annotated[Literal["float32", "float16", "int8"], STORED] = "float16"
 
     uses_labels: ClassVar[bool] = True
 

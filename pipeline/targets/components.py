@@ -16,33 +16,39 @@ B images, C channels, h w the stored grid, P = h w cells, r = rank.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+import pydantic
 import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.models.base import Output
 from pipeline.targets._grid import grid_of, on_grid
-from pipeline.targets.base import Context, Field, TargetType
+from pipeline.targets.base import STORED, Context, Field, Layer, Pool, TargetType, check_pool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
-    layer: str                                          # a role: mid or high
-    rank: int                                           # directions that are kept
-    error: float = 1.0
-    pool: int = 1                                       # a stored cell's height and width in teacher's cells
-    dtype: Literal["float32", "float16"] = "float16"
+    layer: Layer
+    rank: Annotated[int, pydantic.Field(ge=1, description="Directions that are kept; fewer than the layer has channels.")]
+    error: Annotated[float, pydantic.Field(
+        gt=0, description="The largest difference that is accepted, as a part of the image's largest feature.")] = 1.0
+    pool: Pool = 1
+    dtype: Annotated[Literal["float32", "float16"], STORED] = "float16"
 
     def __post_init__(self):
         if self.rank < 1 or self.pool < 1 or self.error <= 0:
             raise ConfigError(f"components: rank {self.rank}, pool {self.pool}, error {self.error}: "
                               "write 1 or more, 1 or more, and a positive share")
 
+    def check(self, size: tuple[int, int]) -> None:
+        check_pool("components.pool", self.pool, size)
+
     def grid(self, context: Context) -> tuple[int, int]:
         h, w = grid_of(context, self.layer, "components.layer")
+        self.check((h, w))
         return -(-h // self.pool), -(-w // self.pool)
 
     def fields(self, context: Context) -> dict[str, Field]:

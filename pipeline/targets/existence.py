@@ -9,8 +9,10 @@ B images, L lanes.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+import pydantic
 from torch import Tensor
 
 from pipeline.errors import ConfigError
@@ -20,7 +22,7 @@ from pipeline.targets.base import Context, Field, TargetType
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
-    lanes: int                              # as many as the dataset has: 4 on CULane
+    lanes: Annotated[int, pydantic.Field(ge=1, description="As many as the dataset has: 4 on CULane.")]
 
     fidelity = "exact"
 

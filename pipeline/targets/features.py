@@ -9,7 +9,7 @@ B images, C channels, h w the stored grid.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -18,21 +18,25 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.models.base import Output
 from pipeline.targets._grid import grid_of, on_grid
-from pipeline.targets.base import Context, Field, TargetType
+from pipeline.targets.base import STORED, Context, Field, Layer, Pool, TargetType, check_pool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
-    layer: str                                          # a role: mid or high
-    dtype: Literal["float32", "float16", "uint8"] = "float16"
-    pool: int = 1                                       # a stored cell's height and width in teacher's cells
+    layer: Layer
+    dtype: Annotated[Literal["float32", "float16", "uint8"], STORED] = "float16"
+    pool: Pool = 1
 
     def __post_init__(self):
         if self.pool < 1:
             raise ConfigError(f"features.pool: {self.pool} cells have no average; write 1 or more")
 
+    def check(self, size: tuple[int, int]) -> None:
+        check_pool("features.pool", self.pool, size)
+
     def grid(self, context: Context) -> tuple[int, int]:
         h, w = grid_of(context, self.layer, "features.layer")
+        self.check((h, w))
         return -(-h // self.pool), -(-w // self.pool)
 
     def fields(self, context: Context) -> dict[str, Field]:

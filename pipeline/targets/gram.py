@@ -13,9 +13,10 @@ B images, h w a grid, C a layer's channels, D channels after the projection.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+import pydantic
 import torch
 from torch import Tensor
 
@@ -23,17 +24,18 @@ from pipeline.errors import ConfigError
 from pipeline.models.base import Output
 from pipeline.targets._grid import grid_of, on_grid
 from pipeline.targets._signs import signs
-from pipeline.targets.base import Context, Field, TargetType
+from pipeline.targets.base import STORED, Context, Field, Layer, Seed, TargetType
 
 ERRORS = {"float32": (0.0, 0.0), "float16": (2**-11, 2**-24)}       # relative, absolute
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
-    layers: tuple[str, str] = ("mid", "high")           # roles, the earlier one first
-    channels: int = 64
-    seed: int = 0
-    dtype: Literal["float32", "float16"] = "float16"
+    layers: Annotated[tuple[Layer, Layer], pydantic.Field(
+        description="Two layers of the network, the earlier one first.")] = ("mid", "high")
+    channels: Annotated[int, pydantic.Field(ge=1, description="Channels that each layer is projected to.")] = 64
+    seed: Seed = 0
+    dtype: Annotated[Literal["float32", "float16"], STORED] = "float16"
 
     def __post_init__(self):
         if self.channels < 1 or self.seed < 0:

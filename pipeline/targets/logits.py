@@ -9,7 +9,7 @@ B images, K classes, h w the stored grid.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -18,13 +18,13 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.models.base import Output
 from pipeline.targets._grid import on_grid
-from pipeline.targets.base import Context, Field, TargetType
+from pipeline.targets.base import STORED, Context, Field, Pool, TargetType, check_pool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
-    dtype: Literal["float32", "float16", "uint8"] = "float16"
-    pool: int = 1                                       # a stored cell's height and width in the teacher's cells
+    dtype: Annotated[Literal["float32", "float16", "uint8"], STORED] = "float16"
+    pool: Pool = 1
 
     def __post_init__(self):
         if self.pool < 1:
@@ -35,8 +35,12 @@ class Target(TargetType):
         record = super().record(type_name)
         return record if self.pool > 1 else {key: value for key, value in record.items() if key != "pool"}
 
+    def check(self, size: tuple[int, int]) -> None:
+        check_pool("logits.pool", self.pool, size)
+
     def grid(self, context: Context) -> tuple[int, int]:
         h, w = context.grids["logits"]
+        self.check((h, w))
         return -(-h // self.pool), -(-w // self.pool)
 
     def fields(self, context: Context) -> dict[str, Field]:

@@ -13,9 +13,10 @@ B images, C channels, h w the teacher's grid of the layer, N = n nodes, E = n (n
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+import pydantic
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,21 +25,26 @@ from pipeline.errors import ConfigError
 from pipeline.models.base import Output
 from pipeline.targets._cosines import ERRORS, coded, cosines, decoded, inverse_length, scaled
 from pipeline.targets._grid import grid_of, on_grid
-from pipeline.targets.base import Context, Field, TargetType
+from pipeline.targets.base import STORED, Context, Field, Layer, TargetType, check_pool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
-    layer: str                                                  # a role: mid or high
-    patch: int = 2                                              # a node's height and width in teacher's cells
-    nodes: tuple[int, int] | None = None                        # rows and columns of nodes, instead of a patch
-    pool: Literal["average", "max"] = "average"
-    keeps: Literal["smaller", "cosines", "nodes"] = "smaller"
-    dtype: Literal["float32", "float16", "int8"] = "float16"
+    layer: Layer
+    patch: Annotated[int, pydantic.Field(ge=1, description="Height and width of a node, in cells of the teacher.")] = 2
+    nodes: Annotated[tuple[Annotated[int, pydantic.Field(ge=1)], Annotated[int, pydantic.Field(ge=1)]] | None, pydantic.Field(
+        description="Rows and columns of nodes, instead of a patch.")] = None
+    pool: Annotated[Literal["average", "max"], pydantic.Field(description="How the cells of a node become one.")] = "average"
+    keeps: Annotated[Literal["smaller", "cosines", "nodes"], pydantic.Field(
+        description="Store the cosines of all pairs, the nodes, or what is smaller.")] = "smaller"
+    dtype: Annotated[Literal["float32", "float16", "int8"], STORED] = "float16"
 
     def __post_init__(self):
         if self.patch < 1 or min(self.nodes or (1, 1)) < 1:
             raise ConfigError(f"pairwise: patch {self.patch}, nodes {self.nodes}: no area is left; write 1 or more")
+
+    def check(self, size: tuple[int, int]) -> None:
+        check_pool("pairwise.patch", self.patch, size)
 
     def node_grid(self, context: Context) -> tuple[int, int]:
         h, w = grid_of(context, self.layer, "pairwise.layer")

@@ -17,9 +17,10 @@ B images, C channels, h w a layer's grid, S buckets, L layers.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+import pydantic
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,17 +29,18 @@ from pipeline.errors import ConfigError
 from pipeline.models.base import Output
 from pipeline.targets._grid import area_means, grid_of, on_grid
 from pipeline.targets._signs import signs
-from pipeline.targets.base import Context, Field, TargetType
+from pipeline.targets.base import STORED, Context, Field, Layer, TargetType
 
 ERRORS = {"float32": (0.0, 0.0), "float16": (2**-11, 2**-24)}       # relative, absolute
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
-    layers: tuple[str, ...] = ("mid", "high")           # roles, in the order of depth
-    size: int = 1024
-    seed: int = 0
-    dtype: Literal["float32", "float16"] = "float16"
+    layers: Annotated[tuple[Layer, ...], pydantic.Field(
+        min_length=2, description="Layers of the network, in the order of depth.")] = ("mid", "high")
+    size: Annotated[int, pydantic.Field(ge=1, description="Numbers of each layer's sketch.")] = 1024
+    seed: Annotated[int, pydantic.Field(ge=0, description="Seed of the random signs.")] = 0
+    dtype: Annotated[Literal["float32", "float16"], STORED] = "float16"
 
     fidelity: ClassVar = "distribution"
 

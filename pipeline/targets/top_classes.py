@@ -14,21 +14,22 @@ B images, K classes, k = count, h w the teacher's logit grid.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+import pydantic
 import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.models.base import Output
-from pipeline.targets.base import Context, Field, TargetType
+from pipeline.targets.base import STORED, Context, Field, TargetType
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
-    count: int                                          # classes kept at each cell
-    dtype: Literal["float32", "float16"] = "float16"
+    count: Annotated[int, pydantic.Field(ge=1, description="Classes that are kept at each cell; fewer than the dataset has.")]
+    dtype: Annotated[Literal["float32", "float16"], STORED] = "float16"
 
     def __post_init__(self):
         if self.count < 1:

@@ -1,4 +1,7 @@
 import copy
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -6,6 +9,7 @@ import yaml
 
 from pipeline import config
 from pipeline.errors import ConfigError
+from pipeline.files import plain
 from pipeline.training import weight_at
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -144,3 +148,142 @@ def test_what_an_optimiser_cannot_do_is_a_fault_of_the_file(tmp_path, key, value
 def test_a_term_that_would_divide_by_zero_or_teach_the_contrary_is_a_fault_of_the_file(tmp_path, key, value):
     with pytest.raises(ConfigError, match=rf"methods\.kd\[0\]\.{key}: (must be|expected)"):
         config.load(write(tmp_path, lambda raw: raw["methods"]["kd"][0].update({key: value})))
+
+
+def test_a_students_own_key_stands_beside_its_models(tmp_path):
+    loaded = config.load(write(tmp_path))
+    assert "input_scale" not in plain(loaded.students["erfnet"])["args"]
+    for scale in (1, 1.0):
+        assert config.load(write(tmp_path), [f"students.erfnet.input_scale={scale}"]).students == loaded.students
+    smaller = config.load(write(tmp_path), ["students.erfnet.input_scale=0.5"]).students["erfnet"]
+    assert plain(smaller)["args"] == {**plain(loaded.students["erfnet"])["args"], "input_scale": 0.5}
+    message = fault(tmp_path, lambda raw: raw["students"]["erfnet"].update(input_scale=0.3))
+    assert "students.erfnet.input_scale: expected one of 1, 0.5, 0.25; got 0.3" in message
+
+
+# Values that no one can mean
+
+NO_ONE_MEANS = [
+    ("training.background_weight", -1), ("training.existence_weight", float("nan")), ("training.existence_weight", -0.1),
+    ("training.power", -1), ("training.photometric.noise", -1), ("training.photometric.brightness", -3),
+    ("training.photometric.contrast", float("inf")), ("training.weight_decay", float("inf")), ("training.lr", float("inf")),
+    ("training.ema", 1.0), ("training.held_out", -1), ("training.head_lr", 0), ("training.class_weights", []),
+    ("training.warmup_steps", 1001), ("training.accumulate", 3), ("training.shuffle_window", 0), ("training.batch", True),
+    ("views.count", 0), ("views.shift", float("inf")), ("views.shift", 5), ("views.rotate_deg", float("nan")),
+    ("views.rotate_deg", -1), ("views.scale", [1.0, float("inf")]), ("views.scale", [0.0, 1.0]),
+    ("prepare.size", [0, 0]), ("prepare.size", [-4, 8]), ("prepare.size", [48, 216, 3]), ("evaluate.split", "tset"),
+    ("teacher.name", 5), ("teacher.checkpoint", 5), ("teacher.dropout", [2.0, 0.0]), ("teacher.width", 3),
+    ("students.erfnet.width", 0), ("students.erfnet.dropout", [0.1, 1.0]), ("dataset.difficulty", 1.5), ("dataset.root", ""),
+    ("dataset.size", [63, 656]), ("dataset.train", -1), ("targets.graph_mid.eps", float("inf")), ("targets.graph_mid.eps", 0),
+    ("targets.graph_mid.aoi_kernel", 4), ("targets.logits.pool", 1000), ("targets.logits.pool", 0), ("targets.logits.dtype", "int3"),
+]
+
+
+@pytest.mark.parametrize("key, value", NO_ONE_MEANS, ids=[f"{key}={value}" for key, value in NO_ONE_MEANS])
+def test_a_value_that_no_one_can_mean_is_refused_where_it_stands(tmp_path, key, value):
+    def change(raw):
+        *parents, last = key.split(".")
+        for parent in parents:
+            raw = raw[parent]
+        raw[last] = value
+    for line in fault(tmp_path, change).splitlines():
+        assert line.removeprefix(f"{tmp_path / 'experiment.yaml'}: ").startswith((key, key.rpartition(".")[0] + ": "))
+
+
+@pytest.mark.parametrize("loss, words", [
+    (dict(loss="kd", reads=["logits"], temperature=float("inf")), r"temperature: expected a finite number, got inf"),
+    (dict(loss="affinity", reads=["graph_mid"], moments=[]), r"moments: expected 1 or more values, got 0"),
+    (dict(loss="affinity", reads=["graph_mid"], moments=[4]), r"moments\[0\]: expected one of 1, 2, 3; got 4"),
+    (dict(loss="affinity", reads=["graph_mid"], min_cells=[-1, 2, 8]), r"min_cells\[0\]: must be positive, got -1"),
+    (dict(loss="affinity", reads=["graph_mid", "graph_mid"]), r"reads: names a target twice"),
+    (dict(loss="cirkd", reads=["some", "others"]), r"cirkd: reads some, others; name one target"),
+    (dict(loss="cirkd", reads=["some"], contrast_pixels=-3), r"contrast_pixels: must be positive, got -3"),
+    (dict(loss="dkd", reads=["logits"], temperature=4.0, beta=-8.0), r"beta: expected 0 or more, got -8"),
+    (dict(loss="skd_holistic", reads=["logits"], width=0), r"width: must be positive, got 0"),
+])
+def test_a_loss_that_no_one_can_mean_is_refused_before_anything_is_cached(tmp_path, loss, words):
+    def change(raw):
+        raw["targets"] |= {name: dict(type="anchors", layer="high", seed=seed) for name, seed in (("some", 0), ("others", 1))}
+        raw["methods"]["odd"] = [dict(loss, weight=1.0)]
+    (line,) = fault(tmp_path, change).splitlines()
+    assert re.search(rf"experiment\.yaml: methods\.odd\[0\](\.|: ){words}", line), line
+
+
+@pytest.mark.parametrize("value, words", [
+    (5, "expected a list of numbers or 'enet' or null, got 5"),
+    ([1.0, -1.0], "training.class_weights[1]: expected 0 or more, got -1.0"),
+    ([1.0, "2e-1"], "training.class_weights[1]: expected a number, got the text '2e-1' (YAML reads it as text"),
+    ([0.0, 0.0], "training.class_weights: all weights are 0"),
+])
+def test_a_fault_in_a_list_names_the_item(tmp_path, value, words):
+    assert words in fault(tmp_path, lambda raw: raw["training"].update(class_weights=value, background_weight=1.0))
+
+
+@pytest.mark.parametrize("value", [1, "yes", None, [True]])
+def test_a_union_is_told_as_a_whole(tmp_path, value):
+    message = fault(tmp_path, lambda raw: raw["training"].update(compile=value))
+    assert f"training.compile: expected true or false or 'graphs', got {'the text ' if value == 'yes' else ''}{value!r}" in message
+
+
+@pytest.mark.parametrize("name, split, near", [("camvid", "test/0016E5", "tset/0016E5"), ("llamas", "val", "vall"), ("apolloscape", "val", "va")])
+def test_the_splits_are_those_that_the_datasets_keys_give(name, split, near):
+    path = DEMO.with_name(f"{name}.yaml")
+    assert config.load(path, [f"evaluate.split={split}"]).evaluate.split == split
+    with pytest.raises(ConfigError, match=f"evaluate.split: {name} has no split '{near}'; did you mean '{split.partition('/')[0]}'"):
+        config.load(path, [f"evaluate.split={near}"])
+    if name == "llamas":
+        with pytest.raises(ConfigError, match="did you mean 'valid'"):
+            config.load(path, ["dataset.protocol=official", "evaluate.split=val"])
+
+
+# Files that a parser must not follow
+
+def refused(tmp_path, text):
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        config.load(path)
+    (line,) = str(caught.value).splitlines()
+    return line
+
+
+@pytest.mark.parametrize("text, words", [
+    ("a: " + "[" * 5000 + "]" * 5000, "nested more than 50 deep"),
+    ("\n".join(" " * i + "a:" for i in range(200)), "nested more than 50 deep"),
+    ("a0: &a0 [x, x]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)), "more than 100,000 values"),
+    ("a0: &a0 {x: 1}\n" + "\n".join(f"a{i}: &a{i} {{b: *a{i - 1}}}" for i in range(1, 100)), "nested more than 50 deep"),
+    ("a: &a [1, *a]", r"line 1: \*a stands within itself"),
+    ("a: *nothing", "undefined alias"),
+    (f"a: {'9' * 5000}", "not valid YAML"),
+    ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+    ("a: 1\n---\nb: 2", "expected a single document"),
+    ("a: {[1]: 2}", "not valid YAML"),
+])
+def test_a_file_that_no_parser_should_follow_ends_in_one_line(tmp_path, text, words):
+    assert re.search(words, refused(tmp_path, text))
+
+
+def test_a_bomb_in_an_override_is_refused_too(tmp_path):
+    with pytest.raises(ConfigError, match="--set views.count=.*is not a YAML value"):
+        config.load(write(tmp_path), [f"views.count={'[' * 5000}"])
+
+
+def test_an_override_changes_one_place_where_a_file_uses_an_alias(tmp_path):
+    raw = yaml.safe_load(DEMO.read_text())
+    raw["teacher_training"] = raw["training"]
+    path = tmp_path / "aliased.yaml"
+    path.write_text(yaml.dump(raw))
+    assert "*id001" in path.read_text()
+    loaded = config.load(path, ["training.steps=7"])
+    assert (loaded.training.steps, loaded.teacher_training.steps) == (7, 1000)
+
+
+def test_a_date_is_a_text(tmp_path):
+    path = tmp_path / "dated.yaml"
+    path.write_text(DEMO.read_text().replace("root: data/demo", "root: 2024-01-01"))
+    assert config.load(path).dataset.args["root"] == "2024-01-01"
+
+
+def test_reading_a_configuration_needs_no_torch():
+    code = "import sys; import pipeline.config; print(sorted({'torch', 'zarr', 'cv2'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"

@@ -96,6 +96,17 @@ def test_pictures_of_any_name_and_size_keep_both(student, tmp_path):
         assert Path(f"seen/lanes/{stem}.lines.txt").exists()
 
 
+@on("student", ["roads"], indirect=True)
+def test_what_was_written_below_the_input_is_no_input(student, tmp_path):
+    path, cfg, source, _ = student
+    (tmp_path / "input").mkdir()
+    Image.fromarray(source.image(source.ids("test")[0])).save(tmp_path / "input/a.png")
+    for _ in range(2):
+        said = run("predict", path, "input", *RUN, *SMALL, "--out", "input/seen", "--as", "overlay", "--as", "ids").stdout
+        assert "1 images as overlay, ids" in said and "other files" not in said
+    assert set(files(tmp_path / "input")) == {"a.png", "seen/predict.json", "seen/overlay/a.jpg", "seen/ids/a.png"}
+
+
 @on("student", ["cityscapes"], indirect=True)
 def test_a_single_picture_is_written_in_the_datasets_own_ids_and_by_weights_of_any_file(student, tmp_path):
     path, cfg, source, network = student

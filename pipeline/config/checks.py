@@ -1,0 +1,83 @@
+"""Checks of several sections together. Each yields what is wrong: where, and what."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.config.schema import Plugin, Prepare, Teacher, Term, Training, term_name
+from pipeline.errors import ConfigError
+from pipeline.lookup import did_you_mean, find_class
+from pipeline.paths import path_fault
+
+Fault = tuple[str, str]
+
+
+def across(sections: Mapping[str, Any]) -> Iterator[Fault]:
+    """All that is wrong with sections that are right each by itself."""
+    yield from check_methods(sections["methods"], sections["targets"])
+    yield from check_students(sections["students"])
+    yield from check_targets(sections["targets"], sections["prepare"])
+    yield from check_teacher(sections["teacher"], sections["teacher_training"])
+    yield from check_split(sections["dataset"], sections["evaluate"].split, "evaluate.split")
+    for section in ("students", "methods"):
+        for name in sections[section]:
+            if "-" in name:                     # a run is called student-method-seed
+                yield f"{section}.{name}", f"a name with a dash; write {name.replace('-', '_')!r}"
+
+
+def check_methods(methods: Mapping[str, Sequence[Term]], targets: Mapping[str, Plugin]) -> Iterator[Fault]:
+    for method, terms in methods.items():
+        for i, term in enumerate(terms):
+            yield from check_term(term, targets, f"methods.{method}[{i}]")
+        names = [term_name(terms, i) for i in range(len(terms))]
+        if len(set(names)) != len(names):
+            yield f"methods.{method}", "the same loss with the same targets stands there twice"
+
+
+def check_term(term: Term, targets: Mapping[str, Plugin], where: str) -> Iterator[Fault]:
+    loss = find_class("losses", term.loss.name)
+    accepted, readable = loss.reads_types, True
+    if accepted and not term.reads:
+        yield f"{where}.reads", f"{term.loss.name} reads targets of type {' or '.join(accepted)}; name some"
+    for name in term.reads:
+        readable &= name in targets and targets[name].name in accepted
+        if name not in targets:
+            yield f"{where}.reads", f"no target {name!r}{did_you_mean(name, targets) or '; there are: ' + ', '.join(targets)}"
+        elif targets[name].name not in accepted:
+            yield f"{where}.reads", (f"{term.loss.name} cannot read {name!r} (type {targets[name].name}); it reads "
+                                     f"{' or '.join(accepted) or 'no target'}")
+    if len(set(term.reads)) != len(term.reads):
+        yield f"{where}.reads", "names a target twice; name each once"
+    elif readable and (term.reads or not accepted):
+        try:
+            loss.check({name: targets[name].build() for name in term.reads}, **term.loss.args)
+        except ConfigError as error:
+            yield where, str(error)
+
+
+def check_students(students: Mapping[str, Plugin]) -> Iterator[Fault]:
+    for name, student in students.items():
+        if find_class("models", student.name).uses_labels:
+            yield f"students.{name}", f"{student.name} answers from the labels it is shown and can only teach; choose another"
+
+
+def check_targets(targets: Mapping[str, Plugin], prepare: Prepare) -> Iterator[Fault]:
+    for name, target in targets.items():
+        try:
+            target.build().check(prepare.size)
+        except ConfigError as error:
+            yield f"targets.{name}", str(error)
+
+
+def check_teacher(teacher: Teacher, teacher_training: Training | None) -> Iterator[Fault]:
+    if teacher.checkpoint is None and teacher_training is None and not find_class("models", teacher.model.name).own_weights:
+        yield "teacher", "has no checkpoint and there is no teacher_training; give one of them"
+
+
+def check_split(dataset: Plugin, split: str, where: str) -> Iterator[Fault]:
+    """Part of a split counts as the split: CamVid has `test/0016E5`."""
+    if fault := path_fault(split):               # predictions lie in a folder of its name
+        yield where, f"{split!r} {fault}; name one of the dataset's"
+        return
+    splits = find_class("datasets", dataset.name).splits_of(**dataset.args)
+    if split.partition("/")[0] not in splits:
+        yield where, f"{dataset.name} has no split {split!r}{did_you_mean(split.partition('/')[0], splits) or '; there are: ' + ', '.join(splits)}"

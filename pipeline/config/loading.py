@@ -1,0 +1,208 @@
+"""A YAML file and its overrides -> an experiment's frozen values, or every fault at once.
+
+The keys of a plug-in (a dataset, model, target or loss) are the keywords of its class, so a plug-in needs no registration here.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config.checks import across
+from pipeline.config.keys import Faults, keys_of, keywords, section, shown
+from pipeline.config.reading import override, read_yaml
+from pipeline.config.schema import Evaluate, Plugin, Prepare, Student, Teacher, Term, Training, Views
+from pipeline.errors import ConfigError
+from pipeline.later import leave_out
+from pipeline.lookup import did_you_mean, find_class
+from pipeline.paths import name_fault
+
+INJECTED = {  # what the stages hand to a plug-in themselves; not a key of the YAML
+    "datasets": frozenset[str](),
+    "models": frozenset({"num_classes", "size", "lanes"}),
+    "targets": frozenset[str](),
+    "losses": frozenset({"reads", "context", "student"}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    path: Path
+    overrides: tuple[str, ...]
+    raw: dict[str, Any] = field(repr=False)     # the sections as written, overrides applied
+    dataset: Plugin
+    prepare: Prepare
+    views: Views
+    teacher: Teacher
+    teacher_training: Training | None
+    targets: dict[str, Plugin]
+    students: dict[str, Plugin]
+    methods: dict[str, tuple[Term, ...]]
+    training: Training
+    evaluate: Evaluate
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def text(self) -> str:
+        """The file as it was used: overrides applied, and named at the top."""
+        said = "".join(f"# --set {override}\n" for override in self.overrides)
+        return said + yaml.safe_dump(self.raw, sort_keys=False, default_flow_style=None, width=120)
+
+    def student(self, name: str) -> Plugin:
+        self._has("students", self.students, name)
+        return self.students[name]
+
+    def method(self, name: str) -> tuple[Term, ...]:
+        self._has("methods", self.methods, name)
+        return self.methods[name]
+
+    def _has(self, section: str, entries: Mapping[str, Any], name: str) -> None:
+        if name not in entries:
+            raise ConfigError(f"{self.path}: {section}: has no {name!r}, only {', '.join(entries)}{did_you_mean(name, entries)}")
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """The checked content of a YAML file, with `section.key=value` overrides applied. Raises ConfigError with all faults."""
+    path = Path(path)
+    if fault := name_fault(path.stem):
+        raise ConfigError(f"{str(path)!r}: its name {fault}; runs and reports are called so: rename the file")
+    raw = read_yaml(path, "`pipeline init` copies the examples to configs/")
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected sections ({', '.join(SECTIONS)}), got {shown(raw)}")
+    for text in overrides:
+        override(raw, text)
+    faults = Faults(path)
+    for key in raw:
+        if key not in SECTIONS:
+            faults.add(str(key), f"no such section{did_you_mean(str(key), SECTIONS)}")
+    for name in SECTIONS:
+        if name not in raw:
+            faults.add(name, "this section is missing")
+    values = {name: read(raw[name], name, faults) for name, read in SECTIONS.items() if name in raw}
+    if not faults:
+        for where, what in across(values):
+            faults.add(where, what)
+    faults.stop()
+    return Config(path=path, overrides=tuple(overrides), raw=raw, **values)
+
+
+def plugin(kind: str, name: str, args: Mapping[str, Any]) -> Plugin:
+    """A plug-in from its name and keywords, checked as an entry of a file is. Raises ConfigError with all faults."""
+    faults = Faults(kind)
+    found = read_plugin(kind, {"name": name, **json.loads(json.dumps(args))}, name, faults, "name")     # lists for tuples, as in YAML
+    faults.stop()
+    assert found is not None
+    return found
+
+
+# --- sections: (value, where, faults) -> what it says, or None and faults -------------------------------------------------
+
+Reader = Callable[[Any, str, Faults], Any]
+
+
+def read_plugin(kind: str, value: Any, where: str, faults: Faults, name_key: str, name: str | None = None,
+                others: Sequence[str] = ()) -> Plugin | None:
+    """A plug-in from a mapping whose `name_key` names its file; keys in `others` belong to somebody else."""
+    value = {} if value is None else value
+    if not isinstance(value, dict):
+        faults.add(where, f"expected a mapping with the key {name_key!r}, got {shown(value)}")
+        return None
+    name = value.get(name_key, name)
+    if name is None:
+        faults.add(f"{where}.{name_key}", "this key is missing (a text)")
+        return None
+    if not isinstance(name, str):
+        faults.add(f"{where}.{name_key}", f"expected a text, got {shown(name)}")
+        return None
+    try:
+        made = find_class(kind, name)
+    except ConfigError as error:
+        faults.add(f"{where}.{name_key}", str(error))
+        return None
+    args = keywords(made, {key: part for key, part in value.items() if key != name_key and key not in others}, where, faults,
+                    INJECTED[kind])
+    if args is None:
+        return None
+    # defaults are written out, so that an identity names them all and notices one that changed
+    defaults = {key.name: key.default for key in keys_of(made, INJECTED[kind]).values() if not key.required}
+    found = Plugin(kind=kind, name=name, args={**defaults, **args})
+    if kind == "targets":
+        try:
+            found.build()                       # a target is its own config: it checks values against one another itself
+        except ConfigError as error:
+            faults.add(where, str(error))
+            return None
+    return found
+
+
+def with_own_keys(made: type, kind: str, name_key: str, part: str) -> Reader:
+    """Reads a mapping that holds the keys of a plug-in and those of the section `made`, whose field `part` the plug-in is."""
+    own = [name for name in keys_of(made) if name != part]
+
+    def read(value: Any, where: str, faults: Faults) -> Any:
+        found = read_plugin(kind, value, where, faults, name_key, others=own)
+        rest = {key: value[key] for key in own if key in value} if isinstance(value, dict) else {}
+        result = section(made, rest, where, faults, **{part: found or Plugin(kind=kind, name="", args={})})
+        return None if found is None else result
+
+    return read
+
+
+def read_student(value: Any, where: str, faults: Faults, name: str) -> Plugin | None:
+    own = list(keys_of(Student))
+    found = read_plugin("models", value, where, faults, "model", name, own)
+    rest = {key: value[key] for key in own if key in value} if isinstance(value, dict) else {}
+    beside = section(Student, rest, where, faults)
+    if found is None or beside is None:
+        return None
+    return dataclasses.replace(found, args={**found.args, **leave_out(dataclasses.asdict(beside), Student)})
+
+
+read_teacher = with_own_keys(Teacher, "models", "name", "model")
+read_term = with_own_keys(Term, "losses", "loss", "loss")
+
+
+def read_method(value: Any, where: str, faults: Faults, name: str) -> tuple[Any, ...] | None:
+    if not isinstance(value, list):
+        faults.add(where, f"expected a list of losses (an empty one for plain training), got {shown(value)}")
+        return None
+    return tuple(read_term(entry, f"{where}[{i}]", faults) for i, entry in enumerate(value))
+
+
+def entries(read: Callable[[Any, str, Faults, str], Any]) -> Reader:
+    """A section of entries by name."""
+    def read_all(value: Any, where: str, faults: Faults) -> dict[str, Any] | None:
+        if not isinstance(value, dict):
+            faults.add(where, f"expected a mapping from names to entries, got {shown(value)}")
+            return None
+        for name in map(str, value):             # runs, scores and curves are called so
+            if fault := name_fault(name):
+                faults.add(where, f"{name!r} {fault}")
+        return {str(name): read(entry, f"{where}.{name}", faults, str(name)) for name, entry in value.items()}
+
+    return read_all
+
+
+def values(made: type) -> Reader:
+    return lambda value, where, faults: section(made, value, where, faults)
+
+
+SECTIONS: dict[str, Reader] = {
+    "dataset": lambda value, where, faults: read_plugin("datasets", value, where, faults, "name"),
+    "prepare": values(Prepare),
+    "views": values(Views),
+    "teacher": read_teacher,
+    "teacher_training": lambda value, where, faults: None if value is None else section(Training, value, where, faults),
+    "targets": entries(lambda value, where, faults, name: read_plugin("targets", value, where, faults, "type")),
+    "students": entries(read_student),
+    "methods": entries(read_method),
+    "training": values(Training),
+    "evaluate": values(Evaluate),
+}

@@ -1,0 +1,234 @@
+"""What the schema says, for people and for editors: docs/configuration.md and configs/schema.json.
+
+    python -m pipeline.config.reference
+
+writes both; a test fails when one of them is stale.
+"""
+
+import inspect
+import json
+import re
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import TypeAdapter
+
+from pipeline import lookup
+from pipeline.config.keys import Key, adapter, bare, keys_of, limits_of, marks_of, options_of, range_of, sentence_of, words
+from pipeline.config.loading import INJECTED
+from pipeline.config.schema import Evaluate, Photometric, Prepare, Student, Teacher, Term, Training, Views
+
+ROOT = Path(__file__).parents[2]
+PAGE, SCHEMA = Path("docs/configuration.md"), Path("configs/schema.json")
+NAME_KEYS = {"datasets": "name", "models": "model", "targets": "type", "losses": "loss"}
+
+INTRODUCTION = """\
+# Configuration
+
+An experiment is one YAML file with the sections below, in any order. Each section must be there; `teacher_training` may be `null`.
+A key without a default must be written. `--set section.key=value` replaces a value for one command.
+All faults of a file are told at once, each with its place.
+
+Numbers are finite. YAML reads `1e-4` as a text: write `1.0e-4`. A whole number may stand for a number.
+
+Editors that know the YAML language server (VS Code, Neovim, ...) complete keys and mark faults in a file that begins with
+
+```yaml
+# yaml-language-server: $schema=schema.json
+```
+
+where the path leads to [configs/schema.json](../configs/schema.json); `pipeline init` copies it beside the examples.
+
+This page and that file are made from the code: `python -m pipeline.config.reference` writes them.
+"""
+SECTIONS = {
+    "dataset": "What is read. `name` is one of the [datasets](#datasets); its keys stand beside it.",
+    "prepare": "How each image is made ready, once.",
+    "views": "The geometric versions of each image that the teacher sees and the cache stores.",
+    "teacher": "The network that is distilled. `name` is one of the [networks](#networks); its keys stand beside these.",
+    "teacher_training": "How the teacher is trained: the keys of [training](#training). `null` where the teacher comes with weights.",
+    "targets": "What stage one stores: a mapping from names of your choice to entries. `type` of an entry is one of the "
+               "[targets](#targets-by-type); its keys stand beside it.",
+    "students": "The networks that are trained: a mapping from names of your choice to entries. `model` of an entry is one of the "
+                "[networks](#networks), by default the one of the entry's name; its keys stand beside these. Names have no dash.",
+    "methods": "What students are trained with: a mapping from names of your choice to lists of losses; an empty list is training on "
+               "labels alone. `loss` of an item is one of the [losses](#losses); its keys stand beside these. Names have no dash.",
+    "training": "How students are trained. The learning rate falls as lr * (1 - step / steps) ** power, step by step.",
+    "evaluate": "What is scored.",
+}
+OWN_KEYS: dict[str, tuple[type, frozenset[str]]] = {
+    "prepare": (Prepare, frozenset()), "views": (Views, frozenset()), "teacher": (Teacher, frozenset({"model"})),
+    "students": (Student, frozenset()), "methods": (Term, frozenset({"loss"})), "training": (Training, frozenset()),
+    "evaluate": (Evaluate, frozenset()),
+}
+PLUGINS = {"datasets": "Datasets", "models": "Networks", "targets": "Targets by type", "losses": "Losses"}
+
+
+def plugin_keys(kind: str, name: str) -> Mapping[str, Key]:
+    return keys_of(lookup.find_class(kind, name), INJECTED[kind])
+
+
+# --- the page -----------------------------------------------------------------------------------------------------------
+
+def page() -> str:
+    parts = [INTRODUCTION]
+    for section, sentence in SECTIONS.items():
+        parts.append(f"## {section}\n\n{sentence}\n")
+        if section in OWN_KEYS:
+            parts.append(table(keys_of(*OWN_KEYS[section]).values()))
+        if section == "training":
+            parts.append(f"`photometric`: {inspect.getdoc(Photometric)}\n\n{table(keys_of(Photometric).values())}")
+    for kind, title in PLUGINS.items():
+        parts.append(f"## {title}\n")
+        for name in lookup.names(kind):
+            parts.append(f"### {name}\n\n{about(kind, name)}\n")
+            if keys := plugin_keys(kind, name):
+                parts.append(table(keys.values()))
+    return "\n".join(parts)
+
+
+def about(kind: str, name: str) -> str:
+    """The first sentence of a plug-in's file; of a loss also what it reads."""
+    text = " ".join((inspect.getdoc(lookup.find(kind, name)) or "").partition("\n\n")[0].split())
+    first = re.split(r"[.:] (?=[A-Z])", text)[0].rstrip(".:") + "."
+    if kind != "losses":
+        return first
+    reads = lookup.find_class(kind, name).reads_types
+    return f"{first} Reads {' or '.join(f'`{target}`' for target in reads)}." if reads else f"{first} Reads no target."
+
+
+def table(keys: Iterable[Key]) -> str:
+    rows = [f"| `{key.name}` | {typed(key.kind)} | {'' if key.required else f'`{written(key.default)}`'} | {sentence_of(key.kind)} |"
+            for key in keys]
+    return "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows, ""])
+
+
+def typed(kind: Any) -> str:
+    """Type and range in words."""
+    options = options_of(kind)
+    if len(options) > 1:
+        parts = [typed(option) for option in options]
+        return (", or " if any("," in part for part in parts) else " or ").join(parts)
+    choices = next((mark.json_schema_extra["enum"] for mark in marks_of(kind)
+                    if "enum" in (getattr(mark, "json_schema_extra", None) or {})), None)
+    if typing.get_origin(bare(kind)) is Literal or choices:
+        return ", ".join(f"`{written(choice)}`" for choice in choices or typing.get_args(bare(kind)))
+    inner = [part for part in typing.get_args(bare(kind)) if part is not Ellipsis]
+    if typing.get_origin(bare(kind)) in (tuple, list):
+        return ", ".join(filter(None, [items(kind, inner), *least(kind)]))
+    return ", ".join(filter(None, [{"null": "`null`", "true or false": "`true`, `false`"}.get(words(kind), words(kind)), range_of(kind)]))
+
+
+def items(kind: Any, inner: list[Any]) -> str:
+    choices = typing.get_args(bare(inner[0])) if typing.get_origin(bare(inner[0])) is Literal else ()
+    if choices:
+        return f"a list of {', '.join(f'`{choice}`' for choice in choices)}"
+    ranges = list(dict.fromkeys(map(range_of, inner)))
+    ranged = f"each {ranges[0]}" if len(ranges) == 1 else " and ".join(ranges)
+    return f"{words(kind)}, {ranged}" if any(ranges) else words(kind)
+
+
+def least(kind: Any) -> Iterator[str]:
+    if length := limits_of(kind).get("min_length"):
+        yield f"{length} or more of them" if length > 1 else "not empty"
+
+
+def written(value: Any) -> str:
+    """As a YAML file has it."""
+    return yaml.safe_dump(json.loads(json.dumps(value)), default_flow_style=True, width=1000).removesuffix("...\n").strip()
+
+
+# --- the JSON Schema (draft 7, which editors know best) -------------------------------------------------------------------
+
+def schema() -> dict[str, Any]:
+    shared: dict[str, Any] = {}
+    students = entries("models", shared, Student)
+    sections: dict[str, Any] = {
+        "dataset": {"anyOf": entries("datasets", shared, name_key="name")},
+        "prepare": closed(Prepare, shared), "views": closed(Views, shared),
+        "teacher": {"anyOf": entries("models", shared, Teacher, frozenset({"model"}), name_key="name")},
+        "teacher_training": {"anyOf": [{"$ref": "#/definitions/Training"}, {"type": "null"}]},
+        "targets": {"type": "object", "additionalProperties": {"anyOf": entries("targets", shared)}},
+        "students": {"type": "object", "propertyNames": {"pattern": "^[^-]*$"}, "additionalProperties": {"anyOf": students},
+                     "properties": {name: {"anyOf": [default_model(shared[f"models:{name}"]),
+                                                     *(other for other in students if other["$ref"] != f"#/definitions/models:{name}")]}
+                                    for name in lookup.names("models")}},
+        "methods": {"type": "object", "propertyNames": {"pattern": "^[^-]*$"}, "additionalProperties": {
+            "type": "array", "items": {"anyOf": entries("losses", shared, Term, frozenset({"loss"}))}}},
+        "training": {"$ref": "#/definitions/Training"}, "evaluate": closed(Evaluate, shared),
+    }
+    shared["Training"] = closed(Training, shared)
+    for name, text in SECTIONS.items():
+        sections[name] = {"description": text, **sections[name]} if "$ref" not in sections[name] else {
+            "description": text, "allOf": [sections[name]]}
+    return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "An experiment of offline distillation", "type": "object",
+            "properties": sections, "required": list(sections), "additionalProperties": False, "definitions": shared}
+
+
+def entries(kind: str, shared: dict[str, Any], own: type | None = None, without: frozenset[str] = frozenset(),
+            name_key: str | None = None) -> list[dict[str, Any]]:
+    """References to one closed object for each plug-in of a kind, with the keys of the section that it stands in."""
+    key, found = name_key or NAME_KEYS[kind], []
+    outer = closed(own, shared, without) if own else {"properties": {}, "required": []}
+    for name in lookup.names(kind):
+        made: Any = lookup.find_class(kind, name)
+        inner = draft7(adapter(made, INJECTED[kind]).json_schema(ref_template="#/definitions/{model}"), shared)
+        properties = {key: {"const": name, "description": about(kind, name)}, **outer["properties"],
+                      **with_defaults(inner.get("properties", {}), plugin_keys(kind, name))}
+        entry = f"{'teacher' if own is Teacher else kind}:{name}"
+        shared[entry] = {"title": name, "type": "object", "properties": properties, "additionalProperties": False,
+                         "required": [key, *outer["required"], *inner.get("required", [])]}
+        found.append({"$ref": f"#/definitions/{entry}"})
+    return found
+
+
+def default_model(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry whose name says its model."""
+    return {**entry, "type": ["object", "null"], "required": [key for key in entry["required"] if key != "model"]}
+
+
+def closed(section: type, shared: dict[str, Any], without: frozenset[str] = frozenset()) -> dict[str, Any]:
+    found = draft7(TypeAdapter(section).json_schema(ref_template="#/definitions/{model}"), shared)
+    keys = keys_of(section, without)
+    return {"type": "object", "additionalProperties": False, "required": [key.name for key in keys.values() if key.required],
+            "properties": with_defaults({name: found["properties"][name] for name in keys}, keys)}
+
+
+def with_defaults(properties: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
+    return {name: value if keys[name].required else {**value, "default": json.loads(json.dumps(keys[name].default))}
+            for name, value in properties.items()}
+
+
+def draft7(found: Any, shared: dict[str, Any]) -> Any:
+    """pydantic's draft 2020-12 as draft 7: lists of a fixed length, and definitions, which go to `shared`."""
+    if isinstance(found, list):
+        return [draft7(part, shared) for part in found]
+    if not isinstance(found, dict):
+        return found
+    for name, definition in found.get("$defs", {}).items():
+        if name not in ("Plugin", "Keys"):      # an entry's fields, which no file has in this form
+            shared[name] = draft7(definition, shared)
+    changed = {key: draft7(value, shared) for key, value in found.items() if key not in ("$defs", "title") or not isinstance(value, (str, dict))}
+    if "prefixItems" in changed:
+        changed["items"] = changed.pop("prefixItems")
+    if "$ref" in changed and len(changed) > 1:  # draft 7 looks at nothing beside a $ref
+        changed["allOf"] = [{"$ref": changed.pop("$ref")}]
+    return changed
+
+
+def main() -> None:
+    for path, text in texts().items():
+        (ROOT / path).write_text(text)
+        print(path)
+
+
+def texts() -> dict[Path, str]:
+    """What each file must hold."""
+    return {PAGE: page(), SCHEMA: json.dumps(schema(), indent=1) + "\n"}
+
+
+if __name__ == "__main__":
+    main()
