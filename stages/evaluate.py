@@ -101,7 +101,7 @@ def scores_of(source: DatasetBase, split: str, ids: list[str], folder: Path, pas
     iou = {name: rounded(value) for name, value in zip(source.classes, passed.confusion.iou())}
     headline = official.HEADLINES[source.metric]
     scores = {"metric": headline, "images": len(passed.labelled), "mean_iou": rounded(passed.confusion.mean_iou()),
-              "iou": iou}
+              "iou": iou, "one_class": only_class(source, passed.confusion)}
     if source.metric == "culane":
         scores |= official.line_scores(source, split, ids, folder, passed.size, workers) | {"images": len(ids)}
     elif source.metric == "llamas" and passed.labelled:
@@ -109,6 +109,12 @@ def scores_of(source: DatasetBase, split: str, ids: list[str], folder: Path, pas
     elif source.metric != "miou" and passed.labelled:
         scores |= official.class_scores(source, passed.confusion)
     return {headline: None} | scores
+
+
+def only_class(source: DatasetBase, confusion: Confusion) -> str | None:
+    """The class that every pixel of the labelled frames is predicted as; None if there are several."""
+    predicted = np.flatnonzero(confusion.matrix.sum(axis=0))
+    return source.classes[predicted[0]] if len(predicted) == 1 else None
 
 
 def rounded(value: float) -> float | None:

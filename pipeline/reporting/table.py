@@ -41,6 +41,8 @@ def lines(results: Results, metric: str, methods: Mapping[str, Sequence[Term]]) 
     reconstruction = results.teacher is not None and "reconstruction" in results.teacher
     teacher = None if results.teacher is None or reconstruction else results.teacher[metric]
     notes = [f"{name}: its weights are not those that were scored; run `pipeline evaluate` again." for name in results.stale]
+    notes += [f"{run.name} predicts {run.score['one_class']!r} everywhere: this training collapsed. Lower the learning rate or raise "
+              f"training.warmup_steps." for run in results.runs if run.score.get("one_class")]
     found = []
     for (student, method), runs in groups.items():
         known = {run.seed: run.score[metric] for run in runs if run.score.get(metric) is not None}

@@ -19,6 +19,7 @@ from pipeline.cli import main
 from pipeline.datasets.roads import Dataset as Roads
 from pipeline.frames import canvas, frame
 from pipeline.metrics import culane, llamas
+from pipeline.metrics.segmentation import Confusion
 from pipeline.models.base import ModelBase, Output
 from stages import evaluate
 
@@ -263,6 +264,16 @@ def test_a_student_trained_with_the_existence_loss_is_asked_for_its_flags(tmp_pa
         assert len(culane.read_lines(path)) == len(lanes[0])
         written, looked_at = written + len(lanes[0]), looked_at + len(lanes[1])
     assert written < looked_at
+
+
+def test_a_prediction_of_one_class_only_is_told(large_roads):
+    source = large_roads
+    labels = [np.zeros((4, 6), np.uint8), np.ones((4, 6), np.uint8)]
+    for predicted, expected in (([0, 0], source.classes[0]), ([0, 1], None), ([2, 2], source.classes[2])):
+        confusion = Confusion(len(source.classes))
+        for label, value in zip(labels, predicted):
+            confusion.add(label, np.full((4, 6), value, np.uint8))
+        assert evaluate.only_class(source, confusion) == expected
 
 
 def test_where_there_is_no_truth_the_files_for_the_server_are_written_all_the_same(tmp_path, monkeypatch):

@@ -26,9 +26,9 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def scored(folder, name, value, iou=None, recipe=RECIPE, seconds=2.0, curve=(3.0, 2.0, 1.0, 0.5)):
+def scored(folder, name, value, iou=None, recipe=RECIPE, seconds=2.0, curve=(3.0, 2.0, 1.0, 0.5), **more):
     score = {"metric": "culane_f1", "images": 7, "mean_iou": value / 2, "culane_f1": value,
-             "iou": iou or {"background": value, "lane 1": None}}
+             "iou": iou or {"background": value, "lane 1": None}, **more}
     (folder / f"reports/scores/toy/{name}.json").write_text(json.dumps(score))
     run = folder / "runs/toy" / name
     run.mkdir(parents=True)
@@ -153,6 +153,14 @@ def test_a_score_that_is_older_than_its_weights_is_named(folder):
     path = folder / "reports/scores/toy/erfnet-plain-0.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": "0123456789abcdef"}))
     assert "erfnet-plain-0: its weights are not those that were scored" in report(folder).stdout
+
+
+def test_a_student_that_predicts_one_class_is_named(folder):
+    scored(folder, "erfnet-plain-0", 0.0, one_class="background")
+    scored(folder, "erfnet-intra-0", 0.5, one_class=None)
+    notes = [line for line in report(folder).stdout.splitlines() if "collapsed" in line]
+    assert notes == ["- erfnet-plain-0 predicts 'background' everywhere: this training collapsed. Lower the learning rate or raise "
+                     "training.warmup_steps."]
 
 
 def test_a_teacher_that_is_shown_the_labels_sets_no_gap(folder):
