@@ -6,6 +6,7 @@ import os
 import uuid
 from pathlib import Path
 
+from pipeline.errors import PipelineError
 from pipeline.later import leave_out
 
 
@@ -22,6 +23,14 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path):
+    """Raises PipelineError on a file that is empty or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise PipelineError(f"{path}: cannot be read ({error}); move it away, and run the command that writes it again") from None
 
 
 def write_tsv(path: Path, rows: list[dict]) -> None:

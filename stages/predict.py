@@ -1,6 +1,5 @@
 """Show a trained network pictures or a video, and write what it sees. No stage of dvc.yaml."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Iterable, Iterator
@@ -8,7 +7,7 @@ from typing import Iterable, Iterator
 from pipeline import footage, prediction, trained, weights
 from pipeline.config import Plugin, Prepare, Training
 from pipeline.errors import DatasetError, PipelineError
-from pipeline.files import plain, write_json
+from pipeline.files import plain, read_json, write_json
 from pipeline.frames import leaves_rows
 from pipeline.identity import difference, listed
 from pipeline.outputs import Writer
@@ -53,7 +52,7 @@ def claim(out: Path, record: dict) -> None:
     """Puts `record` on the folder. Raises PipelineError if it is another's, or holds files of unknown origin."""
     path = out / "predict.json"
     if path.exists():
-        if apart := difference(json.loads(path.read_text()), plain(record)):
+        if apart := difference(read_json(path), plain(record)):
             raise PipelineError(f"{out}: holds predictions of something else ({listed(apart)}); choose another --out, or "
                                 f"remove that folder")
     elif out.exists() and any(out.iterdir()):

@@ -22,7 +22,7 @@ import numpy as np
 from pipeline import cache, plan, prepared
 from pipeline.config import Config, Evaluate, Plugin, Training
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.files import write_json, write_text, write_tsv
+from pipeline.files import read_json, write_json, write_text, write_tsv
 from pipeline.identity import listed, sha256
 from pipeline.live import live_targets
 from pipeline.progress import Progress
@@ -75,7 +75,7 @@ class Cells:
         if not self.weights_file.exists():
             return
         if file.exists():
-            scores, digest = json.loads(file.read_text())["scores"], sha256(self.weights_file.read_bytes())[:16]
+            scores, digest = read_json(file)["scores"], sha256(self.weights_file.read_bytes())[:16]
             if any(found.get("weights", digest) != digest for found in scores.values()):
                 raise ConfigError(f"{file}: scores a teacher other than {self.weights_file}, and the cells beside it learned from "
                                   f"that one; move {file.parent} and {self.runs / self.study.name} away")
@@ -111,7 +111,7 @@ class Cells:
             self.evaluate(dataset=config.dataset, prepare=config.prepare, training=training, evaluate=Evaluate(split=split),
                           model=model, weights_file=weights_file, report=report, picture=report.with_suffix(".png"),
                           predictions=folder / "predictions", device=self.device, batch=8, workers=1)
-            found[split] = json.loads(report.read_text())
+            found[split] = read_json(report)
         return found
 
 
@@ -174,7 +174,7 @@ def answered(study: Study, scores: Path, arm: Arm, seed: int) -> dict | None:
     """What a cell scored, if it was trained and scored for what the study asks for now. Raises ConfigError if it is another
     study's and was scored for something else there."""
     path = scores / arm.study / f"{arm.name}-{seed}.json"
-    cell = json.loads(path.read_text()) if path.exists() else None
+    cell = read_json(path) if path.exists() else None
     if cell is None or not (found := otherwise(cell, asked(study, arm, seed))):
         return cell
     if arm.study != study.name:
@@ -185,7 +185,7 @@ def answered(study: Study, scores: Path, arm: Arm, seed: int) -> dict | None:
 
 def write(study: Study, scores: Path, report: Path, stored: dict[str, int]) -> str:
     file = scores / study.name / "teacher.json"
-    teacher = json.loads(file.read_text()) if file.exists() else None
+    teacher = read_json(file) if file.exists() else None
     by_seed = {name: {seed: cell for seed in study.seeds if (cell := answered(study, scores, arm, seed))}
                for name, arm in study.arms.items()}
     write_tsv(report.with_suffix(".tsv"), every_cell(study, teacher, by_seed))

@@ -80,4 +80,5 @@ def check_split(dataset: Plugin, split: str, where: str) -> Iterator[Fault]:
         return
     splits = find_class("datasets", dataset.name).splits_of(**dataset.args)
     if split.partition("/")[0] not in splits:
-        yield where, f"{dataset.name} has no split {split!r}{did_you_mean(split.partition('/')[0], splits) or '; there are: ' + ', '.join(splits)}"
+        known = did_you_mean(split.partition("/")[0], splits) or f"; there are: {', '.join(splits)}"
+        yield where, f"{dataset.name} has no split {split!r}{known}"

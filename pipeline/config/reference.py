@@ -211,7 +211,8 @@ def draft7(found: Any, shared: dict[str, Any]) -> Any:
     for name, definition in found.get("$defs", {}).items():
         if name not in ("Plugin", "Keys"):      # an entry's fields, which no file has in this form
             shared[name] = draft7(definition, shared)
-    changed = {key: draft7(value, shared) for key, value in found.items() if key not in ("$defs", "title") or not isinstance(value, (str, dict))}
+    changed = {key: draft7(value, shared) for key, value in found.items()
+               if key != "$defs" and not (key == "title" and isinstance(value, str))}
     if "prefixItems" in changed:
         changed["items"] = changed.pop("prefixItems")
     if "$ref" in changed and len(changed) > 1:  # draft 7 looks at nothing beside a $ref

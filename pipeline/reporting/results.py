@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline.errors import PipelineError
+from pipeline.files import read_json
 from pipeline.identity import difference, sha256
 from pipeline.paths import below, name_fault
 
@@ -94,7 +95,7 @@ def read(scores: Path, runs: Path, teacher_weights: Path, students: Iterable[str
 def _run(student: str, method: str, seed: int, score: Path, runs: Path) -> Run:
     folder, record = runs / score.stem, None
     if (folder / "run.json").exists():
-        made = json.loads((folder / "run.json").read_text())
+        made = read_json(folder / "run.json")
         record = {name: made[name] for name in RECIPE if name in made}
         record["training"] = {key: value for key, value in record["training"].items() if key not in LOGGING}
     return Run(student=student, method=method, seed=seed, score=_score(score), recipe=record,
@@ -102,7 +103,7 @@ def _run(student: str, method: str, seed: int, score: Path, runs: Path) -> Run:
 
 
 def _score(path: Path) -> dict:
-    score = json.loads(path.read_text())
+    score = read_json(path)
     if "metric" not in score:
         raise PipelineError(f"{path}: was written by an older version; run `pipeline evaluate` again")
     return score
@@ -146,7 +147,7 @@ def cached(report: Path, root: Path, dataset: str) -> Cached | None:
     """What `pipeline cache-teacher` reported, weighed in the store below `root`; None if the store is not on this machine."""
     if not report.exists() or not isinstance(root, Path):
         return None
-    said = json.loads(report.read_text())
+    said = read_json(report)
     store = below(root / dataset, f"targets-{said['identity']['digest'][:12]}", PipelineError)
     if not store.exists():
         return None

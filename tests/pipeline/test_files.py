@@ -5,7 +5,8 @@ from multiprocessing import get_context
 
 import pytest
 
-from pipeline.files import write_text
+from pipeline.errors import PipelineError
+from pipeline.files import read_json, write_text
 
 
 def write_often(path, letter):
@@ -28,3 +29,12 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_p
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "\ud800")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_record_ends_in_one_line(tmp_path, content):
+    path = tmp_path / "run.json"
+    path.write_bytes(content)
+    with pytest.raises(PipelineError, match=r"run\.json: cannot be read \(.*move it away") as caught:
+        read_json(path)
+    assert "\n" not in str(caught.value)
