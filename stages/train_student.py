@@ -28,7 +28,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     pixels, sample, images = prepared.open_whole(root, dataset, source, prepare, source.ids("train"))
     ids = [image.id for image in images]
     context = cache.context(teacher.model, source, prepare.size)
-    record = {"student": student, "method": method, "training": training, "views": views, "seed": seed,
+    record = {"student": student, **lookup.version_record(student.name, student.args), "method": method, "training": training, "views": views, "seed": seed,
               "dataset": prepared.meaning(source),
               "prepared": {"identity": pixels.identity, "digest": pixels.digest_of(images, range(1), [sample])}}
     cached = None

@@ -45,7 +45,8 @@ def _train(model, source, dataset, prepare, views, teacher, training, root, fold
     ids = [image.id for image in images]
     code = runs.code_digest(runs, steps, loading, geometry, lookup.find("models", teacher.model.name))
     backbone = None if teacher.backbone is None else weights.digest(weights.load_file(teacher.backbone))
-    record = {"teacher": teacher.model, "backbone": backbone, "training": training, "views": views, "code": code,
+    record = {"teacher": teacher.model, **lookup.version_record(teacher.model.name, teacher.model.args), "backbone": backbone,
+              "training": training, "views": views, "code": code,
               "dataset": prepared.meaning(source),
               "prepared": {"identity": store.identity, "digest": store.digest_of(images, range(1), [sample])}}
     run = runs.Run(folder, plain(record), settings)

@@ -26,7 +26,7 @@ class Output(NamedTuple):
 
 
 class ModelBase(nn.Module):
-    version: ClassVar[int] = 1              # bump when the same weights would give other outputs; part of a cache's identity
+    version: ClassVar[int] = 1              # bump when the same weights would give other outputs; see version_of
     multiple: ClassVar[int] = 8             # height and width of the input must be multiples of it
     uses_labels: ClassVar[bool] = False     # then it answers from the labels it is shown: all its rows depend on them
     own_weights: ClassVar[bool] = False     # then it may come with trained weights, and teach without checkpoint or training
@@ -46,6 +46,12 @@ class ModelBase(nn.Module):
     def forward(self, images_B3HW: Tensor, labels_BHW: Tensor | None = None) -> Output:
         """`images` float RGB in 0..255; `labels` only for a teacher that is fed labels."""
         raise NotImplementedError
+
+    @classmethod
+    def version_of(cls, args: Mapping[str, Any]) -> int:
+        """The version in a cache's identity. A network says more here if a change is one of some arguments alone, so that the
+        caches of all others stay valid."""
+        return cls.version
 
     @classmethod
     def made_from(cls, args: Mapping[str, Any]) -> dict[str, Any]:
