@@ -36,7 +36,11 @@ class Plugin:
     args: dict[str, Any]
 
     def build(self, **injected: Any) -> Any:
-        return find_class(self.kind, self.name)(**injected, **self.args)
+        plugin = find_class(self.kind, self.name)
+        if "input_scale" in self.args:          # of a student (_student); no plug-in's own keyword
+            from pipeline.models._scaled import scaled
+            return scaled(plugin, **injected, **self.args)
+        return plugin(**injected, **self.args)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,6 +387,15 @@ def _teacher(value, where, faults):
     return None if faults or model is None else Teacher(model=model, **keywords)
 
 
+def _student(value, where, faults, name):
+    """A model and a key beside its own. At 1 `input_scale` changes nothing and is in no record."""
+    model = _plugin("models", value, where, faults, "model", name=name, keep=("input_scale",))
+    scale = value.get("input_scale", 1) if isinstance(value, dict) else 1
+    if isinstance(scale, bool) or scale not in (1, 0.5, 0.25):
+        return faults.add(f"{where}.input_scale", f"expected one of 1, 0.5, 0.25; got {_show(scale)}")
+    return model if model is None or scale == 1 else dataclasses.replace(model, args={**model.args, "input_scale": scale})
+
+
 def _term(value, where, faults):
     own = ("reads", "weight", "start", "ramp")
     loss = _plugin("losses", value, where, faults, "loss", keep=own)
@@ -413,7 +426,7 @@ _SECTIONS = {
     "teacher": _teacher,
     "teacher_training": lambda value, where, faults: None if value is None else _construct(Training, value, where, faults),
     "targets": _mapping(lambda value, where, faults, name: _plugin("targets", value, where, faults, "type")),
-    "students": _mapping(lambda value, where, faults, name: _plugin("models", value, where, faults, "model", name=name)),
+    "students": _mapping(_student),
     "methods": _mapping(_method),
     "training": _section(Training),
     "evaluate": _section(Evaluate),
@@ -445,6 +458,11 @@ def _check_across(values, faults):
     for name, student in values["students"].items():
         if find_class("models", student.name).uses_labels:
             faults.add(f"students.{name}", f"{student.name} answers from the labels it is shown and can only teach; choose another")
+        if "input_scale" in student.args:
+            from pipeline.frames import canvas
+            from pipeline.models._scaled import misfit
+            if fault := misfit(find_class("models", student.name), student.args, canvas(values["prepare"].size), student.args["input_scale"]):
+                faults.add(f"students.{name}.input_scale", fault)
     views, teacher = values["views"], values["teacher"]
     if views.count < 1:
         faults.add("views.count", f"expected at least 1, got {views.count}")

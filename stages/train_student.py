@@ -8,6 +8,7 @@ from pipeline.errors import ConfigError
 from pipeline.files import plain
 from pipeline.live import live_targets
 from pipeline.loading import CachedTargets, Loader
+from pipeline.models import _scaled
 from pipeline.models.base import set_precision
 from pipeline.progress import detail
 from pipeline.store import Reader
@@ -53,7 +54,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
 
     lanes = source.lanes if training.existence_weight else 0
     plugins = [lookup.find("models", student.name), *(lookup.find("losses", term.loss.name) for term in method),
-               *(lookup.find("targets", targets[name].name) for name in names)]
+               *(lookup.find("targets", targets[name].name) for name in names), *([_scaled] if "input_scale" in student.args else [])]
     record["code"] = runs.code_digest(runs, steps, loading, geometry, *plugins)
     run = runs.Run(folder, plain(record), settings)
     set_precision(training.precision)
