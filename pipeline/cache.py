@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.frames import canvas
 from pipeline.lookup import find_class
 from pipeline.models._flipped import FlipAveraged
+from pipeline.models._published import renamed
 from pipeline.models.base import ModelBase, Output, as_float, shapes
 from pipeline.store import ImageRow, Pass, Store
 from pipeline.storefiles import AnyPath
@@ -122,7 +123,8 @@ def weights_digest(teacher: Teacher, path: Path) -> str:
         raise StoreError(f"{path}: no teacher weights; run `pipeline train-teacher` (or name a checkpoint in the YAML)")
     digest = weights.digest(weights.load_file(path))
     if teacher.checkpoint is not None and teacher.checkpoint.exists():
-        if (named := weights.digest(weights.load_file(teacher.checkpoint))) != digest:
+        checkpoint = renamed(find_class("models", teacher.model.name), weights.load_file(teacher.checkpoint))
+        if (named := weights.digest(checkpoint)) != digest:
             raise StoreError(f"{path}: holds teacher.weights {digest[:12]}, but {teacher.checkpoint} holds {named[:12]}; run "
                              f"`pipeline train-teacher` to copy it")
     return digest

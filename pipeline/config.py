@@ -370,7 +370,9 @@ def _plugin(kind, value, where, faults, name_key, name=None, keep=()) -> Plugin 
     defaults = {n: p.default for n, p in inspect.signature(cls).parameters.items()
                 if p.default is not inspect.Parameter.empty and n not in INJECTED[kind]}
     # written out, so that an identity names them all and notices a changed default
-    plugin = Plugin(kind=kind, name=name, args={**defaults, **_keywords(cls, args, where, faults, INJECTED[kind])})
+    args = {**defaults, **_keywords(cls, args, where, faults, INJECTED[kind])}
+    later = [key for key in getattr(cls, "later_keys", ()) if args[key] == defaults[key]]       # older records do not have them
+    plugin = Plugin(kind=kind, name=name, args={key: args[key] for key in args if key not in later})
     if kind == "targets" and len(faults) == before:
         try:
             plugin.build()                      # a target is its own config: it checks its values itself

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
+from pipeline.models._published import renamed
 
 NAMES_SHOWN = 3
 CLASSIFIERS = {"fc", "classifier"}      # of torchvision's ImageNet networks
@@ -88,7 +89,12 @@ def save_file(path: str | Path, state: Mapping[str, Tensor]) -> None:
 
 def load_into(network: nn.Module, state: Mapping[str, Tensor], where: str | Path) -> None:
     """Puts `state` into the network; `where` names its file. Raises ConfigError unless names and shapes all agree."""
-    faults = differences(network.state_dict(), state)
+    own = network.state_dict()
+    state = renamed(network, state, where)
+    faults = differences(own, state)
+    if faults and not own.keys() & state.keys():
+        raise ConfigError(f"{where}: does not fit the network: {faults}; not one name is the network's: use another code's network "
+                          f"through `adapter` (docs/models.md), with that code's weights as they are")
     if faults:
         raise ConfigError(f"{where}: does not fit the network: {faults}; name a file saved from this architecture with "
                           f"the same width, head, lanes, input size and number of classes")
@@ -116,8 +122,8 @@ def load_backbone(network: nn.Module, path: str | Path) -> None:
 
 
 def has_existence(state: Mapping[str, Tensor]) -> bool:
-    """Whether a lane-existence head is among the weights."""
-    return any("existence" in name.split(".") for name in state)
+    """Whether a lane-existence head is among the weights; in published files it is called lane_exist."""
+    return any({"existence", "lane_exist"} & set(name.split(".")) for name in state)
 
 
 def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

@@ -8,10 +8,15 @@ B images, H W the input, K classes, C channels, h w a layer's own grid.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pipeline.models._published import Published
+
+Channels = Literal["rgb", "bgr"]
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -30,17 +35,24 @@ class ModelBase(nn.Module):
     multiple: ClassVar[int] = 8             # height and width of the input must be multiples of it
     uses_labels: ClassVar[bool] = False     # then it answers from the labels it is shown: all its rows depend on them
     own_weights: ClassVar[bool] = False     # then it may come with trained weights, and teach without checkpoint or training
+    later_keys: ClassVar[tuple[str, ...]] = ()      # keywords that came later: at its default one is in no record or identity,
+                                                    #   so that older ones stay valid
+    published: "ClassVar[Published | None]" = None  # names of other people's weights for this network, see _published.py
     layers: ClassVar[dict[str, str]]        # role -> what it is in this network, e.g. {"mid": "layer2", "high": "layer4"}
 
-    mean: Tensor                            # [1, 3, 1, 1]
+    mean: Tensor                            # [1, 3, 1, 1], in the order of `channels`
     std: Tensor
 
-    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD, channels: Channels = "rgb"):
         super().__init__()
+        self.channels = channels
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def normalise(self, images_B3HW: Tensor) -> Tensor:
+        """As the network was trained to see them; `images` are RGB."""
+        if self.channels == "bgr":
+            images_B3HW = images_B3HW.flip(1)
         return (images_B3HW - self.mean) / self.std
 
     def forward(self, images_B3HW: Tensor, labels_BHW: Tensor | None = None) -> Output:
