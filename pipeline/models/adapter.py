@@ -10,8 +10,12 @@ place is a submodule's path, or `output` for what the network itself returns. Of
 first is meant, unless a key says which: `output:hidden_states.3`. Features are maps [B, C, h, w]; [B, h, w, C] under
 `layout: nhwc`; or tokens [B, N, C] in rows of the image, of which the first `prefix_tokens` (class, registers) are dropped.
 `logits` is a place, or `linear` for a 1x1 convolution of `high` that the adapter adds, or null: a frozen backbone, which can
-teach by its features alone. `mean` and `std` are the network's own, of RGB in 0..255. An image is resized to `input_size`
-first, if given.
+teach by its features alone. `mean` and `std` are the network's own, of values in 0..255 and in the order of `channels`: `rgb`, or `bgr` for a network
+that was trained on pictures as OpenCV reads them. An image is resized to `input_size` first, if given.
+
+`align_corners: true` is for a network whose coarse logits were trained to be upsampled with the corners of the grids laid on
+each other (torch's `align_corners=True`, the rule of older code); everything here lays the cells' edges on each other. The
+adapter then upsamples the logits to the image's size itself.
 
 Weights bear the network's own names, so that its checkpoints fit as they are; `own.*` is what the adapter adds. The
 factory may bring weights with it (`transformers:AutoModel.from_pretrained` and a folder): without a checkpoint and without
@@ -35,18 +39,24 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.models._existence import EncoderExistence
 from pipeline.models._network import check_size
-from pipeline.models.base import ModelBase, Output
+from pipeline.models.base import Channels, ModelBase, Output
 
 
 class Model(ModelBase):
     own_weights = True
+    later_keys = ("channels", "align_corners")
     layers = {}
 
     def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, factory: str, arguments: dict, layers: dict,
                  logits: str | None, mean: tuple[float, float, float], std: tuple[float, float, float],
                  layout: Literal["nchw", "nhwc"] = "nchw", prefix_tokens: int = 0, multiple: int = 8,
-                 input_size: tuple[int, int] | None = None, call: dict | None = None):
-        super().__init__(mean, std)
+                 input_size: tuple[int, int] | None = None, call: dict | None = None, channels: Channels = "rgb",
+                 align_corners: bool = False):
+        super().__init__(mean, std, channels)
+        if align_corners and logits in (None, "linear"):
+            raise ConfigError(f"adapter: align_corners: is about logits of the network's own, and 'logits' is {logits or 'null'}; "
+                              f"write false")
+        self.align_corners = align_corners
         self.multiple, self.input_size = multiple, None if input_size is None else tuple(input_size)
         check_size(self, self.input_size or size)
         self.num_classes, self.layout, self.prefix_tokens, self.call = num_classes, layout, prefix_tokens, dict(call or {})
@@ -79,6 +89,8 @@ class Model(ModelBase):
         if logits is not None and logits.shape[1] != self.num_classes:
             raise ConfigError(f"adapter: logits: {logits.shape[1]} classes, the dataset has {self.num_classes}; say so in "
                               f"'arguments', or write 'logits: linear'")
+        if logits is not None and self.align_corners:
+            logits = F.interpolate(logits, images_B3HW.shape[-2:], mode="bilinear", align_corners=True)
         existence = self.own["existence"](maps["high"]) if "existence" in self.own else None
         return Output(logits, maps, existence)
 

@@ -7,6 +7,7 @@ that need it; `lanes` > 0 asks for a lane-existence head; further keywords are t
 B images, H W the input, K classes, C channels, h w a layer's own grid.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -77,14 +78,26 @@ def shapes(build: Callable[[], nn.Module], size: tuple[int, int]) -> Output:
     A network that looks at values, which meta tensors have not, answers an image of zeros; what it draws is not missed.
     """
     try:
-        with torch.device("meta"), torch.no_grad():
-            output: Output = build().eval()(torch.empty(1, 3, *size), torch.empty(1, *size, dtype=torch.uint8))
+        output = on_meta(build, size, train=False)
     except Exception:                       # whatever it was, a real pass tells it again if it was no matter of meta
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            output = build().eval()(torch.zeros(1, 3, *size), torch.zeros(1, *size, dtype=torch.uint8))
+        output = on_zeros(build, size, train=False)
     empty = {role: map_BChw.to("meta") for role, map_BChw in output.features.items()}
     logits, existence = (None if value is None else value.to("meta") for value in (output.logits, output.existence))
     return Output(logits, empty, existence)
+
+
+def on_meta(build: Callable[[], nn.Module], size: tuple[int, int], train: bool) -> Output:
+    with warnings.catch_warnings(), torch.device("meta"), torch.no_grad():
+        # a factory that loads its own weights would be told once a tensor that meta tensors take none
+        warnings.filterwarnings("ignore", ".*copying from a non-meta parameter")
+        output: Output = build().train(train)(torch.empty(1, 3, *size), torch.empty(1, *size, dtype=torch.uint8))
+        return output
+
+
+def on_zeros(build: Callable[[], nn.Module], size: tuple[int, int], train: bool) -> Output:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        output: Output = build().train(train)(torch.zeros(1, 3, *size), torch.zeros(1, *size, dtype=torch.uint8))
+        return output
 
 
 def as_float(output: Output) -> Output:
