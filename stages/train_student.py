@@ -29,6 +29,9 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     pixels, sample, images = prepared.open_whole(root, dataset, source, prepare, source.ids("train"))
     ids = [image.id for image in images]
     context = cache.context(teacher.model, source, prepare.size)
+    lanes = source.lanes if training.existence_weight else 0
+    steps.check_batch(lambda: student.build(num_classes=len(source.classes), size=context.size, lanes=lanes), context.size, training,
+                      device, "training")
     record = {"student": student, **lookup.version_record(student.name, student.args), "method": method, "training": training, "views": views, "seed": seed,
               "dataset": prepared.meaning(source),
               "prepared": {"identity": pixels.identity, "digest": pixels.digest_of(images, range(1), [sample])}}
@@ -52,7 +55,6 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
         detail(f"cached targets: {reader.strategy}")
         cached = CachedTargets(reader, cache.MATRIX, named)
 
-    lanes = source.lanes if training.existence_weight else 0
     plugins = [lookup.find("models", student.name), *(lookup.find("losses", term.loss.name) for term in method),
                *(lookup.find("targets", targets[name].name) for name in names), *([_scaled] if "input_scale" in student.args else [])]
     record["code"] = runs.code_digest(runs, steps, loading, geometry, *plugins)

@@ -5,6 +5,7 @@ from pathlib import Path
 from pipeline import cache, distributed, lookup, loading, prepared, runs, training as steps, views as geometry, weights
 from pipeline.config import Plugin, Prepare, Teacher, Training, Views
 from pipeline.files import plain, write_json
+from pipeline.frames import canvas
 from pipeline.loading import Loader
 from pipeline.models.base import set_precision
 from pipeline.progress import detail
@@ -30,6 +31,8 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, te
         lanes = source.lanes if teacher_training.existence_weight else 0
         model = cache.build_teacher(teacher, source, prepare.size, lanes)
         device = distributed.start(device)
+        steps.check_batch(lambda: cache.build_teacher(teacher, source, prepare.size, lanes), canvas(prepare.size), teacher_training,
+                          device, "teacher_training")
         _train(model, source, dataset, prepare, views, teacher, teacher_training, root, folder, settings, device)
         line = f"{weights_file}: {teacher.model.name}, {teacher_training.steps} steps"
     if not distributed.first():

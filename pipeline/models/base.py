@@ -100,6 +100,21 @@ def on_zeros(build: Callable[[], nn.Module], size: tuple[int, int], train: bool)
         return output
 
 
+def trains_on_one_image(build: Callable[[], nn.Module], size: tuple[int, int]) -> bool:
+    """Whether every batch norm of `build()` finds more than one value a channel in one image: a map of one cell, as pyramid
+    pooling makes, has no variance."""
+    for passed in (on_meta, on_zeros):
+        try:
+            passed(build, size, train=True)
+            return True
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                return False
+        except Exception:                   # no matter of the batch: training itself tells it
+            pass
+    return True
+
+
 def as_float(output: Output) -> Output:
     """Targets and losses are float32, whatever the network ran in."""
     def widened(maps: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
