@@ -22,6 +22,8 @@ NETWORKS = [    # what to call it, its name here, its keywords, with an existenc
     ("ERFNet, existence", "erfnet", {}, True, "2.49 (IntRA-KD, a Torch7 network)"),
     ("ResNet-18", "resnet18", {}, False, "-"),
     ("ResNet-18, existence", "resnet18", {}, True, "12.41 (SAD)"),
+    ("ResNet-34", "resnet34", {}, False, "-"),
+    ("ResNet-34, existence", "resnet34", {}, True, "22.72 (SAD)"),
     ("ResNet-50, pyramid pooling", "resnet50", {}, False, "-"),
     ("ResNet-101, `head: fcn`, existence", "resnet101", {"head": "fcn"}, True, "52.53 (IntRA-KD)"),
     ("ResNet-101, pyramid pooling", "resnet101", {}, False, "65.58 (IntRA-KD's code)"),

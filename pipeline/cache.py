@@ -20,6 +20,7 @@ from pipeline.frames import canvas
 from pipeline.later import leave_out
 from pipeline.lookup import find_class
 from pipeline.models._flipped import FlipAveraged
+from pipeline.models._published import renamed
 from pipeline.models.base import ModelBase, Output, as_float, shapes
 from pipeline.store import ImageRow, Pass, Store
 from pipeline.storefiles import AnyPath
@@ -71,7 +72,8 @@ def identity(dataset: DatasetBase, prepare: Prepare, views: Views, teacher: Teac
                   "permutation": list(dataset.mirror) if looks_mirrored and dataset.mirror else None},
         "regions": list(regions),
         "teacher": {"name": teacher.model.name, "args": dict(sorted(leave_out(teacher.model.args, model).items())),
-                    "version": model.version, **model.made_from(teacher.model.args), "weights": weights_digest,
+                    "version": model.version_of(teacher.model.args),
+                    **model.made_from(teacher.model.args), "weights": weights_digest,
                     **leave_out({"precision": teacher.precision, "flip_average": teacher.flip_average}, Teacher),
                     **({"mirror_lanes": list(dataset.mirror_lanes)} if teacher.flip_average and dataset.mirror_lanes else {})},
     }
@@ -143,7 +145,8 @@ def weights_digest(teacher: Teacher, path: Path) -> str:
     copied = weights.load_file(path)
     digest = weights.digest(copied)
     if teacher.checkpoint is not None and teacher.checkpoint.exists():
-        checkpoint = weights.fitted(weights.load_file(teacher.checkpoint), copied, teacher.checkpoint)
+        checkpoint = weights.fitted(renamed(find_class("models", teacher.model.name), weights.load_file(teacher.checkpoint)), copied,
+                                    teacher.checkpoint)
         if (named := weights.digest(checkpoint)) != digest:
             raise StoreError(f"{path}: holds teacher.weights {digest[:12]}, but {teacher.checkpoint} holds {named[:12]}; run "
                              f"`pipeline train-teacher` to copy it")

@@ -87,8 +87,9 @@ def metadata(dataset_name: str, dataset: DatasetBase, network: Deployed, record:
                    "resize": "area where both axes shrink to less than half, else bilinear (half-pixel centres)"},
         "input": {"layout": "NHWC" if network.takes == "uint8" else "NCHW", "dtype": network.takes, "channels": "RGB",
                   "range": [0, 255]},
-        "inside": {"mean": network.network.mean.flatten().tolist(), "std": network.network.std.flatten().tolist(),
-                   "padded_to": list(canvas(network.size)), "fill": list(FILL)},
+        "inside": {"channels": network.network.channels.upper(), "mean": network.network.mean.flatten().tolist(),
+                   "std": network.network.std.flatten().tolist(), "padded_to": list(canvas(network.size)),
+                   "fill": list(FILL)},
         "classes": list(dataset.classes), "colours": [list(colour) for colour in dataset.colours],
         "background": dataset.background, "dataset": dataset_name, **record,
     }

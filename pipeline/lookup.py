@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +31,12 @@ def find_class(kind: str, name: str) -> type[Any]:
     """The class a plug-in offers, e.g. `Target` of pipeline/targets/affinity.py."""
     found: type[Any] = getattr(find(kind, name), KINDS[kind])
     return found
+
+
+def version_record(name: str, args: Mapping[str, Any]) -> dict[str, int]:
+    """What a run's record says of a network's code: nothing at version 1, so that older records stay what they are."""
+    version = find_class("models", name).version_of(args)
+    return {"network_version": version} if version > 1 else {}
 
 
 def did_you_mean(name: str, offered: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ NOT_COUNTED = {
     # messages, files, names: none changes a number of a run that ends
     "pipeline", "pipeline.errors", "pipeline.files", "pipeline.lookup", "pipeline.progress", "pipeline.stopping",
     # values, which the record holds, and records
-    "pipeline.config", "pipeline.identity", "pipeline.records",
+    "pipeline.config", "pipeline.identity", "pipeline.later", "pipeline.paths", "pipeline.records",
     # rows, whose digests the record holds
     "pipeline.cache", "pipeline.prepared", "pipeline.reader", "pipeline.store", "pipeline.storefiles",
     # weights to start from and the teacher in the loop: the stage names these modules where a run uses them
@@ -61,7 +61,11 @@ def code_digest(*modules: ModuleType) -> str:
 
 def modules_of(*names: str) -> list[str]:
     """The modules that `code_digest` covers."""
-    return _reached(names, lambda name: name.startswith(("pipeline.", "stages.")) and name not in NOT_COUNTED)
+    return _reached(names, lambda name: name.startswith(("pipeline.", "stages.")) and not _left_out(name))
+
+
+def _left_out(name: str) -> bool:
+    return name in NOT_COUNTED or name.startswith("pipeline.config.")
 
 
 def target_code(name: str) -> str:

@@ -10,6 +10,7 @@ from pipeline.datasets.base import DatasetBase
 from pipeline.errors import PipelineError
 from pipeline.frames import canvas
 from pipeline.identity import difference, listed
+from pipeline.lookup import version_record
 from pipeline.models._flipped import FlipAveraged
 from pipeline.models.base import ModelBase, set_precision
 from pipeline.progress import say
@@ -47,8 +48,10 @@ def refuse_other_run(record: Path, model: Plugin, prepare: Prepare) -> None:
         return
     made = records.read(record)
     network = {"student": model} if "student" in made else {"teacher": model}
-    there = {**{name: made[name] for name in network}, "prepare": {"size": made["prepared"]["identity"]["record"]["size"]}}
-    apart = difference(there, records.recorded({**network, "prepare": {"size": prepare.size}}))
+    version = {name: made[name] for name in ("network_version",) if name in made}
+    there = {**{name: made[name] for name in network}, **version, "prepare": {"size": made["prepared"]["identity"]["record"]["size"]}}
+    asked = {**network, **version_record(model.name, model.args), "prepare": {"size": prepare.size}}
+    apart = difference(there, records.recorded(asked))
     if apart:
         raise PipelineError(f"{record.parent}: was trained with something else ({listed(apart)}); use it with the same "
                             "settings (its config.yaml has them), or train it again")

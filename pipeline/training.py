@@ -4,7 +4,7 @@ B images, H W the network input, K classes, L lane slots.
 """
 
 from contextlib import nullcontext
-from typing import Iterable, Mapping, Sequence
+from typing import Callable, Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from pipeline.config import Term, Training, term_name
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import ConfigError
 from pipeline.losses.base import Batch
-from pipeline.models.base import Output, as_float
+from pipeline.models.base import Output, as_float, trains_on_one_image
 from pipeline.seeds import text_digest
 
 
@@ -182,6 +182,16 @@ class Step:
         self.optimiser.load_state_dict(state["optimiser"])
         for name, value in self.mean.items():
             value.copy_(state["mean"][name])
+
+
+def check_batch(build: Callable[[], nn.Module], size: tuple[int, int], training: Training, device: str, where: str) -> None:
+    """Raises ConfigError if images reach this network one at a time and it can't be trained so; `where` is the section."""
+    processes = 1 if torch.device(device).type == "cuda" else distributed.share()[1]         # see distributed.synchronised
+    if training.batch // training.accumulate // processes == 1 and not trains_on_one_image(build, size):
+        parts = f" in {training.accumulate} parts" if training.accumulate > 1 else ""
+        raise ConfigError(f"{where}.batch: {training.batch}{parts} shows the network one image at a time, and it normalises a map "
+                          f"of one cell (as pyramid pooling has), of which one image gives one value and no variance; write a "
+                          f"batch of {2 * training.accumulate * processes} or more, or another head")
 
 
 def compiled(network: nn.Module, graphs: bool = False):

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
+from pipeline.models._published import renamed
 
 NAMES_SHOWN = 3
 CLASSIFIERS = {"fc", "classifier"}      # of torchvision's ImageNet networks
@@ -168,8 +169,11 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], where: str | Path
 
     Raises ConfigError unless names and shapes all agree and all values are numbers."""
     own = network.state_dict()
-    found = fitted(state, own, where, tell)
+    found = fitted(renamed(network, state, where), own, where, tell)
     faults = differences(own, found)
+    if faults and not own.keys() & found.keys():
+        raise ConfigError(f"{where}: does not fit the network: {faults}; not one name is the network's: use another code's network "
+                          f"through `adapter` (docs/models.md), with that code's weights as they are")
     if faults:
         raise ConfigError(f"{where}: does not fit the network: {faults}; name a file saved from this architecture with "
                           f"the same width, head, lanes, input size and number of classes")
@@ -249,8 +253,8 @@ def refuse_values(given: Mapping[str, Tensor], found: Mapping[str, Tensor], own:
 
 
 def has_existence(state: Mapping[str, Tensor]) -> bool:
-    """Whether a lane-existence head is among the weights."""
-    return any("existence" in name.split(".") for name in state)
+    """Whether a lane-existence head is among the weights; in published files it is called lane_exist."""
+    return any({"existence", "lane_exist"} & set(name.split(".")) for name in state)
 
 
 def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

@@ -30,6 +30,9 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     source = dataset.build()
     count = images or len(source.ids("train"))
     context = cache.context(teacher.model, source, prepare.size)
+    if measure:                                  # a step of the first student is timed
+        steps.check_batch(lambda: next(iter(students.values())).build(num_classes=context.num_classes, size=context.size, lanes=0),
+                          context.size, training, device, "training")
     named = cache.target_passes(targets, context)
     sizes = plan.sizes(count, views.count, {name: pass_ for name, (_, pass_) in named.items()}, cache.MATRIX, context)
     pixel_bytes = count * plan.row_bytes(prepared.sample_pass(prepare.size, source.lanes))

@@ -7,6 +7,7 @@ from pipeline import cache, distributed, live as live_module, lookup, prepared, 
 from pipeline.config import Plugin, Prepare, Teacher, Term, Training, Views
 from pipeline.errors import ConfigError
 from pipeline.loading import CachedTargets, Loader
+from pipeline.models import _scaled
 from pipeline.models.base import set_precision
 from pipeline.progress import detail
 from pipeline.store import Reader
@@ -31,8 +32,10 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     context = cache.context(teacher.model, source, prepare.size)
     lanes = source.lanes if training.existence_weight else 0
     own = cache.context(student, source, prepare.size, lanes)
-    record = {"student": student, "method": method, "training": training, "views": views, "seed": seed,
-              "dataset": prepared.meaning(source), "prepared": prepared.on_record(pixels, sample, images)}
+    steps.check_batch(lambda: student.build(num_classes=len(source.classes), size=context.size, lanes=lanes), context.size, training,
+                      device, "training")
+    record = {"student": student, **lookup.version_record(student.name, student.args), "method": method, "training": training,
+              "views": views, "seed": seed, "dataset": prepared.meaning(source), "prepared": prepared.on_record(pixels, sample, images)}
     if method:
         record["contexts"] = {"student": own, "teacher": context}
     cached = None
@@ -56,7 +59,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
         cached = CachedTargets(reader, cache.MATRIX, named)
 
     plugins = [lookup.find("models", student.name), *(lookup.find("losses", term.loss.name) for term in method),
-               *(lookup.find("targets", targets[name].name) for name in names)]
+               *(lookup.find("targets", targets[name].name) for name in names), *([_scaled] if "input_scale" in student.args else [])]
     if live:
         plugins += [live_module, cache, lookup.find("models", teacher.model.name)]
     record["code"] = records.code_digest(sys.modules[__name__], *plugins)

@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline import cache, distributed, lookup, prepared, records, runs, training as steps, weights
 from pipeline.config import Plugin, Prepare, Teacher, Training, Views
 from pipeline.files import write_json
+from pipeline.frames import canvas
 from pipeline.loading import Loader
 from pipeline.models.base import set_precision
 from pipeline.progress import detail, say
@@ -31,6 +32,8 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, te
         lanes = source.lanes if teacher_training.existence_weight else 0
         model = cache.build_teacher(teacher, source, prepare.size, lanes)
         device = distributed.start(device)
+        steps.check_batch(lambda: cache.build_teacher(teacher, source, prepare.size, lanes), canvas(prepare.size), teacher_training,
+                          device, "teacher_training")
         _train(model, source, dataset, prepare, views, teacher, teacher_training, root, folder, settings, device)
         line = f"{weights_file}: {teacher.model.name}, {teacher_training.steps} steps"
     if not distributed.first():
@@ -48,8 +51,9 @@ def _train(model, source, dataset, prepare, views, teacher, training, root, fold
     plugin = lookup.find("models", teacher.model.name)
     code = records.code_digest(sys.modules[__name__], plugin, *([weights] if teacher.backbone else []))
     backbone = None if teacher.backbone is None else weights.digest(weights.load_file(teacher.backbone))
-    record = {"teacher": teacher.model, "backbone": backbone, "training": training, "views": views, "code": code,
-              "dataset": prepared.meaning(source), "prepared": prepared.on_record(store, sample, images)}
+    record = {"teacher": teacher.model, **lookup.version_record(teacher.model.name, teacher.model.args), "backbone": backbone,
+              "training": training, "views": views, "code": code, "dataset": prepared.meaning(source),
+              "prepared": prepared.on_record(store, sample, images)}
     record |= {"code_outside": outside} if (outside := plugin.Model.code_outside(teacher.model.args)) else {}
     set_precision(training.precision)
     if teacher.backbone is not None:

@@ -77,6 +77,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
             here, epochs = loader.positions(0)
             matrices = cached.matrices(here, loader.views_at(here, epochs))
             answered = read.with_rows(dataclasses.replace(live, targets=wanted).answered(here, matrices))
+            network.train(len(read.images_B3HW) > 1)        # of one image a pyramid's cell has no variance
             output = network(read.images_B3HW)
             for i, term in enumerate(terms):
                 loss = term.loss.build(reads={n: wanted[n][0] for n in term.reads}, context=context, student=own).to(device)

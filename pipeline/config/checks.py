@@ -14,7 +14,7 @@ Fault = tuple[str, str]
 def across(sections: Mapping[str, Any]) -> Iterator[Fault]:
     """All that is wrong with sections that are right each by itself."""
     yield from check_methods(sections["methods"], sections["targets"])
-    yield from check_students(sections["students"])
+    yield from check_students(sections["students"], sections["prepare"])
     yield from check_targets(sections["targets"], sections["prepare"])
     yield from check_teacher(sections["teacher"], sections["teacher_training"])
     yield from check_split(sections["dataset"], sections["evaluate"].split, "evaluate.split")
@@ -54,10 +54,15 @@ def check_term(term: Term, targets: Mapping[str, Plugin], where: str) -> Iterato
             yield where, str(error)
 
 
-def check_students(students: Mapping[str, Plugin]) -> Iterator[Fault]:
+def check_students(students: Mapping[str, Plugin], prepare: Prepare) -> Iterator[Fault]:
     for name, student in students.items():
         if find_class("models", student.name).uses_labels:
             yield f"students.{name}", f"{student.name} answers from the labels it is shown and can only teach; choose another"
+        if "input_scale" in student.args:
+            from pipeline.frames import canvas
+            from pipeline.models._scaled import misfit
+            if fault := misfit(find_class("models", student.name), student.args, canvas(prepare.size), student.args["input_scale"]):
+                yield f"students.{name}.input_scale", fault
 
 
 def check_targets(targets: Mapping[str, Plugin], prepare: Prepare) -> Iterator[Fault]:

@@ -27,11 +27,18 @@ def on_one_grid(output: Output, theirs: Tensor, inside_BHW: Tensor, grid: Grid) 
     """The same of the teacher's logits themselves."""
     mine = output.logits.float()
     if grid == "student":
-        theirs = F.interpolate(theirs, mine.shape[-2:], mode="bilinear", align_corners=False)
+        theirs = resized(theirs, mine.shape[-2:])
     else:
-        mine = F.adaptive_avg_pool2d(mine, theirs.shape[-2:])
+        mine = resized(mine, theirs.shape[-2:])
     inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), mine.shape[-2:])[:, 0] >= 0.5
     return mine, theirs, inside_Bhw
+
+
+def resized(logits_BKhw: Tensor, grid: torch.Size) -> Tensor:
+    """Averages over the cells of a grid that is coarser, bilinear where it is finer: either network's may be."""
+    if grid[0] <= logits_BKhw.shape[-2] and grid[1] <= logits_BKhw.shape[-1]:
+        return F.adaptive_avg_pool2d(logits_BKhw, grid)
+    return F.interpolate(logits_BKhw, grid, mode="bilinear", align_corners=False)
 
 
 def log_spatial(logits_BKhw: Tensor, inside_Bhw: Tensor) -> Tensor:

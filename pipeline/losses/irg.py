@@ -4,7 +4,7 @@ Source: Liu, Cao, Li, Yuan, Hu, Li, Duan, "Knowledge Distillation via Instance R
 squared distances between the images of the batch in one layer, divided by the batch's largest. Transformations:
 squared distances between two layers of an image, divided by the batch's largest. Both: mean squared difference between
 student and teacher, added up over layers. Vertices, where a `logits` target is read: mean squared difference of logits
-over classes and the pixels inside, the teacher's upsampled to the student's grid. `edges`, `transformations` and
+over classes and the pixels inside, the teacher's resized to the student's grid. `edges`, `transformations` and
 `vertices` are their weights inside this term.
 
 The teacher's edges come from sketches (targets/sketch.py), for any batch, and err by a few per cent; the student's are
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.losses._logits import resized
 from pipeline.losses.base import Batch, LossModule, Share
 from pipeline.models.base import Output
 from pipeline.targets.sketch import change
@@ -85,7 +86,7 @@ def difference(mine: Tensor, theirs: Tensor, counts: Tensor) -> Tensor:
 
 
 def vertices(mine_BKhw: Tensor, theirs_BKhw: Tensor, inside_BHW: Tensor) -> Tensor:
-    theirs_BKhw = F.interpolate(theirs_BKhw, mine_BKhw.shape[-2:], mode="bilinear", align_corners=False)
+    theirs_BKhw = resized(theirs_BKhw, mine_BKhw.shape[-2:])
     inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), mine_BKhw.shape[-2:])[:, 0] >= 0.5
     squares_Bhw = torch.where(inside_Bhw, (mine_BKhw - theirs_BKhw).square().mean(dim=1), 0)
     return (squares_Bhw.sum(dim=(1, 2)) / inside_Bhw.sum(dim=(1, 2)).clamp(min=1)).mean()

@@ -2,8 +2,9 @@
 
 Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015. The teacher's logits are
 upsampled bilinearly to the student's logit grid before the softmax; `grid: teacher` averages the student's over the
-teacher's cells instead, which is cheaper. Every pixel inside the image counts, whatever its label; mean over these,
-then over images. From `top_classes` the tail's mass is shared equally by the classes that were not kept.
+teacher's cells instead, which is cheaper. Logits that go to a coarser grid are averaged over its cells, those that go
+to a finer one are upsampled, whosever they are. Every pixel inside the image counts, whatever its label; mean over
+these, then over images. From `top_classes` the tail's mass is shared equally by the classes that were not kept.
 
 B images, K classes, h w the grid of the comparison.
 """

@@ -12,10 +12,10 @@ game, not progress.
 Departures: D sees logits alone, as in the official code (in the paper the image too), less their mean over the classes,
 which means nothing. D is smaller and has no spectral or batch normalisation; the penalty bounds its slope. D is a mean
 over positions, and its slope is per root mean square change of a cell, so that a weight means the same on every grid.
-The grid is the teacher's, the student's logits averaged over its cells: a finer one would betray the upsampled teacher
-by its smoothness. Cells outside the image are 0 on both sides; images that lie wholly outside do not count.
+The grid is the coarser one, mostly the teacher's, the other's logits averaged over its cells: a finer one would betray
+the upsampled side by its smoothness. Cells outside the image are 0 on both sides; images that lie wholly outside do not count.
 
-B images, K classes, h w the teacher's logit grid, C channels, P positions.
+B images, K classes, h w the grid of the comparison, C channels, P positions.
 """
 
 from typing import Annotated, Literal
@@ -47,7 +47,8 @@ class Loss(LossModule):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         total = 0.0
         for name, score in zip(self.reads, self.discriminators):
-            mine_BKhw, theirs_BKhw, inside_Bhw = compared(output, batch, name, "teacher")
+            finer = output.logits.shape[-2:].numel() >= batch.rows[name]["logits"].shape[-2:].numel()
+            mine_BKhw, theirs_BKhw, inside_Bhw = compared(output, batch, name, "teacher" if finer else "student")
             mine_BKhw, theirs_BKhw = centred(mine_BKhw, inside_Bhw), centred(theirs_BKhw, inside_Bhw)
             frozen = {key: parameter.detach() for key, parameter in score.named_parameters()}
             passing_B = -functional_call(score, frozen, mine_BKhw)

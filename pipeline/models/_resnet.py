@@ -5,8 +5,9 @@ dilated as in Yu et al., "Dilated Residual Networks", CVPR 2017: the strides of 
 2 and 4. Two conventions exist for the first block of each, and weights do not tell which one they were trained with:
 
 - `paper`: every block of a layer has its dilation, as in IntRA-KD's and PSPNet's code;
-- `torchvision`: the first block keeps the dilation of the layer before, which is exactly the strided network, read at
-  every position (so ImageNet weights mean what they meant); torchvision's and CIRKD's checkpoints.
+- `torchvision`: the first convolution of stride 2 keeps the dilation of the layer before, and all 3x3 convolutions after it
+  have the layer's own, which is exactly the strided network, read at every position (so ImageNet weights mean what they
+  meant); torchvision's and CIRKD's checkpoints. torchvision itself dilates networks of bottlenecks only.
 
 Parameters are named as torchvision's, so its ImageNet checkpoints fit; `head.*` and `existence.*` are ours.
 Heads: `pyramid` (PSPNet), `fcn` (3x3 convolution to a quarter of the channels, classifier: the ResNet-101 of earlier
@@ -37,14 +38,14 @@ Dilation = Annotated[Literal["paper", "torchvision"], Field(
                 "weights it fits.")]
 
 STRIDES = (1, 2, 1, 1)
-DILATIONS = {                                               # of the first block and of the others
+DILATIONS = {                                               # of the first block's 3x3 convolution of stride 2, and of the others
     "paper": ((1, 1), (1, 1), (2, 2), (4, 4)),
     "torchvision": ((1, 1), (1, 1), (1, 2), (2, 4)),
 }
 
 
 class Block(nn.Module):
-    """Adds `branch`, a residual of its input, to a shortcut."""
+    """Adds `branch`, a residual of its input, to a shortcut. `dilations` are those of its first and second 3x3 convolution."""
 
     expansion: ClassVar[int]
 
@@ -66,8 +67,9 @@ class Block(nn.Module):
 class Bottleneck(Block):
     expansion = 4
 
-    def __init__(self, channels: int, planes: int, stride: int, dilation: int):
+    def __init__(self, channels: int, planes: int, stride: int, dilations: tuple[int, int]):
         super().__init__(channels, planes, stride)
+        dilation, _ = dilations
         self.conv1 = nn.Conv2d(channels, planes, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=dilation, dilation=dilation, bias=False)
@@ -82,15 +84,16 @@ class Bottleneck(Block):
 
 
 class BasicBlock(Block):
-    """Only the first convolution is dilated, as in IntRA-KD's code; torchvision has no dilated one to compare with."""
+    """`paper` dilates only the first convolution, as IntRA-KD's code does."""
 
     expansion = 1
 
-    def __init__(self, channels: int, planes: int, stride: int, dilation: int):
+    def __init__(self, channels: int, planes: int, stride: int, dilations: tuple[int, int]):
         super().__init__(channels, planes, stride)
+        dilation, second_dilation = dilations
         self.conv1 = nn.Conv2d(channels, planes, 3, stride, padding=dilation, dilation=dilation, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=second_dilation, dilation=second_dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
 
     def branch(self, x: Tensor) -> Tensor:
@@ -116,7 +119,8 @@ class ResNet(ModelBase):
             blocks = []
             for position in range(depth):
                 first = position == 0
-                blocks.append(self.block(channels, width << index, stride if first else 1, dilations[not first]))
+                of_block = dilations[not first], dilations[1] if dilation == "torchvision" else 1
+                blocks.append(self.block(channels, width << index, stride if first else 1, of_block))
                 channels = (width << index) * self.block.expansion
             self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
         self.head = self.chosen(HEADS, head)(channels, width, num_classes)

@@ -10,8 +10,12 @@ place is a submodule's path, or `output` for what the network itself returns. Of
 first is meant, unless a key says which: `output:hidden_states.3`. Features are maps [B, C, h, w]; [B, h, w, C] under
 `layout: nhwc`; or tokens [B, N, C] in rows of the image, of which the first `prefix_tokens` (class, registers) are dropped.
 `logits` is a place, or `linear` for a 1x1 convolution of `high` that the adapter adds, or null: a frozen backbone, which can
-teach by its features alone. `mean` and `std` are the network's own, of RGB in 0..255. An image is resized to `input_size`
-first, if given.
+teach by its features alone. `mean` and `std` are the network's own, of values in 0..255 and in the order of `channels`: `rgb`, or `bgr` for a network
+that was trained on pictures as OpenCV reads them. An image is resized to `input_size` first, if given.
+
+`align_corners: true` is for a network whose coarse logits were trained to be upsampled with the corners of the grids laid on
+each other (torch's `align_corners=True`, the rule of older code); everything here lays the cells' edges on each other. The
+adapter then upsamples the logits to the image's size itself.
 
 Weights bear the network's own names, so that its checkpoints fit as they are; `own.*` is what the adapter adds. The
 factory may bring weights with it (`transformers:AutoModel.from_pretrained` and a folder): without a checkpoint and without
@@ -36,7 +40,8 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.models._existence import EncoderExistence
 from pipeline.models._network import check_size
-from pipeline.models.base import ModelBase, Output
+from pipeline.later import AddedLater
+from pipeline.models.base import Channels, ModelBase, Output
 from pipeline.records import file_code
 
 
@@ -54,15 +59,23 @@ class Model(ModelBase):
                  layers: Annotated[dict[str, str], Field(description="By role, `mid` and `high`: the place of that layer.")],
                  logits: Annotated[str | None, Field(
                      description="The place of the logits, `linear` for a 1x1 convolution of `high`, or null for a teacher of features.")],
-                 mean: Annotated[tuple[float, float, float], Field(description="Subtracted from RGB in 0..255.")],
-                 std: Annotated[tuple[Deviation, Deviation, Deviation], Field(description="RGB is divided by this.")],
+                 mean: Annotated[tuple[float, float, float], Field(description="Subtracted from pixels in 0..255, in the order of `channels`.")],
+                 std: Annotated[tuple[Deviation, Deviation, Deviation], Field(description="Pixels are divided by this.")],
                  layout: Annotated[Literal["nchw", "nhwc"], Field(description="Order of a feature map's dimensions.")] = "nchw",
                  prefix_tokens: Annotated[int, Field(ge=0, description="Tokens to drop, before those of the image.")] = 0,
                  multiple: Annotated[int, Field(ge=1, description="Height and width of the input must be multiples of this.")] = 8,
                  input_size: Annotated[tuple[Pixels, Pixels] | None, Field(
                      description="Height and width that images are resized to for this network.")] = None,
-                 call: Annotated[dict | None, Field(description="Further keywords of each call of the network.")] = None):
-        super().__init__(mean, std)
+                 call: Annotated[dict | None, Field(description="Further keywords of each call of the network.")] = None,
+                 channels: Annotated[Channels, AddedLater("rgb"), Field(
+                     description="Order of colours that the network was trained on.")] = "rgb",
+                 align_corners: Annotated[bool, AddedLater(False), Field(
+                     description="Whether the network's coarse logits were trained with corners aligned.")] = False):
+        super().__init__(mean, std, channels)
+        if align_corners and logits in (None, "linear"):
+            raise ConfigError(f"adapter: align_corners: is about logits of the network's own, and 'logits' is {logits or 'null'}; "
+                              f"write false")
+        self.align_corners = align_corners
         self.multiple, self.input_size = multiple, None if input_size is None else tuple(input_size)
         check_size(self, self.input_size or size)
         self.num_classes, self.layout, self.prefix_tokens, self.call = num_classes, layout, prefix_tokens, dict(call or {})
@@ -95,6 +108,8 @@ class Model(ModelBase):
         if logits is not None and logits.shape[1] != self.num_classes:
             raise ConfigError(f"adapter: logits: {logits.shape[1]} classes, the dataset has {self.num_classes}; say so in "
                               f"'arguments', or write 'logits: linear'")
+        if logits is not None and self.align_corners:
+            logits = F.interpolate(logits, images_B3HW.shape[-2:], mode="bilinear", align_corners=True)
         existence = self.own["existence"](maps["high"]) if "existence" in self.own else None
         return Output(logits, maps, existence)
 

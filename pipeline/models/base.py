@@ -7,12 +7,18 @@ that need it; `lanes` > 0 asks for a lane-existence head; further keywords are t
 B images, H W the input, K classes, C channels, h w a layer's own grid.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pipeline.models._published import Published
+
+Channels = Literal["rgb", "bgr"]
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -30,26 +36,37 @@ class Output(NamedTuple):
 
 
 class ModelBase(nn.Module):
-    version: ClassVar[int] = 1              # bump when the same weights would give other outputs; part of a cache's identity
+    version: ClassVar[int] = 1              # bump when the same weights would give other outputs; see version_of
     multiple: ClassVar[int] = 8             # height and width of the input must be multiples of it
     uses_labels: ClassVar[bool] = False     # then it answers from the labels it is shown: all its rows depend on them
     own_weights: ClassVar[bool] = False     # then it may come with trained weights, and teach without checkpoint or training
+    published: "ClassVar[Published | None]" = None  # names of other people's weights for this network, see _published.py
     layers: ClassVar[dict[str, str]]        # role -> what it is in this network, e.g. {"mid": "layer2", "high": "layer4"}
 
-    mean: Tensor                            # [1, 3, 1, 1]
+    mean: Tensor                            # [1, 3, 1, 1], in the order of `channels`
     std: Tensor
 
-    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD, channels: Channels = "rgb"):
         super().__init__()
+        self.channels = channels
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def normalise(self, images_B3HW: Tensor) -> Tensor:
+        """As the network was trained to see them; `images` are RGB."""
+        if self.channels == "bgr":
+            images_B3HW = images_B3HW.flip(1)
         return (images_B3HW - self.mean) / self.std
 
     def forward(self, images_B3HW: Tensor, labels_BHW: Tensor | None = None) -> Output:
         """`images` float RGB in 0..255; `labels` only for a teacher that is fed labels."""
         raise NotImplementedError
+
+    @classmethod
+    def version_of(cls, args: Mapping[str, Any]) -> int:
+        """The version in a cache's identity. A network says more here if a change is one of some arguments alone, so that the
+        caches of all others stay valid."""
+        return cls.version
 
     @classmethod
     def made_from(cls, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,14 +85,41 @@ def shapes(build: Callable[[], nn.Module], size: tuple[int, int]) -> Output:
     A network that looks at values, which meta tensors have not, answers an image of zeros; what it draws is not missed.
     """
     try:
-        with torch.device("meta"), torch.no_grad():
-            output: Output = build().eval()(torch.empty(1, 3, *size), torch.empty(1, *size, dtype=torch.uint8))
+        output = on_meta(build, size, train=False)
     except Exception:                       # whatever it was, a real pass tells it again if it was no matter of meta
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            output = build().eval()(torch.zeros(1, 3, *size), torch.zeros(1, *size, dtype=torch.uint8))
+        output = on_zeros(build, size, train=False)
     empty = {role: map_BChw.to("meta") for role, map_BChw in output.features.items()}
     logits, existence = (None if value is None else value.to("meta") for value in (output.logits, output.existence))
     return Output(logits, empty, existence)
+
+
+def on_meta(build: Callable[[], nn.Module], size: tuple[int, int], train: bool) -> Output:
+    with warnings.catch_warnings(), torch.device("meta"), torch.no_grad():
+        # a factory that loads its own weights would be told once a tensor that meta tensors take none
+        warnings.filterwarnings("ignore", ".*copying from a non-meta parameter")
+        output: Output = build().train(train)(torch.empty(1, 3, *size), torch.empty(1, *size, dtype=torch.uint8))
+        return output
+
+
+def on_zeros(build: Callable[[], nn.Module], size: tuple[int, int], train: bool) -> Output:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        output: Output = build().train(train)(torch.zeros(1, 3, *size), torch.zeros(1, *size, dtype=torch.uint8))
+        return output
+
+
+def trains_on_one_image(build: Callable[[], nn.Module], size: tuple[int, int]) -> bool:
+    """Whether every batch norm of `build()` finds more than one value a channel in one image: a map of one cell, as pyramid
+    pooling makes, has no variance."""
+    for passed in (on_meta, on_zeros):
+        try:
+            passed(build, size, train=True)
+            return True
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                return False
+        except Exception:                   # no matter of the batch: training itself tells it
+            pass
+    return True
 
 
 def as_float(output: Output) -> Output:

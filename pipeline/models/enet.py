@@ -6,45 +6,60 @@ resolution.
 Source: Paszke et al., "ENet: A Deep Neural Network Architecture for Real-Time Semantic Segmentation", arXiv 1606.02147,
 Table 1 and Figure 2. Where the paper leaves room, the reading that gives the 0.35M of the public lane versions: a
 bottleneck's inner width is a quarter of its *input* channels, a PReLU has one slope, transposed convolutions are 2x2.
+
+`layout: pytorch_enet` is the network of github.com/davidtvs/PyTorch-ENet, whose weights load by it: its first pool
+overlaps (3x3), an activation follows the expansion, batch norm and activation stand between the halves of an asymmetric
+convolution, the classifier is a 3x3 transposed convolution without bias, and pixels are RGB / 255.
 """
 
+import re
 from functools import partial
+from typing import Annotated, Literal
 
-from typing import Annotated
-
-from pydantic import Field
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline.later import AddedLater
 from pipeline.models._existence import EncoderExistence
 from pipeline.models._network import check_size, check_width, initialise
+from pipeline.models._published import Published
 from pipeline.models.base import ModelBase, Output, Width
+
+Layout = Literal["paper", "pytorch_enet"]
 
 
 class Initial(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, layout: Layout):
         super().__init__()
+        self.pool = nn.MaxPool2d(2) if layout == "paper" else nn.MaxPool2d(3, stride=2, padding=1)
         self.conv = nn.Conv2d(3, channels - 3, 3, stride=2, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(channels)
         self.activation = nn.PReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.bn(torch.cat([self.conv(x), F.max_pool2d(x, 2)], dim=1)))
+        return self.activation(self.bn(torch.cat([self.conv(x), self.pool(x)], dim=1)))
 
 
 def convolution(*convolutions: nn.Module, activation: type[nn.Module]) -> nn.Sequential:
     return nn.Sequential(*convolutions, nn.BatchNorm2d(convolutions[-1].out_channels), activation())
 
 
-def branch(channels_in: int, channels_out: int, first, middle, dropout: float,
-           activation: type[nn.Module]) -> nn.Sequential:
-    """Reduce (`first`), filter (`middle`), expand; both are given as functions of their channels."""
+def branch(channels_in: int, channels_out: int, first, middle, dropout: float, activation: type[nn.Module],
+           layout: Layout, last: type[nn.Module] | None = None) -> nn.Sequential:
+    """Reduce (`first`), filter (`middle`), expand; both are given as functions of their channels. `last` follows the
+    expansion: by default nothing, in PyTorch-ENet the activation."""
     inner = channels_in // 4
+    filters = middle(inner)
+    if layout == "paper":
+        between, last = convolution(*filters, activation=activation), nn.Identity
+    else:
+        between, last = nn.Sequential(*(part for each in filters for part in convolution(each, activation=activation))), last or activation
     return nn.Sequential(
         convolution(first(channels_in, inner), activation=activation),
-        convolution(*middle(inner), activation=activation),
-        convolution(nn.Conv2d(inner, channels_out, 1, bias=False), activation=nn.Identity),
+        between,
+        convolution(nn.Conv2d(inner, channels_out, 1, bias=False), activation=last),
         nn.Dropout2d(dropout),
     )
 
@@ -68,9 +83,10 @@ regular = partial(dilated, dilation=1)
 
 
 class Bottleneck(nn.Module):
-    def __init__(self, channels: int, middle=regular, dropout: float = 0.1, activation: type[nn.Module] = nn.PReLU):
+    def __init__(self, channels: int, middle=regular, dropout: float = 0.1, activation: type[nn.Module] = nn.PReLU, *,
+                 layout: Layout):
         super().__init__()
-        self.branch = branch(channels, channels, pointwise, middle, dropout, activation)
+        self.branch = branch(channels, channels, pointwise, middle, dropout, activation, layout)
         self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,9 +96,9 @@ class Bottleneck(nn.Module):
 class Downsampler(nn.Module):
     """Returns also where the maxima stood, for the upsampler of the same grid; new channels begin as zeros."""
 
-    def __init__(self, channels_in: int, channels_out: int, dropout: float):
+    def __init__(self, channels_in: int, channels_out: int, dropout: float, layout: Layout):
         super().__init__()
-        self.branch = branch(channels_in, channels_out, halved, regular, dropout, nn.PReLU)
+        self.branch = branch(channels_in, channels_out, halved, regular, dropout, nn.PReLU, layout)
         self.activation = nn.PReLU()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,10 +109,12 @@ class Downsampler(nn.Module):
 
 
 class Upsampler(nn.Module):
-    def __init__(self, channels_in: int, channels_out: int):
+    """No activation follows the expansion here, in either layout."""
+
+    def __init__(self, channels_in: int, channels_out: int, layout: Layout):
         super().__init__()
         self.main = convolution(pointwise(channels_in, channels_out), activation=nn.Identity)
-        self.branch = branch(channels_in, channels_out, pointwise, doubled, 0.1, nn.ReLU)
+        self.branch = branch(channels_in, channels_out, pointwise, doubled, 0.1, nn.ReLU, layout, last=nn.Identity)
 
     def forward(self, x: Tensor, places: Tensor) -> Tensor:
         return F.relu(unpool(self.main(x), places) + self.branch(x))
@@ -117,34 +135,61 @@ def doubled_grid(x_BChw: Tensor) -> Tensor:
     return x_BChw[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).reshape(batch, channels, 2 * h, 2 * w)
 
 
-def eight(channels: int) -> list[nn.Module]:
+def eight(channels: int, layout: Layout) -> list[nn.Module]:
     """The bottlenecks that stages 2 and 3 share."""
     middles = (regular, partial(dilated, dilation=2), asymmetric, partial(dilated, dilation=4),
                regular, partial(dilated, dilation=8), asymmetric, partial(dilated, dilation=16))
-    return [Bottleneck(channels, middle) for middle in middles]
+    return [Bottleneck(channels, middle, layout=layout) for middle in middles]
+
+
+# Names of published weights
+
+BLOCKS = {"downsample1_0": "down1", "downsample2_0": "down2", "upsample4_0": "up4", "upsample5_0": "up5", "regular5_1": "stage5",
+          "initial_block": "initial", "transposed_conv": "classifier"}
+PARTS = {"main_branch": "conv", "batch_norm": "bn", "out_activation": "activation", "main_conv1": "main", "ext_conv1": "branch.0",
+         "ext_conv2": "branch.1", "ext_conv3": "branch.2", "ext_tconv1": "branch.1.0", "ext_tconv1_bnorm": "branch.1.1"}
+
+
+def our_name(theirs: str) -> str:
+    block, _, rest = theirs.partition(".")
+    part, dot, rest = rest.partition(".")
+    ours = BLOCKS.get(block, block)
+    if found := re.fullmatch(r"(?:regular|dilated|asymmetric)([1-4])_(\d)", block):
+        ours = f"stage{found[1]}.{int(found[2]) - (found[1] != '3')}"        # stage 3 is counted from 0 there
+    part = "branch.2" if ours in ("up4", "up5") and part == "ext_conv2" else PARTS.get(part, part)
+    return f"{ours}.{part}{dot}{rest}"
 
 
 class Model(ModelBase):
     """`width` is the initial block's number of channels, 16 as published; the others have 4 and 8 times as many."""
 
+    published = Published("initial_block.main_branch.weight", our_name,
+                          {"pytorch_enet": "PyTorch-ENet's, trained on RGB / 255"})
     layers = {"mid": "stage2", "high": "stage3"}
 
-    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, width: Annotated[Width, Field(ge=4)] = 16):
-        super().__init__()
+    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, width: Annotated[Width, Field(ge=4)] = 16,
+                 layout: Annotated[Layout, AddedLater("paper"), Field(
+                     description="Whose version of the network: the paper's, or PyTorch-ENet's, whose weights load by it.")] = "paper"):
+        if layout == "paper":
+            super().__init__()
+        else:
+            super().__init__((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+        self.layout = layout
         check_size(self, size)
         check_width(self, width, least=4)
         thin, middle, thick = width, 4 * width, 8 * width
-        self.initial = Initial(thin)
-        self.down1 = Downsampler(thin, middle, dropout=0.01)
-        self.stage1 = nn.Sequential(*(Bottleneck(middle, dropout=0.01) for _ in range(4)))
-        self.down2 = Downsampler(middle, thick, dropout=0.1)
-        self.stage2 = nn.Sequential(*eight(thick))
-        self.stage3 = nn.Sequential(*eight(thick))
-        self.up4 = Upsampler(thick, middle)
-        self.stage4 = nn.Sequential(*(Bottleneck(middle, activation=nn.ReLU) for _ in range(2)))
-        self.up5 = Upsampler(middle, thin)
-        self.stage5 = Bottleneck(thin, activation=nn.ReLU)
-        self.classifier = nn.ConvTranspose2d(thin, num_classes, 2, stride=2)
+        self.initial = Initial(thin, layout)
+        self.down1 = Downsampler(thin, middle, dropout=0.01, layout=layout)
+        self.stage1 = nn.Sequential(*(Bottleneck(middle, dropout=0.01, layout=layout) for _ in range(4)))
+        self.down2 = Downsampler(middle, thick, dropout=0.1, layout=layout)
+        self.stage2 = nn.Sequential(*eight(thick, layout))
+        self.stage3 = nn.Sequential(*eight(thick, layout))
+        self.up4 = Upsampler(thick, middle, layout)
+        self.stage4 = nn.Sequential(*(Bottleneck(middle, activation=nn.ReLU, layout=layout) for _ in range(2)))
+        self.up5 = Upsampler(middle, thin, layout)
+        self.stage5 = Bottleneck(thin, activation=nn.ReLU, layout=layout)
+        self.classifier = nn.ConvTranspose2d(thin, num_classes, 2, stride=2) if layout == "paper" else nn.ConvTranspose2d(
+            thin, num_classes, 3, stride=2, padding=1, output_padding=1, bias=False)
         self.existence = EncoderExistence(thick, lanes, (size[0] // 8, size[1] // 8)) if lanes else None
         initialise(self)
 

@@ -7,17 +7,24 @@ Source: Romera et al., "ERFNet: Efficient Residual Factorized ConvNet for Real-T
 Transactions on Intelligent Transportation Systems, 2018, Table I; written from that description. Dropout is 0.1 in both
 encoder blocks, as in the lane detection versions (published: 0.03 and 0.3); the existence branch is theirs too. Left
 out: the encoder's own 1x1 classifier, which published counts include though only its pre-training uses it.
+
+Weights of two repositories load by `layout`: `eromera` is the authors' PyTorch version (github.com/Eromera/erfnet_pytorch),
+`cardwing` that of the lane detection benchmarks (github.com/cardwing/Codes-for-Lane-Detection). The network is the same;
+names of weights, and the pixels they were trained on, are others.
 """
 
-from typing import Annotated
+import re
+from typing import Annotated, Literal
 
 from pydantic import Field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.later import AddedLater
 from pipeline.models._existence import EncoderExistence
 from pipeline.models._network import check_size, check_width, initialise
+from pipeline.models._published import Published
 from pipeline.models.base import ModelBase, Output, Width
 
 EPS = 1e-3      # of every batch norm
@@ -66,15 +73,56 @@ class Upsampler(nn.Sequential):
         )
 
 
+# Names of published weights
+
+NAMES = [   # pattern of a published name, ours; {} is the first group less the number after it
+    (r"encoder\.initial_block\.", "block1.", 0),
+    (r"encoder\.layers\.([0-5])\.", "block2.{}.", 0),
+    (r"encoder\.layers\.(\d+)\.", "block3.{}.", 6),
+    (r"decoder\.layers\.([03])\.conv\.", "decoder.{}.0.", 0),
+    (r"decoder\.layers\.([03])\.bn\.", "decoder.{}.1.", 0),
+    (r"decoder\.layers\.(\d+)\.", "decoder.{}.", 0),
+    (r"decoder\.output_conv\.", "classifier.", 0),
+    (r"lane_exist\.layers\.([01])\.", "existence.{}.", 0),
+    (r"lane_exist\.layers_final\.1\.", "existence.4.", 0),
+    (r"lane_exist\.linear1\.", "existence.5.hidden.", 0),
+    (r"lane_exist\.linear2\.", "existence.5.lanes.", 0),
+]
+PARTS = {"conv3x1_1": "conv1_rows", "conv1x3_1": "conv1_columns", "conv3x1_2": "conv2_rows", "conv1x3_2": "conv2_columns"}
+
+
+def our_name(theirs: str) -> str | None:
+    """None for the encoder's own classifier."""
+    if theirs.startswith("encoder.output_conv."):
+        return None
+    for pattern, ours, less in NAMES:
+        if found := re.match(pattern, theirs):
+            place = int(found[1]) - less if found.groups() else ""
+            part, dot, rest = theirs[found.end():].partition(".")
+            return f"{ours.format(place)}{PARTS.get(part, part)}{dot}{rest}"
+    return theirs
+
+
 class Model(ModelBase):
     """`width` is block 1's number of channels, 16 as published; the others have 4 and 8 times as many."""
 
+    published = Published("encoder.initial_block.conv.weight", our_name, {
+        "eromera": "Eromera's, trained on RGB / 255",
+        "cardwing": "cardwing's, trained on BGR less its mean, as OpenCV reads a picture"})
     layers = {"mid": "block2", "high": "block3"}
 
     def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, width: Annotated[Width, Field(ge=4)] = 16,
                  dropout: Annotated[tuple[Rate, Rate], Field(
-                     description="Dropout of the encoder's second and third block.")] = (0.1, 0.1)):
-        super().__init__()
+                     description="Dropout of the encoder's second and third block.")] = (0.1, 0.1),
+                 layout: Annotated[Literal["paper", "eromera", "cardwing"], AddedLater("paper"), Field(
+                     description="Whose weights load: ours, or those of a published repository, with its pixels.")] = "paper"):
+        if layout == "eromera":
+            super().__init__((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+        elif layout == "cardwing":
+            super().__init__((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), "bgr")
+        else:
+            super().__init__()
+        self.layout = layout
         check_size(self, size)
         check_width(self, width, least=4)
         thin, middle, thick = width, 4 * width, 8 * width

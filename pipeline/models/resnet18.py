@@ -3,6 +3,9 @@
 `mid` is layer2 (conv3_x, 128 channels), `high` is layer4 (conv5_x, 512 channels), both at stride 8, as are the logits.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from pipeline.models._resnet import BasicBlock, Dilation, Head, ResNet
 from pipeline.models.base import Width
 
@@ -14,3 +17,8 @@ class Model(ResNet):
     def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, width: Width = 64,
                  head: Head = "plain", dilation: Dilation = "paper"):
         super().__init__(num_classes, size=size, lanes=lanes, width=width, head=head, dilation=dilation)
+
+    @classmethod
+    def version_of(cls, args: Mapping[str, Any]) -> int:
+        """In version 1 only the first convolution of a block was dilated, under `torchvision` too."""
+        return 2 if args["dilation"] == "torchvision" else 1

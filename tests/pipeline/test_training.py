@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -223,3 +224,33 @@ def test_photometric_changes_keep_the_range_and_depend_on_the_generator():
     once, again = (photometric(images, change, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(once, again) and once.min() >= 0 and once.max() <= 255 and not torch.equal(once, images)
     assert photometric(images, Photometric(brightness=0, contrast=0, noise=0), torch.Generator()) is images
+
+
+NETS = {"pyramid": ("resnet18", {"width": 8, "head": "pyramid"}), "plain": ("resnet18", {"width": 8, "head": "plain"}),
+        "pooled": ("adapter", {"factory": "toy_networks:Pooled", "arguments": {}, "layers": {"high": "late"}, "logits": "output",
+                               "mean": (0, 0, 0), "std": (1, 1, 1)})}
+
+
+@pytest.mark.parametrize("name, batch, accumulate, fits", [
+    ("pyramid", 1, 1, False), ("pyramid", 4, 4, False), ("pyramid", 2, 1, True), ("pyramid", 4, 2, True), ("plain", 1, 1, True),
+    ("pooled", 1, 1, False), ("pooled", 2, 1, True)])
+def test_one_image_at_a_time_is_refused_where_a_map_of_one_cell_is_normalised(name, batch, accumulate, fits, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "models"))
+    model, args = NETS[name]
+    training = dataclasses.replace(SETTINGS, batch=batch, accumulate=accumulate)
+
+    def build():
+        return Plugin(kind="models", name=model, args=args).build(num_classes=5, size=(48, 64), lanes=0)
+
+    if fits:
+        return steps.check_batch(build, (48, 64), training, "cpu", "training")
+    with pytest.raises(ConfigError, match=f"^teacher_training.batch: {batch} .*one image at a time.*batch of {2 * accumulate} or more") as refused:
+        steps.check_batch(build, (48, 64), training, "cpu", "teacher_training")
+    assert "\n" not in str(refused.value)
+
+
+def test_the_check_of_a_batch_is_right_about_the_step_itself():
+    network = Plugin(kind="models", name="resnet18", args=NETS["pyramid"][1]).build(num_classes=5, size=(48, 64), lanes=0)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        network.train()(torch.rand(1, 3, 48, 64))
+    assert network.train()(torch.rand(2, 3, 48, 64)).logits.isfinite().all()

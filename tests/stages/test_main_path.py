@@ -153,3 +153,16 @@ def test_a_run_is_not_scored_at_another_size_or_as_another_network(experiment):
     for change in ("prepare.size=[32,64]", "students.erfnet.dropout=[0.0,0.0]"):
         result = experiment.run("evaluate", "--student", "erfnet", "--method", "plain", "--seed", "0", "--set", change)
         assert result.exit_code == 1 and "was trained with something else" in result.stderr
+
+
+def test_a_run_of_an_older_meaning_of_an_option_is_not_scored_as_if_it_were_of_todays(experiment):
+    experiment.change(students={"resnet": {"model": "resnet18", "width": 8, "dilation": "torchvision"}})
+    arguments = ("--student", "resnet", "--method", "plain", "--seed", "0")
+    experiment.do("train-student", *arguments, "--set", "training.steps=1")
+    record = experiment.folder / "runs/toy/resnet-plain-0/run.json"
+    made = json.loads(record.read_text())
+    assert made.pop("network_version") == 2
+    experiment.do("evaluate", *arguments, "--set", "training.steps=1")
+    record.write_text(json.dumps(made))
+    result = experiment.run("evaluate", *arguments, "--set", "training.steps=1")
+    assert result.exit_code == 1 and "network_version: nothing here, 2 asked for" in result.stderr

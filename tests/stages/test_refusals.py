@@ -189,3 +189,15 @@ def test_relabelled_rows_say_what_helps(experiment):
     experiment.do("prepare")
     result = experiment.run("cache-teacher")
     assert result.exit_code == 1 and "label" in result.stderr and "pipeline cache rm" in result.stderr
+
+
+def test_a_batch_of_one_with_a_pyramid_is_refused_in_one_line_and_nothing_is_moved(experiment):
+    experiment.change(students={"pyramid": {"model": "resnet18", "width": 8, "head": "pyramid"}})
+    student = ("train-student", "--student", "pyramid", "--method", "plain", "--seed", "0", "--set", "training.steps=2")
+    experiment.do(*student)
+    for section, command in (("teacher_training", ("train-teacher",)), ("training", student)):
+        for values in ((f"{section}.batch=1",), (f"{section}.batch=4", f"{section}.accumulate=4")):
+            result = experiment.run(*command, *(word for value in values for word in ("--set", value)))
+            assert result.exit_code == 1 and f"{section}.batch: " in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    assert not list((experiment.folder / "runs/toy").glob("*.before-*"))
+    assert "is allowed" in experiment.do("verify", "--recompute", "2", "--set", "training.batch=1")

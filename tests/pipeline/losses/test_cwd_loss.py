@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.losses._logits import compared
+from pipeline.losses._logits import compared, on_one_grid
 from pipeline.losses.cwd import Loss
 from pipeline.models.base import Output
 from toy_logits import assert_offline_equals_online, batch_of, built, partly_outside, slow_compared, toy
@@ -31,7 +31,7 @@ def slow_cwd(mine_BKhw, theirs_BKhw, inside_BHW, T, grid):
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 @pytest.mark.parametrize("grid, students", [("student", (7, 11)), ("student", (5, 7)), ("student", (3, 4)),
-                                            ("teacher", (13, 17))])
+                                            ("teacher", (13, 17)), ("teacher", (3, 4))])
 def test_the_loss_equals_the_loops(temperature, grid, students):
     theirs_BKhw, mine_BKhw = toy(students)
     found = loss_of(temperature, grid=grid)(Output(mine_BKhw, {}), batch_of(theirs_BKhw, partly_outside())).item()
@@ -96,3 +96,13 @@ def test_constant_and_huge_logits_keep_the_gradient_finite(scale):
 @pytest.mark.parametrize("dtype, of_loss, of_gradient", [("float16", 3e-4, 3e-3), ("uint8", 5e-3, 5e-2)])
 def test_offline_equals_online_within_the_stored_dtype(dtype, of_loss, of_gradient):
     assert_offline_equals_online(loss_of(4.0), dtype, of_loss, of_gradient, grid=FINE)
+
+
+def test_a_coarser_student_is_compared_with_the_mean_of_all_the_teachers_cells_under_its_own():
+    theirs_BKhw = torch.zeros(1, 1, 8, 8)
+    theirs_BKhw[0, 0, 0, 0] = 16                        # bilinear sampling at a quarter of the size does not see this cell
+    mine, theirs, _ = on_one_grid(Output(torch.zeros(1, 1, 2, 2), {}), theirs_BKhw, torch.ones(1, 64, 64, dtype=torch.bool), "student")
+    assert theirs.flatten().tolist() == [1, 0, 0, 0]
+    mine, theirs, _ = on_one_grid(Output(torch.tensor([[[[0.0, 4.0]]]]), {}), torch.zeros(1, 1, 1, 4),
+                                  torch.ones(1, 8, 32, dtype=torch.bool), "teacher")
+    assert mine.flatten().tolist() == [0, 1, 3, 4]      # no steps, which repeating would leave

@@ -1,7 +1,8 @@
 """What every loss keeps to: one test per file in pipeline/losses, per type of target it reads and per value of its
 Literal keys.
 
-Rows go through `encode` and `decode`, as from the cache; the student is finer and narrower than the teacher.
+Rows go through `encode` and `decode`, as from the cache; the student is narrower than the teacher, and finer, or, as one of
+a lower resolution is, coarser.
 """
 
 import inspect
@@ -22,6 +23,9 @@ TEACHER = Context(num_classes=6, regions=(0, 1, 3, 4), size=(32, 48), channels={
                   grids={"mid": (4, 6), "high": (4, 6), "logits": (4, 6)})
 STUDENT = Context(num_classes=6, regions=(0, 1, 3, 4), size=(32, 48), channels={"mid": 4, "high": 8, "logits": 6},
                   grids={"mid": (8, 12), "high": (8, 12), "logits": (32, 48)})
+
+COARSE = Context(num_classes=6, regions=(0, 1, 3, 4), size=(32, 48), channels=STUDENT.channels,
+                 grids={"mid": (4, 6), "high": (2, 3), "logits": (2, 3)})
 
 
 def required(cls, values):
@@ -46,6 +50,7 @@ def cases():
                 yield pytest.param(cls, type_name, chosen, id=f"{title}-reads-{type_name}")
 
 
+each_student = pytest.mark.parametrize("context", [STUDENT, COARSE], ids=["finer", "coarser"])
 each_loss = pytest.mark.parametrize("cls, type_name, keys", list(cases()))
 
 
@@ -94,9 +99,10 @@ def slopes(output: Output):
 
 
 @each_loss
-def test_a_loss_is_a_scalar_with_finite_gradients_for_the_student(cls, type_name, keys):
+@each_student
+def test_a_loss_is_a_scalar_with_finite_gradients_for_the_student(cls, type_name, keys, context):
     torch.manual_seed(0)
-    loss, student = build(cls, type_name, keys), network(STUDENT, seed=1)
+    loss, student = build(cls, type_name, keys, context), network(context, seed=1)
     leaves(student)
     value = loss(student, batch_of(loss, network(TEACHER, seed=0)))
     value.backward()
@@ -120,11 +126,12 @@ def test_a_student_that_equals_the_teacher_loses_nothing_and_one_shown_another_i
 
 
 @each_loss
-def test_the_loss_of_a_batch_is_the_mean_over_its_images(cls, type_name, keys):
-    loss = build(cls, type_name, keys)
+@each_student
+def test_the_loss_of_a_batch_is_the_mean_over_its_images(cls, type_name, keys, context):
+    loss = build(cls, type_name, keys, context)
     if not loss.reads or list(loss.parameters()) or cls.__module__.split(".")[-1] in RELATE_IMAGES:
         pytest.skip("a batch may count as one here")
-    teacher, student = network(TEACHER, seed=0), network(STUDENT, seed=1)
+    teacher, student = network(TEACHER, seed=0), network(context, seed=1)
     together = loss(student, batch_of(loss, teacher)).item()
     alone = []
     for i in range(3):
@@ -136,8 +143,9 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_images(cls, type_name, keys):
 
 
 @each_loss
-def test_where_nothing_can_be_compared_the_loss_is_zero_with_zero_gradient(cls, type_name, keys):
-    loss, student = build(cls, type_name, keys), network(STUDENT, seed=1)
+@each_student
+def test_where_nothing_can_be_compared_the_loss_is_zero_with_zero_gradient(cls, type_name, keys, context):
+    loss, student = build(cls, type_name, keys, context), network(context, seed=1)
     if not loss.reads:
         pytest.skip("self-distillation compares with the student alone")
     leaves(student)

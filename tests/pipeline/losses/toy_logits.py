@@ -71,10 +71,14 @@ def slow_means(map_hw, size):
 
 
 def slow_compared(mine_Khw, theirs_Khw, inside_HW, grid):
+    def resized(map_Khw, size):
+        one = slow_means if size <= map_Khw.shape[1:] else slow_resize
+        return np.stack([one(map_hw, size) for map_hw in map_Khw])
+
     if grid == "student":
-        theirs_Khw = np.stack([slow_resize(theirs_hw, mine_Khw.shape[1:]) for theirs_hw in theirs_Khw])
+        theirs_Khw = resized(theirs_Khw, mine_Khw.shape[1:])
     else:
-        mine_Khw = np.stack([slow_means(mine_hw, theirs_Khw.shape[1:]) for mine_hw in mine_Khw])
+        mine_Khw = resized(mine_Khw, theirs_Khw.shape[1:])
     return mine_Khw, theirs_Khw, slow_means(inside_HW.astype(float), mine_Khw.shape[1:]) >= 0.5
 
 

@@ -1,7 +1,9 @@
 import json
+import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from toy_networks import Plain, Tokens
 
 from pipeline import cache, config, weights
@@ -136,6 +138,48 @@ def test_a_teacher_without_logits_serves_features_and_refuses_targets_made_from_
                     config.plugin("targets", "affinity", {"layer": "high", "regions": "both"})):
         with pytest.raises(ConfigError, match="targets.odd: is made from logits, and this teacher has none"):
             cache.target_passes({"odd": refused}, context)
+
+
+def test_a_network_of_bgr_pictures_sees_them_in_its_order_less_its_mean():
+    mean, std = (100.0, 110.0, 120.0), (1.0, 2.0, 3.0)
+    model, seen = adapter(PLAIN, mean=mean, std=std, channels="bgr"), []
+    model.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(images(1))
+    blue, green, red = seen[0][0]
+    for found, channel, m, s in ((blue, 2, 100, 1), (green, 1, 110, 2), (red, 0, 120, 3)):
+        torch.testing.assert_close(found, (images(1)[0, channel] - m) / s)
+
+
+def test_logits_trained_with_aligned_corners_are_upsampled_so():
+    keys = PLAIN | dict(factory="toy_networks:Corners", arguments={}, layers={"high": "late"}, logits="output", mean=(0, 0, 0), std=(1, 1, 1))
+    steps_HW = torch.arange(64.0)[:, None] + 3 * torch.arange(96.0)         # which any two grids with the same corners agree about
+    shown = steps_HW.expand(1, 3, *SIZE)
+    with torch.no_grad():
+        aligned = Model(3, size=SIZE, **keys, align_corners=True).eval()(shown).logits
+        plain = Model(3, size=SIZE, **keys).eval()(shown).logits
+    torch.testing.assert_close(aligned, shown, rtol=1e-4, atol=1e-3)
+    assert plain.shape[-2:] == (5, 7)
+    apart = (F.interpolate(plain, SIZE, mode="bilinear", align_corners=False) - shown).abs().max()
+    assert apart > 10                                                       # what reading them without costs at the borders
+    with pytest.raises(ConfigError, match="align_corners: is about logits of the network's own, and 'logits' is linear"):
+        adapter(PLAIN, logits="linear", align_corners=True)
+
+
+def test_keys_that_came_later_are_in_no_record_at_their_defaults():
+    plain = config.plugin("models", "adapter", PLAIN).args
+    assert not {"channels", "align_corners"} & plain.keys()
+    assert config.plugin("models", "adapter", PLAIN | {"channels": "rgb", "align_corners": False}).args == plain
+    assert config.plugin("models", "adapter", PLAIN | {"channels": "bgr"}).args == plain | {"channels": "bgr"}
+    with pytest.raises(ConfigError, match="channels: expected one of rgb, bgr"):
+        config.plugin("models", "adapter", PLAIN | {"channels": "BGR"})
+
+
+def test_a_factory_with_weights_of_its_own_is_asked_for_its_shapes_without_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        output = shapes(lambda: Model(5, size=SIZE, **PLAIN | {"factory": "toy_networks:WithWeights"}), SIZE)
+    assert output.features["high"].shape == (1, 16, 8, 12)
 
 
 # --- networks of a library ------------------------------------------------------------------------------------------------

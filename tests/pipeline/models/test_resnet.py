@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.errors import ConfigError
-from pipeline.lookup import find_class
+from pipeline.lookup import find_class, version_record
 from pipeline.models._pyramid import Pyramid, averages
 
-DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
 
 def build(name, num_classes=5, **keywords):
@@ -55,8 +55,12 @@ def torchvision_shapes(depths, expansion):
     return found
 
 
-def slow_resnet(state, x, strides, dilations, bottleneck):
-    """Outputs of layer1..4 by torch's functions alone; `dilations` are (first block, others) of each layer."""
+BASIC = ("resnet18", "resnet34")
+
+
+def slow_resnet(state, x, strides, dilations, bottleneck, both=False):
+    """Outputs of layer1..4 by torch's functions alone; `dilations` are (first block, others) of each layer. `both`: the second
+    convolution of a basic block has the others' dilation."""
     def convolve(x, name, **keywords):
         return F.conv2d(x, state[f"{name}.weight"], **keywords)
 
@@ -77,7 +81,8 @@ def slow_resnet(state, x, strides, dilations, bottleneck):
                 y = norm(convolve(y, f"{p}.conv3"), f"{p}.bn3")
             else:
                 y = F.relu(norm(convolve(x, f"{p}.conv1", **wide), f"{p}.bn1"))
-                y = norm(convolve(y, f"{p}.conv2", padding=1), f"{p}.bn2")
+                second = dilations[stage][1] if both else 1
+                y = norm(convolve(y, f"{p}.conv2", padding=second, dilation=second), f"{p}.bn2")
             if f"{p}.downsample.0.weight" in state:
                 x = norm(convolve(x, f"{p}.downsample.0", stride=stride), f"{p}.downsample.1")
             x = F.relu(x + y)
@@ -100,7 +105,7 @@ def unlike_a_fresh_one(network):
 def test_backbone_names_and_shapes_are_torchvisions(name):
     state = on_meta(name, lanes=4).state_dict()
     backbone = {key: tuple(value.shape) for key, value in state.items() if not key.startswith(("head.", "existence."))}
-    assert backbone == torchvision_shapes(DEPTHS[name], expansion=1 if name == "resnet18" else 4)
+    assert backbone == torchvision_shapes(DEPTHS[name], expansion=1 if name in BASIC else 4)
 
 
 def test_parameter_counts_are_the_published_ones():
@@ -108,6 +113,7 @@ def test_parameter_counts_are_the_published_ones():
     assert count(on_meta("resnet101", 5)) == pytest.approx(65.58e6, abs=5e3)
     assert count(on_meta("resnet101", 5, size=(368, 640), lanes=4, head="fcn")) == 52_530_377
     assert count(on_meta("resnet18", 5, size=(288, 800), lanes=4)) == pytest.approx(11.82e6, abs=5e3)
+    assert count(on_meta("resnet34", 5)) == pytest.approx(21.35e6, abs=5e3)
 
 
 def test_features_and_logits_stand_at_stride_8():
@@ -118,7 +124,7 @@ def test_features_and_logits_stand_at_stride_8():
     assert output.logits.shape == (1, 5, 26, 122)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
 @pytest.mark.parametrize("dilation, dilations", [
     ("paper", ((1, 1), (1, 1), (2, 2), (4, 4))), ("torchvision", ((1, 1), (1, 1), (1, 2), (2, 4)))])
 def test_features_equal_a_slow_description(name, dilation, dilations):
@@ -127,19 +133,55 @@ def test_features_equal_a_slow_description(name, dilation, dilations):
     x = torch.randn(2, 3, 72, 104, dtype=torch.float64)
     with torch.no_grad():
         features = network(x * network.std + network.mean).features
-        slow = slow_resnet(network.state_dict(), x, (1, 2, 1, 1), dilations, bottleneck=name != "resnet18")
+        slow = slow_resnet(network.state_dict(), x, (1, 2, 1, 1), dilations, bottleneck=name not in BASIC,
+                           both=dilation == "torchvision")
     torch.testing.assert_close(features["mid"], slow[1])
     torch.testing.assert_close(features["high"], slow[3])
 
 
-def test_torchvisions_dilation_is_the_strided_network_read_at_every_position():
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_torchvisions_dilation_is_the_strided_network_read_at_every_position(name):
     torch.manual_seed(0)
-    network = unlike_a_fresh_one(build("resnet50", width=8, dilation="torchvision"))
+    network = unlike_a_fresh_one(build(name, width=8, dilation="torchvision"))
+    strided = unlike_a_fresh_one(build(name, width=8, dilation="torchvision"))
+    strided.load_state_dict(network.state_dict())
+    for module in (part for layer in ("layer3", "layer4") for part in getattr(strided, layer).modules()):
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3):
+            module.dilation = module.padding = (1, 1)
+    for block in (strided.layer3[0], strided.layer4[0]):
+        block.downsample[0].stride = (2, 2)
+        (block.conv1 if name in BASIC else block.conv2).stride = (2, 2)
     x = torch.randn(1, 3, 72, 104, dtype=torch.float64)     # grids 9 x 13 and, strided, 3 x 4: odd sizes, borders
     with torch.no_grad():
-        dense = network(x * network.std + network.mean).features["high"]
-        strided = slow_resnet(network.state_dict(), x, (1, 2, 2, 2), ((1, 1),) * 4, bottleneck=True)[3]
+        dense, coarse = (each(x * each.std + each.mean).features["high"] for each in (network, strided))
+        by_hand = slow_resnet(network.state_dict(), x, (1, 2, 2, 2), ((1, 1),) * 4, bottleneck=name not in BASIC)[3]
+    assert coarse.shape[2:] == (3, 4)                       # at stride 32, the positions 0, 4, 8, ... of stride 8
+    assert (dense[:, :, ::4, ::4] - coarse).norm() / coarse.norm() < 1e-6
+    torch.testing.assert_close(coarse, by_hand)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_torchvision_gives_the_same_strided_features(name):
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not a dependency")
+    torch.manual_seed(0)
+    theirs = unlike_a_fresh_one(getattr(models, name)())
+    ours = build(name, dilation="torchvision").double().eval()
+    state = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
+    assert not ours.load_state_dict(state, strict=False).unexpected_keys
+    x = torch.randn(1, 3, 72, 104, dtype=torch.float64)
+    with torch.no_grad():
+        dense = ours(x * ours.std + ours.mean).features["high"]
+        x = theirs.layer1(theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x)))))
+        strided = theirs.layer4(theirs.layer3(theirs.layer2(x)))
     torch.testing.assert_close(dense[:, :, ::4, ::4], strided)
+
+
+def test_a_new_meaning_of_one_option_leaves_the_identity_of_the_others():
+    for name in DEPTHS:
+        for dilation in ("paper", "torchvision"):
+            raised = (name, dilation) == ("resnet18", "torchvision")
+            assert find_class("models", name).version_of({"dilation": dilation}) == (2 if raised else 1)
+            assert version_record(name, {"dilation": dilation}) == ({"network_version": 2} if raised else {})
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101"])

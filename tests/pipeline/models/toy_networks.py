@@ -48,5 +48,42 @@ def plain(classes=5, width=8):
     return Plain(classes, width)
 
 
+class WithWeights(Plain):
+    """A factory that loads weights of its own, as `from_pretrained` does."""
+
+    def __init__(self, classes: int = 5, width: int = 8):
+        with torch.device("cpu"):
+            state = Plain(classes, width).state_dict()
+        super().__init__(classes, width)
+        self.load_state_dict(state)
+
+
+class Corners(nn.Module):
+    """Coarse logits to be upsampled with the corners aligned: each class's are the image's own, at the cells' corners."""
+
+    def __init__(self, grid: tuple[int, int] = (5, 7)):
+        super().__init__()
+        self.grid, self.late = tuple(grid), nn.Conv2d(3, 4, 3, 8, 1)
+
+    def forward(self, images):
+        self.late(images)
+        return nn.functional.interpolate(images, self.grid, mode="bilinear", align_corners=True)
+
+
+class Pooled(nn.Module):
+    """A branch over the whole image, as atrous spatial pyramids have, in a network that looks at a value."""
+
+    def __init__(self, classes: int = 5):
+        super().__init__()
+        self.late = nn.Conv2d(3, 8, 3, 8, 1)
+        self.whole = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+        self.classify = nn.Conv2d(8, classes, 1)
+
+    def forward(self, images):
+        assert images.sum().item() >= 0
+        late = self.late(images)
+        return self.classify(late + self.whole(late))
+
+
 def no_network():
     return 3
