@@ -5,7 +5,7 @@ VENV ?= .venv
 # an existing torch build can be chosen here, e.g. TORCH="torch --index-url <the CUDA wheels you want>"
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test reference types wheel-check install clean-demo
+.PHONY: demo teacher test reference types wheel-check install clean-demo
 
 install: $(VENV)/installed
 
@@ -46,3 +46,7 @@ wheel-check: install
 
 clean-demo:
 	rm -rf data/demo cache/roads runs/demo reports teachers/demo.safetensors dvc.lock
+
+# the demo's ResNet-101 from nothing: scenes, training (an hour and more on one core; resumable), scores, packed weights
+teacher: install
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m bench.teacher
