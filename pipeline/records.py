@@ -148,10 +148,11 @@ def _shown(node: Any) -> str:
         return ascii(node.value)         # what repr shows as it is depends on the version's table of characters
     if not isinstance(node, ast.AST):
         return ascii(node)
-    fields = {name: value for name, value in ast.iter_fields(node) if name not in NO_MEANING and value not in (None, [])}
+    fields = {name: value for name, value in ast.iter_fields(node) if name not in NO_MEANING and value is not None}
     if isinstance(node, ast.JoinedStr):
         fields["values"] = _joined(node.values)
-    return f"{type(node).__name__}({', '.join(f'{name}={_shown(value)}' for name, value in fields.items())})"
+    shown = {name: _shown(value) for name, value in fields.items()}
+    return f"{type(node).__name__}({', '.join(f'{name}={text}' for name, text in shown.items() if text != '[]')})"
 
 
 def _is_text(node: Any) -> bool:

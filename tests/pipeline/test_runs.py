@@ -4,19 +4,18 @@ import pytest
 import torch
 from test_engine import step
 
-from pipeline import lookup, runs
+from pipeline import lookup, records, runs
 from pipeline.errors import PipelineError
 from pipeline.files import plain
 
 
 def test_code_digests_follow_what_a_plugin_takes_from_other_plugin_files(monkeypatch):
     resnet, shared = lookup.find("models", "resnet18"), lookup.find("models", "resnet50")
-    before = runs.code_digest(resnet)
-    assert before == runs.code_digest(resnet, resnet) != runs.code_digest(shared)
-    from pathlib import Path
-    whole = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: whole(path) + (b"#" if path.name == "_resnet.py" else b""))
-    assert runs.code_digest(resnet) != before
+    before = records.code_digest(resnet)
+    assert before == records.code_digest(resnet, resnet) != records.code_digest(shared)
+    whole = records.source
+    monkeypatch.setattr(records, "source", lambda name: whole(name) + ("\nx = 1" if name.endswith("_resnet") else ""))
+    assert records.code_digest(resnet) != before
 
 
 def test_a_record_survives_json_unchanged(tmp_path):
@@ -27,7 +26,7 @@ def test_a_record_survives_json_unchanged(tmp_path):
 
 def test_set_aside_folders_never_overwrite_each_other(tmp_path, capsys):
     for number in range(3):
-        runs.Run(tmp_path / "run", {"number": number})
+        runs.Run(tmp_path / "run", {"number": number}).open()
         (tmp_path / "run" / "mine").write_text(str(number))
     assert (tmp_path / "run.before-1" / "mine").read_text() == "0"
     assert (tmp_path / "run.before-2" / "mine").read_text() == "1"
@@ -45,6 +44,7 @@ def test_curves_are_drawn_one_panel_a_term(tmp_path, names):
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, broken):
     """A finite loss may have a gradient that is not; at the last step no further loss would tell."""
     run, mine = runs.Run(tmp_path / "run", {}), step(ema=0.9)
+    run.open()
     run.save(mine, 1)
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     with torch.no_grad():
