@@ -26,6 +26,8 @@ class Line:
     folder: AnyPath
     store: Store | None                          # None: damaged, and why
     why: str
+    passes: list[str]
+    views: int
     filled: int
     blocks: int
     num_files: int
@@ -36,11 +38,12 @@ def line(folder: AnyPath) -> Line:
     num_files, num_bytes = weight(folder)
     try:
         store = Store.open(folder)
-        groups = store.stored_groups()
+        groups, passes = store.stored_groups(), sorted(folder[:-9] for folder in store.stored_passes())
         filled = sum(len(list(store.path(f"done/{view}").glob(f"*.{pass_[-8:]}.json"))) for view, pass_ in groups)
     except StoreError as error:
-        return Line(folder, None, str(error), 0, 0, num_files, num_bytes)
-    return Line(folder, store, "", filled, store.num_blocks * len(groups), num_files, num_bytes)
+        return Line(folder, None, str(error), [], 0, 0, 0, num_files, num_bytes)
+    views = {view for view, _ in groups}
+    return Line(folder, store, "", passes, len(views), filled, store.num_blocks * len(groups), num_files, num_bytes)
 
 
 def weight(folder: AnyPath) -> tuple[int, int]:
@@ -72,10 +75,8 @@ def run(*, root: AnyPath) -> str:
         if found.store is None:
             rows.append(f"{head} {found.why} | | | | {words(found.num_bytes)} |")
             continue
-        views = {view for view, _ in found.store.stored_groups()}
-        names = sorted(folder[:-9] for folder in found.store.stored_passes())
         share = f"{found.filled}/{found.blocks} blocks" if found.filled < found.blocks else "all"
-        rows.append(f"{head} {len(found.store.row_of)} | {len(views)} | {', '.join(names)} | {share} | "
+        rows.append(f"{head} {len(found.store.row_of)} | {found.views} | {', '.join(found.passes)} | {share} | "
                     f"{words(found.num_bytes)} |")
     return "\n".join([*rows, f"{words(sum(found.num_bytes for found in lines))} in all"])
 

@@ -112,7 +112,7 @@ def teacher_weights(cfg) -> Path:
 
 def run_name(student, method, seed) -> str:
     from pipeline.paths import name_fault
-    for name in (student, method):
+    for name in filter(None, (student, method)):     # without a method where other weights are named
         if fault := name_fault(name):
             raise ConfigError(f"{name!r} {fault}; the configuration's students and methods are called so")
     return f"{student}-{method}-{seed}"

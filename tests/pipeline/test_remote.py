@@ -12,6 +12,7 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 import yaml
+from google_crc32c import value as crc32c
 from toy_store import GRAPH, PASSES, RECORD, create, fill, images, tree, values
 from toy_store import filled as filled_store
 
@@ -19,7 +20,7 @@ from pipeline.errors import StoreError
 from pipeline.loading import windowed
 from pipeline.remote import RemoteError, RemotePath
 from pipeline.store import Reader, Store
-from pipeline.storefiles import place
+from pipeline.storefiles import place, seal, unseal
 from stages import cache as stage
 
 s3fs = pytest.importorskip("s3fs", reason="reads s3://; pip install '.[s3]'")
@@ -205,6 +206,23 @@ def test_a_pull_takes_no_damaged_block(tmp_path, bucket):
     chunk.write_bytes(data)
     stage.pull(source=store.folder, root=tmp_path, num_views=None)
     assert tree(ours.folder) == remote_tree(store.folder)
+
+
+@pytest.mark.parametrize("named", ["{outside}/made", "../../../outside/made", "targets.zarr/v000/../../../../../outside/made"])
+def test_a_pull_of_a_bucket_writes_what_a_mark_names_nowhere_but_in_its_block(tmp_path, bucket, named):
+    theirs = filled(bucket / "cache").folder
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    name, data = named.format(outside=outside), b"theirs" + crc32c(b"theirs").to_bytes(4, "little")
+    for key in (f"{theirs.key}/{name}", f"{theirs.key}{name}"):
+        RemotePath(theirs.protocol, key).write_bytes(data)
+    mark = sorted(theirs.glob("done/v000/*.json"))[0]
+    content = unseal(mark.read_bytes(), mark)
+    content["files"][name] = [len(data), f"{crc32c(b'theirs'):08x}"]
+    mark.write_bytes(seal(content, indent=None))
+    with pytest.raises(StoreError, match="names other files than those of its block"):
+        stage.pull(source=bucket / "cache", root=tmp_path / "here", num_views=None)
+    assert not [*outside.iterdir()] and {path.name for path in tmp_path.iterdir()} == {"here", "outside"}
 
 
 def test_list_and_rm_work_there(bucket):

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import yaml
 from google_crc32c import value as crc32c
-from test_cache_commands import GOLDEN, invoke
+from test_cache_commands import GOLDEN
+from test_cache_commands import invoke as invoked
 
 import pipeline
 from pipeline import config, study, submission
@@ -49,7 +50,10 @@ sys.addaudithook(_watch)
 
 
 def snapshot(folder):
-    return {str(path): (path.lstat().st_mtime_ns, path.read_bytes() if path.is_file() else b"") for path in sorted(folder.rglob("*"))}
+    """Every file, folder and link below, and what it holds; nothing that a link leads to."""
+    def content(path):
+        return os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+    return {str(path): (path.lstat().st_mtime_ns, content(path)) for path in sorted(folder.rglob("*"))}
 
 
 @pytest.fixture
@@ -71,6 +75,11 @@ def store(tmp_path):
     shutil.copytree(GOLDEN, tmp_path / "there")
     folder, = (tmp_path / "there/roads").glob("targets-*")
     return folder
+
+
+def invoke(*arguments, **options):
+    """Without progress, which a slow machine shows."""
+    return invoked("-q", *arguments, **options)
 
 
 def refused(result):
@@ -485,31 +494,25 @@ def test_verify_names_what_nothing_vouches_for(store):
 
 @pytest.mark.parametrize("kind", ["targets", "prepared"])
 @pytest.mark.parametrize("harm", ["mark", "field", "image", "link"])
-@pytest.mark.parametrize("command", [("train-student", "--student", "erfnet", "--method", "intra", "--seed", "0"), ("verify",),
-                                     ("verify", "--repair"), ("inspect", "--id"), ("cache-teacher",), ("prepare",)], ids=" ".join)
-def test_every_command_of_a_configuration_refuses_them(cached_experiment, tmp_path, outside, command, harm, kind):
-    from conftest import Experiment
-    folder = tmp_path / "experiment"
-    shutil.copytree(cached_experiment.folder, folder)
-    experiment = Experiment(folder)
+@pytest.mark.parametrize("command", ["train-student --student erfnet --method intra --seed 0", "verify", "verify --repair", "inspect --id",
+                                     "cache-teacher", "prepare"])
+def test_every_command_of_a_configuration_refuses_them(experiment, outside, command, harm, kind):
     store = experiment.store(kind)
     image = Store.open(store).images[0].id
-    harms = {"mark": mark_with(["{outside}/made"]), "image": image_called("../../outside/mine"),
-             "link": linked(f"{kind}.zarr/v000", "folder"),
-             "field": lambda store, outside: [field_named("{outside}/made")(store, outside) for _ in range(1)]}
     if harm == "field":                          # of all passes, as each command reads others
         for path in store.glob("passes/*.json"):
             reseal(path, lambda content: content["fields"].update({f"{outside}/made": next(iter(content["fields"].values()))}))
     else:
-        harms[harm](store, outside)
-    result = experiment.run(*command, *[image] * (command[-1] == "--id"))
-    reads = {"prepare": {"prepared"}, "cache-teacher": {"prepared", "targets"}}.get(command[0], {"prepared", "targets"})
-    fills = harm == "mark" and (command[0], kind) in (("prepare", "prepared"), ("cache-teacher", "targets"), ("verify", kind))
-    if kind in reads and not (fills and (command[0] != "verify" or "--repair" in command)):
-        assert result.exit_code == 1 and all("Error" in line or not line.startswith(" ") for line in result.stderr.splitlines())
-        assert "Error: " in result.stderr
-    elif fills:                                  # the block counts as missing, and is filled anew
-        assert result.exit_code == 0 and Store.open(store).verify() == []
+        {"mark": mark_with(["{outside}/made"]), "image": image_called("../../outside/mine"),
+         "link": linked(f"{kind}.zarr/v000", "folder")}[harm](store, outside)
+    result = experiment.run(*command.split(), *[image] * command.endswith("--id"))
+    fills = {"prepare": ["prepared"], "cache-teacher": ["targets"], "verify --repair": ["prepared", "targets"]}.get(command, [])
+    if command == "prepare" and kind == "targets":
+        assert result.exit_code == 0             # it reads none
+    elif kind in fills and (harm == "mark" or harm == "field" and "repair" in command):
+        assert result.exit_code == 0 and Store.open(store).verify() == []                # what lies counts as missing, and is made anew
+    else:
+        assert result.exit_code == 1 and "Error: " in result.stderr and str(store) in result.stderr
 
 
 # Lists and ids of datasets, which files are written under
@@ -610,13 +613,13 @@ def test_predict_leaves_out_a_picture_whose_name_leads_out(cached_experiment, tm
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for name in ("Camera 5 ü.png", "a\\..\\b.png", "line\nbreak.png"):
-        Image.new("RGB", (64, 48)).save(pictures / name)
+        Image.new("RGB", (410, 148)).save(pictures / name)
     out = tmp_path / "out"
     result = cached_experiment.run("predict", str(pictures), "--teacher", "--out", str(out), "--as", "ids")
     assert result.exit_code == 1 and "has a backslash; rename it" in result.stderr and "has a control character" in result.stderr
     assert [path.name for path in (out / "ids").iterdir()] == ["Camera 5 ü.png"]
     lone = tmp_path / "...png"
-    Image.new("RGB", (64, 48)).save(lone, "PNG")
+    Image.new("RGB", (410, 148)).save(lone, "PNG")
     result = cached_experiment.run("predict", str(lone), "--teacher", "--out", str(tmp_path / "other"))
     assert result.exit_code == 1 and [path.name for path in (tmp_path / "other").iterdir()] == ["predict.json"]
     shutil.copy(lone, tmp_path / "...mp4")
@@ -711,8 +714,8 @@ def test_class_names_ids_and_terms_stay_text_in_the_report():
                        num_features=1, features=[looks.Features(HOSTILE[1], looks._markup(drawing), 0.5)])
     html = page.render(name=HOSTILE[0], dataset=HOSTILE[1], split=HOSTILE[2], results=found, lines=lines, notes=notes, methods=methods,
                        cached=None, settings="\n".join(HOSTILE), looks=seen)
-    for tag in ("<script", "<img src=x", "onerror=alert(1)>", "<b>]", "49"):
-        assert tag not in html.replace("<b>{}</b>", ""), tag
+    for tag in ("<script", "<img src=x", "onerror=alert(1)>", "]]><b>"):
+        assert tag not in html, tag
     assert html.count("<img") == len(HOSTILE) and html.count("</svg>") == html.count("<svg")
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html and "{{ 7 * 7 }}" in html
 
