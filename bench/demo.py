@@ -114,7 +114,8 @@ def teacher_pass_seconds() -> float:
     """CPU seconds of the teacher's pass over the stored views: of one batch, times their number."""
     import torch
 
-    from pipeline import cache, config
+    from pipeline import config
+    from pipeline.teacher import cache
 
     torch.set_num_threads(1)
     cfg = config.load(CONFIG)

@@ -18,8 +18,10 @@ import numpy as np
 import torch
 
 from bench.machine import described, keep, ratio, turns, wait
-from pipeline import cache, config, plan, prepared, views as geometry
-from pipeline.store import Store
+from pipeline import config
+from pipeline.data import prepared, views as geometry
+from pipeline.store import Store, plan
+from pipeline.teacher import cache
 from stages.cache_teacher import Filler, Spec, rooted
 
 

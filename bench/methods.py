@@ -26,10 +26,12 @@ from torch import nn
 
 from bench.opened import Opened
 from bench.page import insert
-from pipeline import config, lookup, parity, plan, weights
+from pipeline import config, lookup, weights
 from pipeline.cli import main as pipeline_command
 from pipeline.config import Term, term_name
 from pipeline.files import write_json
+from pipeline.store import plan
+from pipeline.teacher import parity
 
 SEED = 0
 DEFAULT = Path(__file__).parents[1] / "configs" / "camvid-methods.yaml"

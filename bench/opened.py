@@ -9,12 +9,13 @@ from typing import Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeline import cache, prepared
 from pipeline.config import Config, Plugin, Term
-from pipeline.live import live_targets
-from pipeline.loading import CachedTargets, Loader
+from pipeline.data import prepared
 from pipeline.models.base import set_precision
 from pipeline.store import Reader
+from pipeline.teacher import cache
+from pipeline.teacher.online import live_targets
+from pipeline.training.loading import CachedTargets, Loader
 
 @dataclass(frozen=True)
 class Opened:

@@ -19,8 +19,10 @@ import torch
 
 from bench.opened import Opened
 from bench.page import insert
-from pipeline import config, parity, plan, weights
+from pipeline import config, weights
+from pipeline.store import plan
 from pipeline.targets.base import TargetType
+from pipeline.teacher import parity
 
 
 def variants(target: TargetType) -> dict[str, TargetType]:

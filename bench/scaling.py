@@ -26,12 +26,14 @@ import numpy as np
 import torch
 
 from bench.machine import described, keep, turns
-from pipeline import cache, config, executors, plan, prepared, weights
-from pipeline.losses.base import Batch
+from pipeline import config, weights
+from pipeline.data import prepared
 from pipeline.lookup import find_class
+from pipeline.losses.base import Batch
 from pipeline.models.base import Output
-from pipeline.store import ImageRow, Pass, Reader, Store
+from pipeline.store import ImageRow, Pass, Reader, Store, executors, plan
 from pipeline.targets.base import Context
+from pipeline.teacher import cache
 from stages.cache_teacher import Filler, Spec, rooted
 from stages.plan import settled
 

@@ -16,11 +16,14 @@ from pathlib import Path
 import torch
 
 from bench.machine import described, keep, ratio, turns, wait
-from pipeline import cache, config, prepared, training as steps
-from pipeline.live import live_targets
-from pipeline.loading import CachedTargets, Loader, ahead
+from pipeline import config
+from pipeline.data import prepared
 from pipeline.models.base import set_precision
 from pipeline.store import Reader, Store
+from pipeline.teacher import cache
+from pipeline.teacher.online import live_targets
+from pipeline.training import step as steps
+from pipeline.training.loading import CachedTargets, Loader, ahead
 
 BUSY_STEPS = 30
 

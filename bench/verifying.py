@@ -18,8 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import plan, verification
-from pipeline.store import ImageRow, Pass, Store
+from pipeline.store import ImageRow, Pass, Store, plan, verification
 from pipeline.targets.base import Field
 
 MAPS = Pass("attention", {"type": "attention"}, {"energy": Field((26, 122), "float16", ("y26", "x122"))})

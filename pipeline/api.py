@@ -25,17 +25,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
-from pipeline import cache as caches, config, prepared, records, views as geometry
+from pipeline import config, records
+from pipeline.data import prepared, views as geometry
 from pipeline.errors import ConfigError, StoreError
 from pipeline.identity import difference, listed
-from pipeline.loading import permutation, surveyed
 from pipeline.later import fill_in
 from pipeline.lookup import did_you_mean, find_class
 from pipeline.losses.base import Batch, LossModule
 from pipeline.models.base import Output
-from pipeline.store import Pass, Reader, Store, store_folder
-from pipeline.storefiles import AnyPath, local, place
+from pipeline.store import Pass, Reader, Store
+from pipeline.store.files import AnyPath, local, place
+from pipeline.store.store import store_folder
 from pipeline.targets.base import Context, Field, TargetType
+from pipeline.teacher import cache as caches
+from pipeline.training.loading import permutation, surveyed
 
 Memory = Literal["auto", "ram", "disk"]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import PipelineError, StoreError
 
 if TYPE_CHECKING:
-    from pipeline.remote import RemotePath
+    from pipeline.store.remote import RemotePath
 
 NAME = re.compile(r"\w[\w .,+=()-]*")            # letters and digits of any script
 NAME_BYTES = 100                                 # two names and a seed fit into the 255 bytes of a file's name

@@ -25,9 +25,9 @@ NOT_COUNTED = {
     # values, which the record holds, and records
     "pipeline.config", "pipeline.identity", "pipeline.later", "pipeline.paths", "pipeline.records",
     # rows, whose digests the record holds
-    "pipeline.cache", "pipeline.prepared", "pipeline.reader", "pipeline.store", "pipeline.storefiles",
+    "pipeline.teacher.cache", "pipeline.data.prepared", "pipeline.store.reader", "pipeline.store", "pipeline.store.files",
     # weights to start from and the teacher in the loop: the stage names these modules where a run uses them
-    "pipeline.live", "pipeline.weights",
+    "pipeline.teacher.online", "pipeline.weights",
 }
 NO_MEANING = {"ctx", "kind", "type_comment"}            # of a syntax tree's fields: they repeat what stands elsewhere
 

@@ -11,16 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import cache, executors, plan, prepared, views as geometry
 from pipeline.config import Plugin, Prepare, Teacher, Views
+from pipeline.data import prepared, views as geometry
 from pipeline.errors import StoreError
 from pipeline.files import write_json
 from pipeline.identity import listed
 from pipeline.models.base import set_precision
 from pipeline.progress import Progress
-from pipeline.store import Pass, Reader, Store, runs
 from pipeline.stopping import Stopped
-from pipeline.storefiles import locked, view_name
+from pipeline.store import Pass, Reader, Store, executors, plan
+from pipeline.store.files import locked, view_name
+from pipeline.store.store import runs
+from pipeline.teacher import cache
 
 
 def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin],

@@ -2,8 +2,8 @@
 
 from typing import Sequence
 
-from pipeline import doctor
 from pipeline.config import Plugin
+from pipeline.data import doctor
 from pipeline.errors import DatasetError
 from pipeline.progress import Progress
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import official, prediction, submission, trained
 from pipeline.config import Evaluate, Plugin, Prepare, Training
+from pipeline.data.frames import require_rows
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import DatasetError
 from pipeline.files import write_json
-from pipeline.frames import require_rows
 from pipeline.identity import sha256
 from pipeline.metrics.names import WORDS
 from pipeline.metrics.segmentation import Confusion
 from pipeline.models.base import ModelBase
 from pipeline.progress import Progress
+from pipeline.scoring import load as trained, predict as prediction, scores as official, submission
 
 PICTURES = 6
 

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import exporting, trained, weights
+from pipeline import weights
 from pipeline.config import Plugin, Prepare, Training
+from pipeline.data.frames import frame
 from pipeline.datasets.base import DatasetBase
+from pipeline.deployment import onnx as exporting
 from pipeline.errors import PipelineError
 from pipeline.files import plain
-from pipeline.frames import frame
 from pipeline.identity import identity_digest
+from pipeline.scoring import load as trained
 
 
 def run(*, dataset: Plugin, prepare: Prepare, training: Training | None, model: Plugin, weights_file: Path, out: Path,

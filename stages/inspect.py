@@ -6,12 +6,14 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline import cache, pictures, plan, prepared, views as geometry
 from pipeline.config import Plugin, Prepare, Teacher, Views
+from pipeline.data import prepared, views as geometry
 from pipeline.errors import StoreError
 from pipeline.identity import listed
 from pipeline.lookup import did_you_mean
-from pipeline.store import Reader, Store
+from pipeline.reporting import record_pictures as pictures
+from pipeline.store import Reader, Store, plan
+from pipeline.teacher import cache
 
 
 def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], weights_file: Path,

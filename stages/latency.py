@@ -13,10 +13,11 @@ from typing import Callable
 import numpy as np
 import torch
 
-from pipeline import exporting, trained
 from pipeline.config import Plugin, Prepare, Training
+from pipeline.deployment import onnx as exporting
 from pipeline.models.base import set_precision
 from pipeline.progress import Progress
+from pipeline.scoring import load as trained
 
 WARM_UP = 5
 CUDA = "CUDAExecutionProvider"

@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import cache, plan, prepared, training as steps, views as geometry
 from pipeline.config import Plugin, Prepare, Teacher, Training, Views
+from pipeline.data import prepared, views as geometry
 from pipeline.errors import StoreError
 from pipeline.models.base import ModelBase, set_precision
 from pipeline.progress import say
-from pipeline.store import ImageRow, Reader, Store
-from pipeline.storefiles import AnyPath, local
+from pipeline.store import ImageRow, Reader, Store, plan
+from pipeline.store.files import AnyPath, local
+from pipeline.teacher import cache
+from pipeline.training import step as steps
 
 MEASURE_S = 4.0                                  # for each of the things measured
 WRITTEN_VIEWS = 16                               # at most

@@ -4,21 +4,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Iterable, Iterator
 
-from pipeline import footage, prediction, trained, weights
+from pipeline import weights
 from pipeline.config import Plugin, Prepare, Training
+from pipeline.data.frames import leaves_rows
+from pipeline.deployment import media as footage
+from pipeline.deployment.outputs import Writer
 from pipeline.errors import DatasetError, PipelineError
 from pipeline.files import plain, read_json, write_json
-from pipeline.frames import leaves_rows
 from pipeline.identity import difference, listed
-from pipeline.outputs import Writer
-from pipeline.prediction import Sample, ahead
 from pipeline.progress import Progress
+from pipeline.scoring import load as trained, predict as prediction
+from pipeline.scoring.predict import Sample, ahead
 
 
 def run(*, dataset: Plugin, prepare: Prepare, training: Training | None, model: Plugin, weights_file: Path, place: Path,
         out: Path, kinds: tuple[str, ...], crop_top: int | None, device: str, batch: int, workers: int,
         flip_average: bool = False) -> str:
-    """Writes the frames of `place`, each at its own resolution, below `out` as `kinds` ask (pipeline/outputs.py).
+    """Writes the frames of `place`, each at its own resolution, below `out` as `kinds` ask (pipeline/deployment/outputs.py).
 
     A frame that can't be read doesn't stop the others; at the end DatasetError lists all such. `crop_top` are rows to cut
     at the top, if not the dataset's own. Raises PipelineError if `out` holds anything but an earlier time of the same.

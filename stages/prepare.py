@@ -6,14 +6,14 @@ from typing import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from pipeline import executors, plan, prepared
 from pipeline.config import Plugin, Prepare
+from pipeline.data import prepared
 from pipeline.errors import DatasetError, StoreError
 from pipeline.files import write_json
 from pipeline.progress import Progress, say
-from pipeline.store import ImageRow, Store
 from pipeline.stopping import Stopped
-from pipeline.storefiles import append, local, locked, write, writing
+from pipeline.store import ImageRow, Store, executors, plan
+from pipeline.store.files import append, local, locked, write, writing
 
 
 def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers: int,

@@ -20,7 +20,7 @@ def run(*, dataset: Plugin, prepare: Prepare, teacher: Teacher, targets: dict[st
     lines, notes = table.lines(found, found.metric, methods)
     looks = None
     if device is not None:
-        from pipeline.reporting import looks as looking
+        from pipeline.reporting import feature_pictures as looking
 
         looks = looking.look(dataset.build(), evaluate.split, prepare, teacher, targets, students, training, found, runs,
                              weights_file, device)

@@ -7,7 +7,6 @@ from typing import Collection, Sequence
 
 import numpy as np
 
-from pipeline import official
 from pipeline.config import Plugin
 from pipeline.datasets._images import read_index_png, require_size
 from pipeline.datasets._lists import found_files
@@ -16,8 +15,9 @@ from pipeline.errors import ConfigError, DatasetError
 from pipeline.metrics import culane as culane_metric, llamas as llamas_metric
 from pipeline.metrics.segmentation import Confusion
 from pipeline.paths import below
-from pipeline.prediction import ahead
 from pipeline.progress import Progress, say
+from pipeline.scoring import scores as official
+from pipeline.scoring.predict import ahead
 
 FOREIGN = 254                   # an official id without a train id, as a prediction: wrong wherever it stands
 

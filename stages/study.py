@@ -19,16 +19,17 @@ from typing import Callable
 
 import numpy as np
 
-from pipeline import cache, plan, prepared
 from pipeline.config import Config, Evaluate, Plugin, Training
+from pipeline.data import prepared
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import read_json, write_json, write_text, write_tsv
 from pipeline.identity import listed, sha256
-from pipeline.live import live_targets
 from pipeline.progress import Progress
+from pipeline.reporting.study import Arm, Study, asked, otherwise, remarks, table, verdict
 from pipeline.stopping import Stopped, stoppable
-from pipeline.store import Reader
-from pipeline.study import Arm, Study, asked, otherwise, remarks, table, verdict
+from pipeline.store import Reader, plan
+from pipeline.teacher import cache
+from pipeline.teacher.online import live_targets
 
 
 @dataclass(frozen=True, kw_only=True)

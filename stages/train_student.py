@@ -3,14 +3,17 @@
 import sys
 from pathlib import Path
 
-from pipeline import cache, distributed, live as live_module, lookup, prepared, records, runs, training as steps
+from pipeline import lookup, records
 from pipeline.config import Plugin, Prepare, Teacher, Term, Training, Views
+from pipeline.data import prepared
 from pipeline.errors import ConfigError
-from pipeline.loading import CachedTargets, Loader
 from pipeline.models import _scaled
 from pipeline.models.base import set_precision
 from pipeline.progress import detail
 from pipeline.store import Reader
+from pipeline.teacher import cache, online as live_module
+from pipeline.training import distributed, run as runs, step as steps
+from pipeline.training.loading import CachedTargets, Loader
 
 
 def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], training: Training,

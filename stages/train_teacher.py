@@ -3,14 +3,17 @@
 import sys
 from pathlib import Path
 
-from pipeline import cache, distributed, lookup, prepared, records, runs, training as steps, weights
+from pipeline import lookup, records, weights
 from pipeline.config import Plugin, Prepare, Teacher, Training, Views
+from pipeline.data import prepared
+from pipeline.data.frames import canvas
 from pipeline.files import write_json
-from pipeline.frames import canvas
-from pipeline.loading import Loader
 from pipeline.models.base import set_precision
 from pipeline.progress import detail, say
 from pipeline.store import Reader
+from pipeline.teacher import cache
+from pipeline.training import distributed, run as runs, step as steps
+from pipeline.training.loading import Loader
 
 
 def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, teacher_training: Training | None, root: Path,

@@ -5,16 +5,17 @@ from pathlib import Path
 
 import torch
 
-from pipeline import cache, parity, prepared
 from pipeline.config import Plugin, Prepare, Teacher, Term, Training, Views, term_name
+from pipeline.data import prepared
 from pipeline.errors import StoreError
-from pipeline.live import live_targets
-from pipeline.loading import CachedTargets, Loader
 from pipeline.models.base import set_precision
 from pipeline.progress import Progress
 from pipeline.store import Reader, Store
-from pipeline.storefiles import AnyPath, locked, note
-from pipeline.verification import gaps, repair, table, unvouched, verify
+from pipeline.store.files import AnyPath, locked, note
+from pipeline.store.verification import gaps, repair, table, unvouched, verify
+from pipeline.teacher import cache, parity
+from pipeline.teacher.online import live_targets
+from pipeline.training.loading import CachedTargets, Loader
 
 
 def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], training: Training,

@@ -50,17 +50,17 @@ PLUGINS = {
     "report": [],
 }
 # a dataset's reading is behind the prepared store's report, which later stages depend on; the stores' code checks itself
-STORE = ["pipeline/store.py", "pipeline/storefiles.py", "pipeline/reader.py", "pipeline/identity.py"]
+STORE = ["pipeline/store/store.py", "pipeline/store/files.py", "pipeline/store/reader.py", "pipeline/identity.py"]
 BEHIND_A_REPORT = {
-    "train-teacher": ["pipeline/datasets", *STORE, "pipeline/prepared.py", "pipeline/frames.py", "pipeline/cache.py",
+    "train-teacher": ["pipeline/datasets", *STORE, "pipeline/data/prepared.py", "pipeline/data/frames.py", "pipeline/teacher/cache.py",
                       "pipeline/targets/base.py", "pipeline/losses/base.py", "pipeline/targets/__init__.py",
                       "pipeline/losses/__init__.py"],
-    "cache-teacher": ["pipeline/datasets", "pipeline/prepared.py", "pipeline/frames.py", "pipeline/plan.py",
-                      "pipeline/executors.py", "pipeline/weights.py"],
-    "train-student": ["pipeline/datasets", *STORE, "pipeline/prepared.py", "pipeline/frames.py", "pipeline/cache.py",
+    "cache-teacher": ["pipeline/datasets", "pipeline/data/prepared.py", "pipeline/data/frames.py", "pipeline/store/plan.py",
+                      "pipeline/store/executors.py", "pipeline/weights.py"],
+    "train-student": ["pipeline/datasets", *STORE, "pipeline/data/prepared.py", "pipeline/data/frames.py", "pipeline/teacher/cache.py",
                       "pipeline/weights.py"],
-    "evaluate": ["pipeline/datasets", "pipeline/identity.py", "pipeline/views.py", "pipeline/weights.py"],
-    "evaluate-teacher": ["pipeline/datasets", "pipeline/identity.py", "pipeline/views.py", "pipeline/weights.py"],
+    "evaluate": ["pipeline/datasets", "pipeline/identity.py", "pipeline/data/views.py", "pipeline/weights.py"],
+    "evaluate-teacher": ["pipeline/datasets", "pipeline/identity.py", "pipeline/data/views.py", "pipeline/weights.py"],
 }
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import cache, config, prepared
+from pipeline import config
+from pipeline.data import prepared
 from pipeline.datasets.folder import EXAMPLE
 from pipeline.files import plain
 from pipeline.identity import identity_digest
+from pipeline.teacher import cache
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GOLDEN = Path(__file__).parent / "golden" / "identities.json"

@@ -28,7 +28,7 @@ def test_only_the_command_line_knows_click_and_the_stages():
 
 
 def test_only_the_store_knows_zarr():
-    assert importers("zarr") == {"pipeline/storefiles.py"}
+    assert importers("zarr") == {"pipeline/store/files.py"}
 
 
 def test_plugins_know_no_file_of_the_machinery():

@@ -15,8 +15,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline import cache, config, plan, prepared
+from pipeline import config
+from pipeline.data import prepared
 from pipeline.datasets.folder import EXAMPLE
+from pipeline.store import plan
+from pipeline.teacher import cache
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PAPER = {   # train_images: the paper's Table 1; positions: of the teacher's stride-8 maps
@@ -129,7 +132,7 @@ def test_views_are_mirrored_only_where_the_dataset_says_how(name, tmp_path):
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_background_is_weighted_only_where_there_is_one(name, tmp_path):
-    from pipeline.training import class_weights
+    from pipeline.training.step import class_weights
     cfg = loaded(name)
     dataset = dataset_of(cfg, tmp_path)
     for training in (cfg.training, cfg.teacher_training):

@@ -30,7 +30,7 @@ def place(text: str):
     """A path, or a URL of object storage, which pathlib would spoil."""
     if "://" not in str(text):
         return Path(text)
-    from pipeline.storefiles import place
+    from pipeline.store.files import place
     return place(text)
 
 

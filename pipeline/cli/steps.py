@@ -50,7 +50,7 @@ def doctor(config, overrides, splits, workers):
     \b
     $ pipeline doctor configs/demo.yaml
     """
-    from pipeline.cache import needs_labels
+    from pipeline.teacher.cache import needs_labels
     from stages import doctor as stage
     cfg = options.load(config, overrides)
     click.echo(stage.run(dataset=cfg.dataset, splits=splits, workers=workers, needs_labels=needs_labels(cfg),
@@ -74,7 +74,7 @@ def prepare(config, overrides, root, workers, skip_bad):
     $ pipeline prepare configs/demo.yaml
     """
     with options.stoppable():
-        from pipeline.cache import needs_labels
+        from pipeline.teacher.cache import needs_labels
         from stages import prepare as stage
         cfg = options.load(config, overrides)
         click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, root=root, workers=workers, skip_bad=skip_bad,
@@ -261,7 +261,7 @@ def study(study, root, device, jobs):
     $ pipeline study configs/studies/camvid-120.yaml --jobs 2
     """
     with options.stoppable():
-        from pipeline.study import read
+        from pipeline.reporting.study import read
         from stages import evaluate, study as stage, train_student
         found = read(study)
         click.echo(stage.run(study=found, root=root, weights_file=options.teacher_weights(found.config), runs=Path("runs"),

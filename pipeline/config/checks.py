@@ -59,7 +59,7 @@ def check_students(students: Mapping[str, Plugin], prepare: Prepare) -> Iterator
         if find_class("models", student.name).uses_labels:
             yield f"students.{name}", f"{student.name} answers from the labels it is shown and can only teach; choose another"
         if "input_scale" in student.args:
-            from pipeline.frames import canvas
+            from pipeline.data.frames import canvas
             from pipeline.models._scaled import misfit
             if fault := misfit(find_class("models", student.name), student.args, canvas(prepare.size), student.args["input_scale"]):
                 yield f"students.{name}.input_scale", fault

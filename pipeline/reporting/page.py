@@ -20,7 +20,7 @@ TEACHER_SHADE = "#c0a020"
 
 def render(*, name: str, dataset: str, split: str, results: Results, lines: Sequence[Line], notes: Sequence[str],
            methods: Mapping[str, Sequence[Term]], cached: Cached | None, settings: str, looks: Any) -> str:
-    """`looks` is what the networks were made to show (`pipeline.reporting.looks`), or None."""
+    """`looks` is what the networks were made to show (`pipeline.reporting.feature_pictures`), or None."""
     import jinja2
     from markupsafe import Markup
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipeline.config import Term
 from pipeline.identity import listed
 from pipeline.reporting.results import Results, Run, apart
-from pipeline.statistics import LEAST_GAP, Difference, compare, gap_closed, spread
+from pipeline.reporting.statistics import LEAST_GAP, Difference, compare, gap_closed, spread
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import pipeline
-from pipeline import cache as caches, config, prepared, training as steps
+from pipeline import config
 from pipeline.api import Cache
+from pipeline.data import prepared
 from pipeline.errors import ConfigError, StoreError
-from pipeline.loading import CachedTargets, Loader
 from pipeline.store import Reader, Store
+from pipeline.teacher import cache as caches
+from pipeline.training import step as steps
+from pipeline.training.loading import CachedTargets, Loader
 
 ROOT = Path(__file__).parents[2]
 

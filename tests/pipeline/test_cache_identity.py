@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import cache
 from pipeline.config import Plugin, Prepare, Teacher, Views
+from pipeline.teacher import cache
 
 
 def identity(mirror, flip_average, permutation, lanes=None):

@@ -10,7 +10,7 @@ import yaml
 from pipeline import config
 from pipeline.errors import ConfigError
 from pipeline.files import plain
-from pipeline.training import weight_at
+from pipeline.training.step import weight_at
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 

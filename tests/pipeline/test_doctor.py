@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.data.doctor import Fault, check, fault_of
 from pipeline.datasets.folder import EXAMPLE, Dataset
-from pipeline.doctor import Fault, check, fault_of
 from pipeline.errors import DatasetError
 
 

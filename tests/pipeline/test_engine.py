@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from toy_store import GRAPH, MATRIX, PASSES, VIEWS, filled, images
 
-from pipeline import training as steps
 from pipeline.config import Photometric, Training
 from pipeline.errors import ConfigError
-from pipeline.loading import Loader, ahead
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output
 from pipeline.store import Reader
+from pipeline.training import step as steps
+from pipeline.training.loading import Loader, ahead
 
 TRAINING = Training(steps=20, batch=4, lr=0.1, momentum=0.9, weight_decay=1e-4, power=0.9, background_weight=0.4,
                     existence_weight=0.0, fresh_views=False, precision="fp32",
@@ -71,7 +71,7 @@ def test_two_processes_train_as_one_does_at_the_same_batch(tmp_path):
     script.write_text(
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
         "import test_engine as t, torch\n"
-        "from pipeline import distributed\n"
+        "from pipeline.training import distributed\n"
         "assert distributed.start('cpu') == 'cpu'\n"
         "rank, count = distributed.share()\n"
         "assert count == 2 and distributed.first() == (rank == 0)\n"
@@ -219,7 +219,7 @@ def test_rows_on_the_device_are_those_on_disk_and_the_log_says_where_they_are(tm
 
 
 def test_shares_of_a_batch_are_the_batch(cached_experiment):
-    from pipeline import prepared
+    from pipeline.data import prepared
     from pipeline.store import Store
     cfg = cached_experiment.load()
     cfg.dataset.args["root"] = str(cached_experiment.folder / cfg.dataset.args["root"])

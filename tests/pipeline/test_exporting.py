@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import exporting
+from pipeline.data.frames import canvas, frame
+from pipeline.deployment import onnx as exporting
 from pipeline.errors import PipelineError
-from pipeline.frames import canvas, frame
 from pipeline.lookup import find_class
 
 onnx = pytest.importorskip("onnx")

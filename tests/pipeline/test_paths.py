@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.errors import DatasetError, StoreError
 from pipeline.paths import below, id_fault, name_fault, path_fault
-from pipeline.remote import RemotePath
-from pipeline.storefiles import append, locked, write, writing
+from pipeline.store.files import append, locked, write, writing
+from pipeline.store.remote import RemotePath
 
 IDS = ["driver_23_30frame/05151649_0422.MP4/00000", "Record001/Camera 5/171206_025742296_Camera_5", "a.b/c..d/...e", "seq/00 ü.png",
        "日本/写真 1", "a b", "#", '"', "C", "CC:/x", "~/x", "%2e%2e/x", "-rf", "name \udcff", "ab:c/d", "x/{{7*7}}", "<b>/&amp;"]

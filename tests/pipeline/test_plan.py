@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from toy_store import GRAPH, MATRIX, filled
 
-from pipeline import plan
+from pipeline.store import plan
 
 CONTEXT = SimpleNamespace(size=(16, 24), num_classes=3, channels={"mid": 4, "high": 8}, grids={"mid": (4, 6), "high": (2, 3)})
 

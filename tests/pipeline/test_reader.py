@@ -11,9 +11,9 @@ import zarr
 from toy_store import GRAPH, MATRIX, PASSES, VIEWS, create, fill, filled, images, values
 
 from pipeline.errors import StoreError
-from pipeline.reader import free_bytes
-from pipeline.store import Reader, Store
-from pipeline.storefiles import ImageRow, images_tsv, parse_images, seal, unseal
+from pipeline.store import ImageRow, Reader, Store
+from pipeline.store.files import images_tsv, parse_images, seal, unseal
+from pipeline.store.reader import free_bytes
 
 IDS = [row.id for row in images(10)]
 
@@ -46,7 +46,7 @@ def test_rows_are_those_that_were_written_and_those_zarr_reads(tmp_path, codec, 
 
 
 def test_chunks_smaller_than_a_block_are_read_at_the_right_place(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.store.MAX_CHUNK_BYTES", 100)      # two graphs, or two matrices, a file
+    monkeypatch.setattr("pipeline.store.store.MAX_CHUNK_BYTES", 100)      # two graphs, or two matrices, a file
     store = filled(tmp_path, 10)
     rows = {name: array.chunk_rows for name, array in store.arrays("v000", GRAPH.folder).items()}
     assert rows == {"graph": 2, "graph_crc": 4, "cells": 4, "cells_crc": 4}

@@ -94,7 +94,7 @@ def test_what_a_stage_loads_counts_or_is_named_with_a_reason(stage, names):
     code = (f"import importlib, json, sys\nfor name in {list(names)}: importlib.import_module(name)\n"
             "print(json.dumps([n for n in sys.modules if n.split('.')[0] in ('pipeline', 'stages')]))")
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout)
-    behind = {"pipeline.plan", "pipeline.executors", "pipeline.verification", "pipeline.remote", "pipeline.frames",
+    behind = {"pipeline.store.plan", "pipeline.store.executors", "pipeline.store.verification", "pipeline.store.remote", "pipeline.data.frames",
               "pipeline.models._flipped"}        # loaded by modules that do not count, for the rows that those answer for
     packages = {"stages", "pipeline.datasets", "pipeline.losses", "pipeline.models", "pipeline.targets"}         # docstrings
     assert set(loaded) - packages <= set(records.modules_of(*names)) | records.NOT_COUNTED | behind
@@ -105,8 +105,8 @@ def test_what_a_stage_loads_counts_or_is_named_with_a_reason(stage, names):
 
 
 def test_a_run_with_the_teacher_in_the_loop_counts_the_teachers_code():
-    assert not {"pipeline.live", "pipeline.cache"} & set(records.modules_of(*STUDENT))
-    assert {"pipeline.live", "pipeline.cache"} <= set(records.modules_of(*STUDENT, "pipeline.live", "pipeline.cache"))
+    assert not {"pipeline.teacher.online", "pipeline.teacher.cache"} & set(records.modules_of(*STUDENT))
+    assert {"pipeline.teacher.online", "pipeline.teacher.cache"} <= set(records.modules_of(*STUDENT, "pipeline.teacher.online", "pipeline.teacher.cache"))
 
 
 ODD = '''

@@ -17,10 +17,10 @@ from toy_store import GRAPH, PASSES, RECORD, create, fill, images, tree, values
 from toy_store import filled as filled_store
 
 from pipeline.errors import StoreError
-from pipeline.loading import windowed
-from pipeline.remote import RemoteError, RemotePath
 from pipeline.store import Reader, Store
-from pipeline.storefiles import place, seal, unseal
+from pipeline.store.files import place, seal, unseal
+from pipeline.store.remote import RemoteError, RemotePath
+from pipeline.training.loading import windowed
 from stages import cache as stage
 
 s3fs = pytest.importorskip("s3fs", reason="reads s3://; pip install '.[s3]'")

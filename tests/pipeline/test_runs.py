@@ -4,9 +4,10 @@ import pytest
 import torch
 from test_engine import step
 
-from pipeline import lookup, records, runs
+from pipeline import lookup, records
 from pipeline.errors import PipelineError
 from pipeline.files import plain
+from pipeline.training import run as runs
 
 
 def test_code_digests_follow_what_a_plugin_takes_from_other_plugin_files(monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.statistics import compare, gap_closed, paired, spread, welch
+from pipeline.reporting.statistics import compare, gap_closed, paired, spread, welch
 
 
 def drawn(count, mean, sd, seed):

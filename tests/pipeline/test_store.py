@@ -13,9 +13,9 @@ from google_crc32c import value as crc32c
 from toy_store import GRAPH, MATRIX, PASSES, RECORD, VIEWS, create, fill, filled, images, tree, values
 
 from pipeline.errors import StoreError
-from pipeline.identity import difference
-from pipeline.store import ImageRow, Pass, Store, digest_array, identity_digest
-from pipeline.storefiles import Array, codec_chain, row_crcs
+from pipeline.identity import difference, digest_array, identity_digest
+from pipeline.store import ImageRow, Pass, Store
+from pipeline.store.files import Array, codec_chain, row_crcs
 from pipeline.targets.base import Field
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline import training as steps
 from pipeline.config import Photometric, Plugin, Term, Training
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import ConfigError
-from pipeline.loading import photometric
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output
+from pipeline.training import step as steps
+from pipeline.training.loading import photometric
 
 SETTINGS = Training(steps=10, batch=2, lr=0.1, momentum=0.9, weight_decay=1e-4, power=0.9, background_weight=0.4,
                     existence_weight=0.0, fresh_views=False, precision="fp32", photometric=Photometric(brightness=0, contrast=0, noise=0),

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from toy_store import GRAPH, MATRIX, VIEWS, create, fill, filled, images, values
 
-from pipeline import verification
-from pipeline.store import Pass
+from pipeline.store import Pass, verification
 from pipeline.targets.base import Field
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import views
 from pipeline.config import Views
+from pipeline.data import views
 
 SIZE = (16, 24)
 SECTION = Views(count=4, seed=3, scale=(0.8, 1.2), rotate_deg=10.0, shift=0.1, mirror=True)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from toy_store import GRAPH, VIEWS, filled, images, values
 
-from pipeline import prepared
+from pipeline.data import prepared
 from pipeline.errors import ConfigError
-from pipeline.loading import Loader, permutation, windowed
 from pipeline.store import Reader, Store
+from pipeline.training.loading import Loader, permutation, windowed
 
 IDS = [row.id for row in images(30)]
 

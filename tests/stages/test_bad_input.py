@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import cache
 from pipeline.models.base import Output
 from pipeline.store import Store
 from pipeline.targets.base import Context
+from pipeline.teacher import cache
 
 
 def frame(experiment, number):

@@ -16,8 +16,8 @@ from PIL import Image
 import layouts
 from pipeline import config, weights
 from pipeline.cli import main
+from pipeline.data.frames import canvas, frame
 from pipeline.datasets.roads import Dataset as Roads
-from pipeline.frames import canvas, frame
 from pipeline.metrics import culane, llamas
 from pipeline.metrics.segmentation import Confusion
 from pipeline.models.base import ModelBase, Output

@@ -41,7 +41,7 @@ def combined(experiment):
 
 
 def test_every_loss_at_once_resumes_to_the_same_bits(combined, monkeypatch):
-    from pipeline.training import Step
+    from pipeline.training.step import Step
     assert combined.train("every").exit_code == 0
     run = combined.folder / "runs/toy/erfnet-every-0"
     unbroken = {name: (run / name).read_bytes() for name in ("weights.safetensors", "curves.tsv", "norms.tsv")}

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_killed import content, marks
 
-from pipeline import executors
 from pipeline.errors import PipelineError, StoreError
+from pipeline.store import executors
 from stages.cache_teacher import Filler
 
 ROOT = Path(__file__).parents[2]

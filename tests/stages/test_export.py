@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import exporting, trained
-from pipeline.frames import frame
-from pipeline.prediction import scores
+from pipeline.data.frames import frame
+from pipeline.deployment import onnx as exporting
+from pipeline.scoring import load as trained
+from pipeline.scoring.predict import scores
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

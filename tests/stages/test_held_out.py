@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import cache, prepared
 from pipeline.config import term_name
+from pipeline.data import prepared
 from pipeline.errors import ConfigError
-from pipeline.loading import CachedTargets, Loader, surveyed
 from pipeline.store import Reader, Store
-from pipeline.training import Step
+from pipeline.teacher import cache
+from pipeline.training.loading import CachedTargets, Loader, surveyed
+from pipeline.training.step import Step
 
 
 def loader_of(experiment, names=()):

@@ -17,16 +17,18 @@ from test_cache_commands import GOLDEN
 from test_cache_commands import invoke as invoked
 
 import pipeline
-from pipeline import config, study, submission
+from pipeline import config
 from pipeline.config import load
 from pipeline.datasets import apolloscape, camvid, culane
+from pipeline.deployment.outputs import save
 from pipeline.errors import ConfigError, DatasetError, PipelineError, StoreError
 from pipeline.identity import identity_digest
 from pipeline.metrics import culane as culane_metric
-from pipeline.outputs import save
-from pipeline.prediction import Answer
-from pipeline.store import Store
-from pipeline.storefiles import ImageRow, images_tsv, parse_images, seal, unseal
+from pipeline.reporting import study
+from pipeline.scoring import submission
+from pipeline.scoring.predict import Answer
+from pipeline.store import ImageRow, Store
+from pipeline.store.files import images_tsv, parse_images, seal, unseal
 
 # What happens outside: every file that is opened, listed, made, renamed or removed there, through whatever link
 
@@ -689,9 +691,8 @@ HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</svg
 
 
 def test_class_names_ids_and_terms_stay_text_in_the_report():
-    from pipeline.reporting import looks, page, results, table
+    from pipeline.reporting import feature_pictures as looks, page, record_pictures as pictures, results, table
     from pipeline.reporting.charts import new_figure, svg
-    from pipeline import pictures
 
     figure, axes = new_figure(3, 3)
     count = len(HOSTILE)
@@ -721,7 +722,7 @@ def test_class_names_ids_and_terms_stay_text_in_the_report():
 
 
 def test_a_record_is_drawn_with_whatever_names(tmp_path):
-    from pipeline import pictures
+    from pipeline.reporting import record_pictures as pictures
     dataset = SimpleNamespace(classes=HOSTILE, colours=[(0, 0, 0)] * len(HOSTILE), background=0)
     count = len(HOSTILE)
     figure = pictures.record_figure("$\\frac{1}$ <id>", np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8), None, {},

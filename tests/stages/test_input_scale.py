@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from pipeline import cache, weights
+from pipeline import weights
+from pipeline.teacher import cache
 from test_every_loss import every_term, TARGETS
 
 NAMED = ("--student", "small", "--method", "intra", "--seed", "0")

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from pipeline import cache, plan
-from pipeline.plan import Cost as plan_cost
 from pipeline.progress import Progress
+from pipeline.store import plan
+from pipeline.store.plan import Cost as plan_cost
+from pipeline.teacher import cache
 
 
 def test_a_plan_says_what_the_fill_then_weighs(cached_experiment):
@@ -46,7 +47,7 @@ def test_a_plan_counts_what_writing_takes_each_time(cached_experiment, monkeypat
     """A block that is whole is not written again, so a second write of the same one would take no time."""
     import time
 
-    from pipeline import store
+    from pipeline.store import store
     from stages import plan as stage
     costs, write = [], store.write
 

@@ -35,7 +35,7 @@ def test_every_stage_run_again_does_nothing_and_changes_nothing(experiment):
 
 
 def test_an_interrupted_run_ends_in_the_weights_of_an_unbroken_one(experiment, monkeypatch):
-    from pipeline.training import Step
+    from pipeline.training.step import Step
     assert experiment.train().exit_code == 0
     run = experiment.folder / "runs/toy/erfnet-intra-0"
     unbroken = {name: (run / name).read_bytes() for name in ("weights.safetensors", "curves.tsv", "norms.tsv")}

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import cache, parity, prepared, training as steps, views as geometry, weights
-from pipeline.live import LiveTargets
-from pipeline.loading import CachedTargets, Loader
+from pipeline import weights
+from pipeline.data import prepared, views as geometry
 from pipeline.store import Reader, Store
+from pipeline.teacher import cache, parity
+from pipeline.teacher.online import LiveTargets
+from pipeline.training import step as steps
+from pipeline.training.loading import CachedTargets, Loader
 
 
 class Live:

@@ -11,10 +11,13 @@ import pytest
 import torch
 import yaml
 
-from pipeline import cache, prepared, trained, weights
+from pipeline import weights
 from pipeline.config import Plugin
-from pipeline.prediction import scores
+from pipeline.data import prepared
+from pipeline.scoring import load as trained
+from pipeline.scoring.predict import scores
 from pipeline.store import Reader
+from pipeline.teacher import cache
 
 sys.path.append(str(Path(__file__).parents[1] / "pipeline" / "models"))
 NETWORK = {"factory": "toy_networks:plain", "arguments": {"classes": 5}, "layers": {"mid": "early", "high": "late"},

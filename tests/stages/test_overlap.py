@@ -2,7 +2,7 @@
 
 import shutil
 
-from pipeline import executors
+from pipeline.store import executors
 
 
 def contents(folder):

@@ -12,11 +12,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 import layouts
-from pipeline import config, submission, weights
+from pipeline import config, weights
 from pipeline.cli import main
+from pipeline.data.frames import canvas
 from pipeline.datasets._images import read_index_png, read_rgb
-from pipeline.frames import canvas
-from pipeline.prediction import overlay
+from pipeline.scoring import submission
+from pipeline.scoring.predict import overlay
 from test_evaluate import slow_answer, slow_lines
 
 RUN = ("--student", "erfnet", "--method", "plain", "--seed", "0")

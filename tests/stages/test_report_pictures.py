@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.reporting import looks, results
+from pipeline.reporting import feature_pictures as looks, results
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import torch
 import yaml
 from test_killed import content, marks
 
-from pipeline import runs
-from pipeline.loading import ahead
-from pipeline.training import Step
+from pipeline.training import run as runs
+from pipeline.training.loading import ahead
+from pipeline.training.step import Step
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 

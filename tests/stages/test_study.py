@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.cli import main
 from pipeline.errors import ConfigError
-from pipeline.study import asked, otherwise, read, remarks, table, verdict
+from pipeline.reporting.study import asked, otherwise, read, remarks, table, verdict
 
 STUDY = {"config": "toy.yaml", "student": "erfnet", "splits": ["test", "val"], "seeds": [0, 1], "gate": 3,
          "primary": {"arm": "intra", "against": ["plain", "fresh"]},

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from pipeline import api, prepared
-from pipeline.frames import frame
-from pipeline.loading import Loader, surveyed
+from pipeline import api
+from pipeline.data import prepared
+from pipeline.data.frames import frame
 from pipeline.store import Reader, Store
-from pipeline.training import Step
+from pipeline.training.loading import Loader, surveyed
+from pipeline.training.step import Step
 
 
 @pytest.fixture

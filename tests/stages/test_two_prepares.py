@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline import loading, prepared, views
 from pipeline.config import Plugin, Prepare, Views
+from pipeline.data import prepared, views
 from pipeline.store import Reader, Store
-from pipeline.verification import repair
+from pipeline.store.verification import repair
+from pipeline.training import loading
 from stages import prepare
 
 SIZE = Prepare(size=(16, 16), codec="raw")

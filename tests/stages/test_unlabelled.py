@@ -6,12 +6,13 @@ import torch
 import yaml
 from PIL import Image
 
-from pipeline import cache, prepared
+from pipeline.data import prepared
 from pipeline.datasets.folder import EXAMPLE
 from pipeline.datasets.roads import Dataset as Roads
-from pipeline.loading import CachedTargets, Loader
 from pipeline.losses.affinity import Loss
 from pipeline.store import Reader, Store
+from pipeline.teacher import cache
+from pipeline.training.loading import CachedTargets, Loader
 
 LABELLED = 3
 

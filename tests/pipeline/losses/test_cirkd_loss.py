@@ -10,9 +10,9 @@ from pipeline.errors import ConfigError
 from pipeline.losses.base import Batch
 from pipeline.losses.cirkd import Loss
 from pipeline.models.base import Output
-from pipeline.parity import loss_error
 from pipeline.targets.anchors import NONE, Target
 from pipeline.targets.base import Context
+from pipeline.teacher.parity import loss_error
 
 SIZE, GRID, K = (48, 80), (6, 10), 4
 TEACHER = Context(num_classes=K, regions=tuple(range(K)), size=SIZE, grids={"high": GRID, "logits": GRID}, channels={"high": 8})

@@ -11,7 +11,7 @@ from pipeline.losses.base import Batch
 from pipeline.losses.dks import Loss
 from pipeline.models.base import Output
 from pipeline.targets.base import Context
-from pipeline.training import Step
+from pipeline.training.step import Step
 
 CONTEXT = Context(num_classes=4, regions=(0, 1, 2, 3), size=(24, 40), channels={"mid": 3, "high": 5, "logits": 4},
                   grids={"mid": (6, 10), "high": (3, 5), "logits": (24, 40)})

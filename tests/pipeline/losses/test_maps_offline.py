@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.losses.base import Batch
 from pipeline.lookup import find_class
+from pipeline.losses.base import Batch
 from pipeline.models.base import Output
-from pipeline.parity import loss_error
 from pipeline.targets.base import Context
+from pipeline.teacher.parity import loss_error
 
 SIZE = (64, 96)
 TEACHER = Context(num_classes=5, regions=tuple(range(5)), size=SIZE, channels={"mid": 32, "high": 64, "logits": 5},

@@ -11,7 +11,7 @@ from pipeline.losses.base import Batch
 from pipeline.losses.sad import Loss
 from pipeline.models.base import Output
 from pipeline.targets.base import Context
-from pipeline.training import Step
+from pipeline.training.step import Step
 
 CONTEXT = Context(num_classes=3, regions=(0, 1, 2), size=(24, 40), grids={"mid": (6, 10), "high": (3, 5)},
                   channels={"mid": 4, "high": 7})

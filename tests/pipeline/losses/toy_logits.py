@@ -8,9 +8,9 @@ import torch
 
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output
-from pipeline.parity import loss_error
 from pipeline.targets.base import Context
 from pipeline.targets.logits import Target
+from pipeline.teacher.parity import loss_error
 
 CONTEXT = Context(num_classes=4, regions=(0, 1, 2, 3), size=(40, 56), grids={"logits": (5, 7)})
 

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from toy_networks import Plain, Tokens
 
-from pipeline import cache, config, weights
+from pipeline import config, weights
 from pipeline.errors import ConfigError
 from pipeline.models.adapter import Model, release
 from pipeline.models.base import shapes
+from pipeline.teacher import cache
 
 SIZE = (64, 96)
 PLAIN = dict(factory="toy_networks:plain", arguments={"classes": 5}, layers={"mid": "early", "high": "late"}, logits="output:out",

@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline import cache, config, weights
+from pipeline import config, weights
 from pipeline.errors import ConfigError
 from pipeline.lookup import find_class
 from pipeline.models._published import renamed
 from pipeline.models.erfnet import our_name
+from pipeline.teacher import cache
 
 SIZE = (64, 96)
 ERFNET, ENET = find_class("models", "erfnet"), find_class("models", "enet")

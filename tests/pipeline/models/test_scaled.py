@@ -5,11 +5,12 @@ import torch
 import yaml
 from test_model_contract import ADAPTED, CLASSES, LANES, images, outputs
 
-from pipeline import cache, config, weights
+from pipeline import config, weights
 from pipeline.errors import ConfigError
 from pipeline.lookup import find_class, names
 from pipeline.models._scaled import scaled
 from pipeline.models.base import shapes
+from pipeline.teacher import cache
 
 SIZE = (64, 96)
 STUDENTS = [name for name in names("models") if not find_class("models", name).uses_labels]

@@ -10,11 +10,11 @@ from pipeline.errors import ConfigError
 from pipeline.losses.base import Batch
 from pipeline.losses.fitnet import Loss
 from pipeline.models.base import Output
-from pipeline.parity import row_error
-from pipeline.plan import field_bytes
+from pipeline.store.plan import field_bytes
 from pipeline.targets import features
 from pipeline.targets.base import Context
 from pipeline.targets.components import Target
+from pipeline.teacher.parity import row_error
 
 CONTEXT = Context(num_classes=2, regions=(0, 1), size=(48, 64), grids={"high": (6, 8), "logits": (6, 8)},
                   channels={"high": 20})

@@ -11,10 +11,10 @@ from pipeline.errors import ConfigError
 from pipeline.losses.base import Batch
 from pipeline.losses.kd import Loss
 from pipeline.models.base import Output
-from pipeline.parity import loss_error
-from pipeline.targets.base import Context
 from pipeline.targets import logits as dense
+from pipeline.targets.base import Context
 from pipeline.targets.top_classes import Target
+from pipeline.teacher.parity import loss_error
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 CONTEXT = Context(num_classes=12, regions=tuple(range(12)), size=(40, 56), grids={"logits": (5, 7)})

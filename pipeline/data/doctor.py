@@ -13,9 +13,9 @@ from typing import Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
+from pipeline.data.frames import require_rows
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError
-from pipeline.frames import require_rows
 
 
 class Fault(NamedTuple):

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import StoreError
-from pipeline.executors import threads
 from pipeline.identity import listed
 from pipeline.progress import Progress
-from pipeline.store import VIEW, is_pass
-from pipeline.storefiles import (
+from pipeline.store.executors import threads
+from pipeline.store.files import (
     claimed, finite, local, locked, note, parse_images, read, read_chunk, remove, row_crcs, unseal, write, writing)
+from pipeline.store.store import VIEW, is_pass
 
 if TYPE_CHECKING:
-    from pipeline.store import Pass, Store
+    from pipeline.store.store import Pass, Store
 
 
 @dataclass
@@ -78,7 +78,7 @@ def verify(store: Store, deep: bool, values: dict[tuple[str, str], Values] | Non
                 for name, part in held.items():
                     values.setdefault((folder, name), Values(part.dtype)).add(part)
                 progress.advance()
-    from pipeline.prepared import NOTES, note_faults     # which knows stores
+    from pipeline.data.prepared import NOTES, note_faults  # which knows stores
 
     return [*found, *_strays(store), *(fault for name in NOTES for fault in note_faults(store, name))]
 
@@ -103,7 +103,7 @@ def gaps(store: Store) -> list[str]:
 
 def unvouched(store: Store) -> list[str]:
     """The files of the store that no checksum covers."""
-    from pipeline.prepared import NOTES, rows_of         # which knows stores
+    from pipeline.data.prepared import NOTES, rows_of  # which knows stores
 
     found = []
     for name in NOTES:
@@ -224,7 +224,7 @@ def _faults_of_block(store: Store, view: str, folder: str, block: int, deep: boo
             if bad:
                 yield f"{store.folder}: {name!r} differs from its crc, or is not finite, for image {bad}"
     if store.kind == "prepared" and all(name in rows for name in store.layout(folder)):
-        from pipeline.prepared import image_row  # which knows stores
+        from pipeline.data.prepared import image_row  # which knows stores
 
         made = [image_row(image.id, {name: rows[name][i] for name in store.layout(folder)}) for i, image in enumerate(images)]
         if other := listed([repr(image.id) for image, found in zip(images, made) if found != image]):

@@ -12,17 +12,17 @@ from typing import Mapping, Sequence
 import numpy as np
 
 from pipeline.config import Plugin, Prepare
+from pipeline.data.frames import VERSION, canvas, frame, require_rows
+from pipeline.data.views import FILL
 from pipeline.datasets._images import READING
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError, StoreError
-from pipeline.frames import VERSION, canvas, frame, require_rows
-from pipeline.identity import listed, sha256, short
+from pipeline.identity import digest_array, listed, sha256, short
 from pipeline.paths import id_fault
 from pipeline.progress import say
-from pipeline.store import ImageRow, Pass, Reader, Store, digest_array
-from pipeline.storefiles import AnyPath, locked, write
+from pipeline.store import ImageRow, Pass, Reader, Store
+from pipeline.store.files import AnyPath, locked, write
 from pipeline.targets.base import Field
-from pipeline.views import FILL
 
 AT_A_TIME = 64                              # images whose labels `require_labels` looks at before it opens more
 NOTES = ("skipped.tsv", "sources.tsv")       # beside a prepared store: the images left out; the files of all others

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import cache, views as geometry
 from pipeline.config import Plugin, Prepare, Teacher, Views
+from pipeline.data import views as geometry
 from pipeline.datasets.base import DatasetBase
 from pipeline.store import Pass, Reader
 from pipeline.targets.base import TargetType
+from pipeline.teacher import cache
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ from google_crc32c import value as crc32c
 
 from pipeline.errors import StoreError
 from pipeline.paths import below
-from pipeline.storefiles import AnyPath, Array, each, local, read, row_crcs, view_name
+from pipeline.store.files import AnyPath, Array, each, local, read, row_crcs, view_name
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.store import Pass, Store
+    from pipeline.store.store import Pass, Store
 
 RAM_SHARE = 0.25        # of what is free now; beyond it rows stay on disk
 DEVICE_SHARE = 0.5      # of the GPU's free memory; the rest is the networks'

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline import distributed
 from pipeline.config import Term, Training, term_name
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import ConfigError
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output, as_float, trains_on_one_image
 from pipeline.seeds import text_digest
+from pipeline.training import distributed
 
 
 def cross_entropy(logits_BKhw: Tensor, labels_BHW: Tensor, weights_K: Tensor, counted: Tensor | None = None) -> Tensor:

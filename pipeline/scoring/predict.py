@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.data.frames import canvas, frame
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import PipelineError
-from pipeline.frames import canvas, frame
 from pipeline.models.base import ModelBase
 
 

@@ -16,16 +16,18 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline import cache, pictures, prediction, trained
 from pipeline.config import Plugin, Prepare, Teacher, Training
+from pipeline.data.frames import frame
 from pipeline.datasets.base import DatasetBase
-from pipeline.frames import frame
 from pipeline.lookup import find_class
 from pipeline.metrics.segmentation import Confusion
 from pipeline.models.base import ModelBase, Output
-from pipeline.prediction import Sample
+from pipeline.reporting import record_pictures as pictures
 from pipeline.reporting.charts import INK, new_figure, svg
 from pipeline.reporting.results import Results
+from pipeline.scoring import load as trained, predict as prediction
+from pipeline.scoring.predict import Sample
+from pipeline.teacher import cache
 
 SHOWN, MEASURED = 4, 16                         # images drawn, images that distances and features are taken from
 CELLS = 100                                     # of a class, in the drawing of features

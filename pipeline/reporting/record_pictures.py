@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from pipeline.datasets.base import DatasetBase
-from pipeline.prediction import overlay
+from pipeline.scoring.predict import overlay
 
 MOMENTS = ("mean", "variance", "skewness")
 

@@ -15,7 +15,7 @@
 Zarr hands out fill values for what was never written, so what is whole is decided here: data is written, fsynced and
 read back, then the mark. Readers trust the chain mark -> crc array -> row and nothing else. A block is a run of
 `block_rows` images; the last one of each growth may have fewer, and its other rows hold fill. Growth starts at the next
-block. Nothing finished is rewritten, but zarr.json follows the number of blocks. The bytes: pipeline/storefiles.py.
+block. Nothing finished is rewritten, but zarr.json follows the number of blocks. The bytes: pipeline/store/files.py.
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ import numpy as np
 from pipeline.errors import CodeChanged, StoreError
 from pipeline.identity import difference, digest_array, identity_digest, listed, sha256, short
 from pipeline.paths import below, id_fault, name_fault
-from pipeline.reader import Reader
-from pipeline.storefiles import (
-    CRC, FORMAT, GROUP, AnyPath, Array, ImageRow, claimed, codec_chain, each, finite, images_tsv, local, locked, make_folder,
-    note, parse_images, place, read, read_chunk, remove, row_crcs, seal, size_of, stored_crc, unseal, view_name, write,
-    writing)
+from pipeline.store.files import (
+    CRC, FORMAT, GROUP, AnyPath, Array, ImageRow, claimed, codec_chain, each, finite, images_tsv, local, locked, make_folder, note,
+    parse_images, place, read, read_chunk, remove, row_crcs, seal, size_of, stored_crc, unseal, view_name, write, writing)
+from pipeline.store.reader import Reader
 
 if TYPE_CHECKING:
     from pipeline.targets.base import Field      # imports torch, which a process that only stores bytes can do without
@@ -608,7 +607,7 @@ class Store:
 
     def verify(self, deep: bool = True, workers: int = 1) -> list[str]:
         """Every fault of the store, one line each; `deep` reads all data, in so many threads."""
-        from pipeline.verification import verify  # which knows stores
+        from pipeline.store.verification import verify  # which knows stores
 
         return verify(self, deep, workers=workers)
 

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import __version__
+from pipeline.data.frames import canvas
+from pipeline.data.views import FILL
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import PipelineError
-from pipeline.frames import canvas
 from pipeline.models.base import ModelBase
-from pipeline.prediction import scores
-from pipeline.views import FILL
+from pipeline.scoring.predict import scores
 
 Input = Literal["uint8", "float32"]
 OPSET = 18                      # old enough for runtimes of 2023

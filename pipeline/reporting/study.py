@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError
 from pipeline.identity import difference
 from pipeline.later import AddedLater, leave_out
 from pipeline.paths import name_fault, path_fault
-from pipeline.statistics import gap_closed, welch
+from pipeline.reporting.statistics import gap_closed, welch
 
 KEYS = {"config", "student", "splits", "seeds", "primary", "gate", "arms"}
 ARM_KEYS = {"method", "set", "live", "study"}

@@ -15,7 +15,7 @@ from pipeline.datasets._images import read_rgb
 from pipeline.datasets.folder import PICTURES, stem, visible_files
 from pipeline.errors import DatasetError
 from pipeline.paths import path_fault
-from pipeline.prediction import Sample, ahead
+from pipeline.scoring.predict import Sample, ahead
 
 VIDEOS = {".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".ts"}
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pipeline.data.views import FILL
 from pipeline.datasets.base import IGNORE
 from pipeline.errors import DatasetError
-from pipeline.views import FILL
 
 VERSION = 1                                  # bump when the same file would give other pixels
 LEAST_PART = 0.1                             # of a frame's rows: a cut that leaves less was made for another frame

@@ -11,19 +11,20 @@ from typing import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from pipeline import prepared, records, views as geometry, weights
+from pipeline import records, weights
 from pipeline.config import Config, Plugin, Prepare, Teacher, Term, Views
+from pipeline.data import prepared, views as geometry
+from pipeline.data.frames import canvas
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import CodeChanged, ConfigError, StoreError
 from pipeline.files import plain
-from pipeline.frames import canvas
 from pipeline.later import leave_out
 from pipeline.lookup import find_class
 from pipeline.models._flipped import FlipAveraged
 from pipeline.models._published import renamed
 from pipeline.models.base import ModelBase, Output, as_float, shapes
 from pipeline.store import ImageRow, Pass, Store
-from pipeline.storefiles import AnyPath
+from pipeline.store.files import AnyPath
 from pipeline.targets.base import Context, Field, TargetType
 
 MATRIX = Pass("matrix", {"type": "matrix", "version": geometry.VERSION},

@@ -14,12 +14,12 @@ from typing import Sequence
 import cv2
 import numpy as np
 
-from pipeline import submission
 from pipeline.datasets.base import DatasetBase
+from pipeline.deployment.media import Pictures, Video
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.footage import Pictures, Video
 from pipeline.paths import below
-from pipeline.prediction import Answer, Sample, overlay
+from pipeline.scoring import submission
+from pipeline.scoring.predict import Answer, Sample, overlay
 
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)   # thin lines
 

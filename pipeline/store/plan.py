@@ -5,7 +5,7 @@ from typing import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.store import MAX_CHUNK_BYTES, Pass
+from pipeline.store.store import MAX_CHUNK_BYTES, Pass
 from pipeline.targets.base import Field
 
 MANY_BLOCKS = 2**14

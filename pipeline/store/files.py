@@ -8,7 +8,7 @@ dimensions; codecs bytes (little-endian), perhaps Blosc, crc32c. The crc32c of a
 same number for every file, so "a file's crc" is that of what precedes it. The fill value is NaN or the largest integer;
 0 for crc arrays, as the crc32c of four 0xFF bytes is 0xFFFFFFFF and would make four bytes of fill look like a row.
 
-Paths are pathlib's, or those of object storage (pipeline/remote.py), where a PUT is whole and lasts by itself.
+Paths are pathlib's, or those of object storage (pipeline/store/remote.py), where a PUT is whole and lasts by itself.
 
 zarr-python doesn't write here: it neither fsyncs nor, by default, keeps chunks that equal the fill value, and its
 metadata differs from version to version. It encodes and decodes what is compressed. Nothing else imports it.
@@ -36,7 +36,7 @@ from pipeline.identity import sha256
 from pipeline.paths import below, no_link, id_fault
 
 if TYPE_CHECKING:
-    from pipeline.remote import RemotePath
+    from pipeline.store.remote import RemotePath
 
 AnyPath: TypeAlias = "Path | RemotePath"
 
@@ -79,7 +79,7 @@ def place(where: "str | Path | RemotePath") -> AnyPath:
         return Path(text.removeprefix("file://"))
     if "://" not in text:
         return Path(where)
-    from pipeline.remote import RemotePath       # a store on disk needs none of it
+    from pipeline.store.remote import RemotePath  # a store on disk needs none of it
 
     return RemotePath.of(text)
 

@@ -25,7 +25,7 @@ from pipeline.errors import DatasetError
 from pipeline.files import write_text
 from pipeline.metrics import culane, llamas
 from pipeline.paths import below, path_fault
-from pipeline.prediction import Answer, frame_maps
+from pipeline.scoring.predict import Answer, frame_maps
 
 PUBLISHED = (208, 976)          # height, width of the maps that CULane's rule from maps to points was made for
 

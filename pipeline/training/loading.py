@@ -16,19 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import views as geometry
 from pipeline.config import Photometric, Training, Views
+from pipeline.data import views as geometry
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import ConfigError
 from pipeline.losses.base import Batch
 from pipeline.progress import say
 from pipeline.seeds import text_digest
 from pipeline.store import Pass, Reader
-from pipeline.storefiles import local
+from pipeline.store.files import local
 from pipeline.targets.base import TargetType
 
 if TYPE_CHECKING:
-    from pipeline.live import LiveTargets
+    from pipeline.teacher.online import LiveTargets
 
 
 @dataclass(frozen=True)

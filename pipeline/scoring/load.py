@@ -6,9 +6,9 @@ import torch
 
 from pipeline import records, weights
 from pipeline.config import Plugin, Prepare, Training
+from pipeline.data.frames import canvas
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import PipelineError
-from pipeline.frames import canvas
 from pipeline.identity import difference, listed
 from pipeline.lookup import version_record
 from pipeline.models._flipped import FlipAveraged

@@ -24,14 +24,15 @@ from typing import Iterator
 
 import torch
 
-from pipeline import distributed, records, weights
+from pipeline import records, weights
 from pipeline.errors import PipelineError
 from pipeline.files import write_text, write_tsv
 from pipeline.identity import difference, listed
-from pipeline.loading import Loader, ahead
 from pipeline.progress import Progress, say
 from pipeline.stopping import Stopped, in_order
-from pipeline.training import Step
+from pipeline.training import distributed
+from pipeline.training.loading import Loader, ahead
+from pipeline.training.step import Step
 
 POINTS = 400                                   # of a curve, whatever the number of steps
 

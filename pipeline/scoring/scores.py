@@ -18,7 +18,7 @@ from pipeline.datasets.base import DatasetBase
 from pipeline.metrics import culane, llamas
 from pipeline.metrics.segmentation import Confusion
 from pipeline.progress import say
-from pipeline.submission import frame_name
+from pipeline.scoring.submission import frame_name
 
 HEADLINES = {"culane": "culane_f1", "llamas": "llamas_map", "apolloscape": "apolloscape_miou",
              "cityscapes": "cityscapes_miou", "miou": "mean_iou"}

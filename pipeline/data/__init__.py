@@ -1,0 +1,1 @@
+"""Pixels, labels and geometry: `prepared` images, `frames` and canvas, `views`; `doctor` looks at a dataset."""
