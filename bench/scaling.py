@@ -32,6 +32,7 @@ from pipeline.lookup import find_class
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output
 from pipeline.store import ImageRow, Pass, Reader, Store, executors, plan
+from pipeline.store.verification import verify
 from pipeline.targets.base import Context
 from pipeline.teacher import cache
 from stages.cache_teacher import Filler, Spec, rooted
@@ -218,7 +219,7 @@ def workers(args, folder: Path) -> list[dict]:
     site, rows = Site(args, folder), []
     for count in args.workers:
         first_s, block_s, store = site.fill(4, count)
-        _, verified_s = timed(lambda: store.verify(workers=count))
+        _, verified_s = timed(lambda: verify(store, workers=count))
         rows.append({"workers": count, "until the first block s": first_s, "views/s from then on": store.block_rows / block_s,
                      "verify ms a view": 1e3 * verified_s / 4 / args.filled})
     return rows

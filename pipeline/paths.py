@@ -10,13 +10,11 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
 from pipeline.errors import PipelineError, StoreError
 
-if TYPE_CHECKING:
-    from pipeline.store.remote import RemotePath
-
+Place = TypeVar("Place", bound=Any)              # a Path, or one of object storage
 NAME = re.compile(r"\w[\w .,+=()-]*")            # letters and digits of any script
 NAME_BYTES = 100                                 # two names and a seed fit into the 255 bytes of a file's name
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -62,7 +60,7 @@ def path_fault(text: object) -> str | None:
     return None
 
 
-def below(top: "Path | RemotePath", text: str, error: type[PipelineError] = StoreError) -> "Path | RemotePath":
+def below(top: Place, text: str, error: type[PipelineError] = StoreError) -> Place:
     """`top/text`. Raises `error` if that is, or on disk leads, anywhere but below `top`; which may itself be a link."""
     if fault := path_fault(text):
         raise error(f"{top}: the path {text!r} {fault}; nothing is read or written there")

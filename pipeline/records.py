@@ -25,10 +25,11 @@ NOT_COUNTED = {
     # values, which the record holds, and records
     "pipeline.config", "pipeline.identity", "pipeline.later", "pipeline.paths", "pipeline.records",
     # rows, whose digests the record holds
-    "pipeline.teacher.cache", "pipeline.data.prepared", "pipeline.store.reader", "pipeline.store", "pipeline.store.files",
+    "pipeline.teacher.cache", "pipeline.data.prepared", "pipeline.store",
     # weights to start from and the teacher in the loop: the stage names these modules where a run uses them
     "pipeline.teacher.online", "pipeline.weights",
 }
+ROOMS_NOT_COUNTED = ("pipeline.config.", "pipeline.store.")       # with all of their modules
 NO_MEANING = {"ctx", "kind", "type_comment"}            # of a syntax tree's fields: they repeat what stands elsewhere
 
 
@@ -65,7 +66,7 @@ def modules_of(*names: str) -> list[str]:
 
 
 def _left_out(name: str) -> bool:
-    return name in NOT_COUNTED or name.startswith("pipeline.config.")
+    return name in NOT_COUNTED or name.startswith(ROOMS_NOT_COUNTED)
 
 
 def target_code(name: str) -> str:

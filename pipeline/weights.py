@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.models._published import renamed
 
 NAMES_SHOWN = 3
 CLASSIFIERS = {"fc", "classifier"}      # of torchvision's ImageNet networks
@@ -160,6 +159,30 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+COUNTER = "num_batches_tracked"
+
+
+def renamed(model: Any, state: Mapping[str, Tensor], where: object = "") -> dict[str, Tensor]:
+    """The state dict by the names of `model`, a network or its class, if it has those of a published layout; otherwise as it
+    is. Batch counters, which files older than torch 0.4.1 lack, are 0. Raises ConfigError if the network is of another layout."""
+    published = getattr(model, "published", None)
+    prefixes = [] if published is None else [name.removesuffix(published.mark) for name in state if name.endswith(published.mark)]
+    if published is None or not prefixes:
+        return dict(state)
+    if not isinstance(model, type) and model.layout not in published.layouts:
+        known = "; or ".join(f"`layout: {key}`, {whose}" for key, whose in published.layouts.items())
+        raise ConfigError(f"{where}: has the names of a published {type(model).__module__.rpartition('.')[2]}; say whose it is: "
+                          f"{known}; weights of that network for other pixels come in through `adapter`")
+    found = {}
+    for theirs, tensor in state.items():
+        ours = published.name(theirs.removeprefix(prefixes[0]))
+        if ours is not None:
+            found[ours] = tensor
+    for name in [name for name in found if name.endswith(".running_mean")]:
+        found.setdefault(name.removesuffix("running_mean") + COUNTER, torch.tensor(0))
+    return found
 
 
 # Into a network

@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.data.prepared import NOTES, note_faults
 from pipeline.errors import StoreError
 from pipeline.identity import difference, listed
 from pipeline.paths import below, name_fault
 from pipeline.progress import Progress
 from pipeline.store import Store
 from pipeline.store.files import FORMAT, AnyPath, each, local, locked, make_folder, note, read, seal, write, writing
+from pipeline.store.notes import NOTES, note_faults
 
 NAME = re.compile(r"(prepared|targets)-[0-9a-f]{12}")
 FOLDERS, FILES = ("images", "passes", "done"), ("store.json", "manifest.json", "code.json", "history.jsonl", ".lock")

@@ -12,7 +12,7 @@ from pipeline.errors import DatasetError, StoreError
 from pipeline.files import write_json
 from pipeline.progress import Progress, say
 from pipeline.stopping import Stopped
-from pipeline.store import ImageRow, Store, executors, plan
+from pipeline.store import ImageRow, Store, executors, image_row, plan
 from pipeline.store.files import append, local, locked, write, writing
 
 
@@ -40,7 +40,7 @@ def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers:
             row = prepared.sample(source, image_id, prepare.size)
         except DatasetError as error:
             return error
-        return prepared.image_row(image_id, row), row
+        return image_row(image_id, row), row
 
     def readable(image_ids: Sequence[str]) -> Iterator[tuple[ImageRow, dict]]:
         for image_id, found in zip(image_ids, executors.threads(image_ids, read, workers)):
@@ -61,7 +61,7 @@ def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers:
             # an image's digest is its line in the store, so a block's images are read before the block exists
             fresh = readable(new)
             while done := list(islice(fresh, store.block_rows)):
-                lines = [image_row for image_row, _ in done]
+                lines = [line for line, _ in done]
                 store.grow(lines)
                 block = store.row_of[lines[0].id] // store.block_rows
                 if store.block_images(block) == lines:       # or a run beside this one has put them into blocks otherwise
@@ -138,8 +138,8 @@ def _counted(read: Iterable[tuple[ImageRow, dict]], progress: Progress) -> Itera
 def _compared(store: Store, read: Iterable[tuple[ImageRow, dict]]) -> list[str]:
     """Ids of these images. Raises StoreError unless they are what the store was told."""
     same, changed = [], []
-    for image_row, _ in read:
-        (same if store.images[store.row_of[image_row.id]] == image_row else changed).append(image_row.id)
+    for line, _ in read:
+        (same if store.images[store.row_of[line.id]] == line else changed).append(line.id)
     if changed:
         raise StoreError(f"{store.folder}: {len(changed)} prepared images have other content on disk now, or are read otherwise, "
                          f"{changed[0]!r} first; delete that folder and run `pipeline prepare` again, or, if this is "

@@ -28,7 +28,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     ids = [image.id for image in images]
     identity = cache.identity(source, prepare, views, teacher, cache.weights_digest(teacher, weights_file))
     store = Store.find(root, "targets", dataset.name, identity)
-    faults = [*pixels.verify(workers=workers), *store.verify(workers=workers)]
+    faults = [*verify(pixels, workers=workers), *verify(store, workers=workers)]
     if faults:
         raise StoreError("\n".join(faults))
     context = cache.context(teacher.model, source, prepare.size)

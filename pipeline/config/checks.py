@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.config.schema import Plugin, Prepare, Teacher, Term, Training, term_name
+from pipeline.config.schema import Plugin, Prepare, Teacher, Term, Training, canvas, term_name
 from pipeline.errors import ConfigError
 from pipeline.lookup import did_you_mean, find_class
 from pipeline.paths import path_fault
@@ -59,7 +59,6 @@ def check_students(students: Mapping[str, Plugin], prepare: Prepare) -> Iterator
         if find_class("models", student.name).uses_labels:
             yield f"students.{name}", f"{student.name} answers from the labels it is shown and can only teach; choose another"
         if "input_scale" in student.args:
-            from pipeline.data.frames import canvas
             from pipeline.models._scaled import misfit
             if fault := misfit(find_class("models", student.name), student.args, canvas(prepare.size), student.args["input_scale"]):
                 yield f"students.{name}.input_scale", fault

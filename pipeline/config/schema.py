@@ -56,7 +56,13 @@ class Plugin:
         return {"kind": self.kind, "name": self.name, "args": leave_out(self.args, find_class(self.kind, self.name))}
 
 
+MULTIPLE = 8                                 # what every network here asks of height and width
 SCALES = (1.0, 0.5, 0.25)
+
+
+def canvas(size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) rounded up to multiples of 8: ERFNet's two branches part ways on anything else."""
+    return tuple(-(-side // MULTIPLE) * MULTIPLE for side in size)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

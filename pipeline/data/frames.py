@@ -5,18 +5,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pipeline.config.schema import canvas
 from pipeline.data.views import FILL
 from pipeline.datasets.base import IGNORE
 from pipeline.errors import DatasetError
 
 VERSION = 1                                  # bump when the same file would give other pixels
 LEAST_PART = 0.1                             # of a frame's rows: a cut that leaves less was made for another frame
-MULTIPLE = 8                                 # what every network here asks of height and width
-
-
-def canvas(size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) rounded up to multiples of 8: ERFNet's two branches part ways on anything else."""
-    return tuple(-(-side // MULTIPLE) * MULTIPLE for side in size)
 
 
 def leaves_rows(rows: int, crop_top: int) -> bool:

@@ -5,7 +5,6 @@ One pass, `sample`, of one view: `image` [H, W, 3] uint8 RGB, `label` [H, W] uin
 networks' multiple.
 """
 
-import re
 from hashlib import blake2b
 from typing import Mapping, Sequence
 
@@ -17,16 +16,14 @@ from pipeline.data.views import FILL
 from pipeline.datasets._images import READING
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError, StoreError
-from pipeline.identity import digest_array, listed, sha256, short
-from pipeline.paths import id_fault
+from pipeline.identity import listed, sha256
 from pipeline.progress import say
-from pipeline.store import ImageRow, Pass, Reader, Store
+from pipeline.store import ImageRow, Pass, Reader, Store, image_row
 from pipeline.store.files import AnyPath, locked, write
+from pipeline.store.notes import rows_of
 from pipeline.targets.base import Field
 
 AT_A_TIME = 64                              # images whose labels `require_labels` looks at before it opens more
-NOTES = ("skipped.tsv", "sources.tsv")       # beside a prepared store: the images left out; the files of all others
-FILES = re.compile(r"((r\d+(-[0-9a-f]{8})? )?\d+:\d+( \d+:\d+)*)?")       # rule of reading, sizes and times, as `files_now` has them
 
 
 def sample(dataset: DatasetBase, image_id: str, size: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -39,12 +36,6 @@ def sample(dataset: DatasetBase, image_id: str, size: tuple[int, int]) -> dict[s
         flags = dataset.existence(image_id)
         row["existence"] = np.full(dataset.lanes, IGNORE, np.uint8) if flags is None else flags.astype(np.uint8)
     return row
-
-
-def image_row(image_id: str, row: dict[str, np.ndarray]) -> ImageRow:
-    """The image's line in a store: digests of what was prepared; `existence` counts as label."""
-    label = digest_array(np.concatenate([row["label"].ravel(), row.get("existence", np.empty(0, np.uint8))]))
-    return ImageRow(image_id, digest_array(row["image"]), label)
 
 
 def sample_pass(size: tuple[int, int], lanes: int) -> Pass:
@@ -86,12 +77,6 @@ def table(notes: Mapping[str, str]) -> bytes:
     return "".join(f"{image_id}\t{note}\n" for image_id, note in sorted(notes.items())).encode("utf-8", "surrogateescape")
 
 
-def rows_of(path: AnyPath, head: int = 0) -> dict[str, str]:
-    """What `table` wrote, below so many lines; the last line may have been cut off."""
-    lines = path.read_bytes().decode("utf-8", "surrogateescape").split("\n")[head:] if path.exists() else []
-    return dict(line.split("\t", 1) for line in lines if "\t" in line)
-
-
 def reading_rule(dataset: DatasetBase) -> str:
     """Names the rule by which files are read: the readers' (datasets/_images.py), and the dataset's own keys if it has any."""
     own = blake2b(dataset.reading.encode(), digest_size=4).hexdigest()
@@ -110,22 +95,6 @@ def files_now(dataset: DatasetBase, image_id: str) -> str:
 def known_files(path: AnyPath) -> dict[str, str]:
     """What `files_now` said when an image was prepared, from a store's sources.tsv."""
     return rows_of(path)
-
-
-def note_faults(store: Store, name: str) -> list[str]:
-    """What in sources.tsv or skipped.tsv is no note of `prepare`. No checksum vouches for what they say."""
-    path = store.path(name)
-    if not path.exists():
-        return []
-    head, lines = (["image\treason"], 1) if name == "skipped.tsv" else ([], 0)
-    data = path.read_bytes().decode("utf-8", "surrogateescape").split("\n")
-    faults = [] if data[:lines] == head else [f"{path}: does not begin as `pipeline prepare` writes it"]
-    for number, line in enumerate(data[lines:-1], lines + 1):          # the last one may have been cut off
-        image_id, tab, note = line.partition("\t")
-        if not tab or id_fault(image_id) or (name == "sources.tsv" and not FILES.fullmatch(note)):
-            faults.append(f"{path}: line {number}: {short(line)} is no note about an image; remove the file, and run `pipeline prepare` "
-                          f"again")
-    return faults
 
 
 def on_record(store: Store, sample: Pass, images: Sequence[ImageRow]) -> dict:

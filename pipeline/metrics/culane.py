@@ -30,9 +30,9 @@ import cv2
 import numpy as np
 
 from pipeline.errors import DatasetError
-from pipeline.paths import below, path_fault
 from pipeline.metrics._assignment import assign
 from pipeline.metrics._strokes import Canvas, curve, overlap
+from pipeline.paths import below, path_fault
 from pipeline.progress import Progress
 
 FRAME = (590, 1640)

@@ -19,8 +19,8 @@ B images, H W the input, C channels, K classes, h w = H/8 W/8.
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError

@@ -32,18 +32,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
+from pipeline.later import AddedLater
 from pipeline.models._existence import EncoderExistence
 from pipeline.models._network import check_size
-from pipeline.later import AddedLater
 from pipeline.models.base import Channels, ModelBase, Output
 from pipeline.records import file_code
-
 
 Deviation = Annotated[float, Field(gt=0)]
 Pixels = Annotated[int, Field(ge=1)]

@@ -16,9 +16,9 @@ names of weights, and the pixels they were trained on, are others.
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.later import AddedLater

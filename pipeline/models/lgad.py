@@ -13,8 +13,8 @@ B images, H W the input, K classes.
 
 from typing import Annotated, Literal
 
-from pydantic import Field
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError

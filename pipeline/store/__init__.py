@@ -4,8 +4,8 @@
 them, `remote` is object storage, `plan` the arithmetic of a fill, `executors` run one.
 """
 
-from pipeline.store.files import ImageRow
+from pipeline.store.files import ImageRow, image_row
 from pipeline.store.reader import Reader
 from pipeline.store.store import Pass, Store
 
-__all__ = ["ImageRow", "Pass", "Reader", "Store"]
+__all__ = ["ImageRow", "Pass", "Reader", "Store", "image_row"]

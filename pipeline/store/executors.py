@@ -70,6 +70,7 @@ def processes(tasks: Sequence, make: Callable[[Any, str], Callable], spec, *, de
 def _distributed(client, tasks: Sequence, submit: Callable) -> Iterator:
     """Results as they come, with a few tasks per worker in flight, however many workers there are by then."""
     from concurrent.futures import CancelledError
+
     from distributed import KilledWorker, as_completed
 
     waiting, running, done = iter(tasks), {}, as_completed()

@@ -32,8 +32,8 @@ import numpy as np
 from google_crc32c import value as crc32c
 
 from pipeline.errors import StoreError
-from pipeline.identity import sha256
-from pipeline.paths import below, no_link, id_fault
+from pipeline.identity import digest_array, sha256
+from pipeline.paths import below, id_fault, no_link
 
 if TYPE_CHECKING:
     from pipeline.store.remote import RemotePath
@@ -272,6 +272,12 @@ class ImageRow:
     label_digest: str                            # "-": no label
 
 
+def image_row(image_id: str, row: dict[str, np.ndarray]) -> ImageRow:
+    """The line of a prepared image: digests of its pixels and of its label, to which `existence` counts."""
+    label = digest_array(np.concatenate([row["label"].ravel(), row.get("existence", np.empty(0, np.uint8))]))
+    return ImageRow(image_id, digest_array(row["image"]), label)
+
+
 def images_tsv(rows: list[ImageRow]) -> bytes:
     lines = "".join(f"{row.id}\t{row.image_digest}\t{row.label_digest}\n" for row in rows)
     body = lines.encode("utf-8", "surrogateescape")
@@ -351,7 +357,7 @@ class Array:
         return np.frombuffer(data[:-4], self.dtype).reshape(self.chunk_rows, *self.shape)
 
     def _through_zarr(self, chunk: np.ndarray | bytes) -> bytes | np.ndarray:
-        import zarr                              # 0.4 s
+        import zarr  # 0.4 s
         from zarr.core.buffer.cpu import Buffer
 
         key = self.chunk_path(0).rpartition("/")[2]

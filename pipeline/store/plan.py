@@ -1,12 +1,16 @@
 """Which blocks, bytes and files a fill means: arithmetic, decided before anything runs and handed to every executor."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Mapping, Sequence
+from typing import TYPE_CHECKING, Mapping, Sequence
 
 import numpy as np
 
 from pipeline.store.store import MAX_CHUNK_BYTES, Pass
-from pipeline.targets.base import Field
+
+if TYPE_CHECKING:
+    from pipeline.targets.base import Field  # imports torch, which arithmetic can do without
 
 MANY_BLOCKS = 2**14
 

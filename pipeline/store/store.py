@@ -30,17 +30,41 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import CodeChanged, StoreError
-from pipeline.identity import difference, digest_array, identity_digest, listed, sha256, short
+from pipeline.identity import difference, identity_digest, listed, sha256, short
 from pipeline.paths import below, id_fault, name_fault
 from pipeline.store.files import (
-    CRC, FORMAT, GROUP, AnyPath, Array, ImageRow, claimed, codec_chain, each, finite, images_tsv, local, locked, make_folder, note,
-    parse_images, place, read, read_chunk, remove, row_crcs, seal, size_of, stored_crc, unseal, view_name, write, writing)
-from pipeline.store.reader import Reader
+    CRC,
+    FORMAT,
+    GROUP,
+    AnyPath,
+    Array,
+    ImageRow,
+    claimed,
+    codec_chain,
+    each,
+    finite,
+    images_tsv,
+    local,
+    locked,
+    make_folder,
+    note,
+    parse_images,
+    place,
+    read,
+    read_chunk,
+    remove,
+    row_crcs,
+    seal,
+    size_of,
+    stored_crc,
+    unseal,
+    view_name,
+    write,
+    writing,
+)
 
 if TYPE_CHECKING:
-    from pipeline.targets.base import Field      # imports torch, which a process that only stores bytes can do without
-
-__all__ = ["ImageRow", "Pass", "Reader", "Store", "digest_array", "identity_digest"]
+    from pipeline.targets.base import Field  # imports torch, which a process that only stores bytes can do without
 
 MAX_CHUNK_BYTES = 16_000_000
 VIEW, PASS, CRC_HEX = re.compile(r"v[0-9]{3,}"), re.compile(r".+-[0-9a-f]{8}"), re.compile(r"[0-9a-f]{8}")
@@ -604,12 +628,6 @@ class Store:
                 crcs = self.stored_crcs(view, folder, index)
                 digests[f"{view}/{folder}"] = {name: sha256(values.tobytes()) for name, values in crcs.items()}
         return identity_digest({"images": [dataclasses.astuple(row) for row in rows], "crcs": digests})
-
-    def verify(self, deep: bool = True, workers: int = 1) -> list[str]:
-        """Every fault of the store, one line each; `deep` reads all data, in so many threads."""
-        from pipeline.store.verification import verify  # which knows stores
-
-        return verify(self, deep, workers=workers)
 
 
 def store_folder(root: AnyPath, kind: str, dataset: str, identity_record: dict) -> AnyPath:

@@ -17,7 +17,22 @@ from pipeline.identity import listed
 from pipeline.progress import Progress
 from pipeline.store.executors import threads
 from pipeline.store.files import (
-    claimed, finite, local, locked, note, parse_images, read, read_chunk, remove, row_crcs, unseal, write, writing)
+    claimed,
+    finite,
+    image_row,
+    local,
+    locked,
+    note,
+    parse_images,
+    read,
+    read_chunk,
+    remove,
+    row_crcs,
+    unseal,
+    write,
+    writing,
+)
+from pipeline.store.notes import NOTES, note_faults, rows_of
 from pipeline.store.store import VIEW, is_pass
 
 if TYPE_CHECKING:
@@ -64,7 +79,7 @@ def table(values: dict[tuple[str, str], Values]) -> str:
     return "\n".join(lines)
 
 
-def verify(store: Store, deep: bool, values: dict[tuple[str, str], Values] | None = None, workers: int = 1) -> list[str]:
+def verify(store: Store, deep: bool = True, values: dict[tuple[str, str], Values] | None = None, workers: int = 1) -> list[str]:
     """Every fault, one line each: files that are missing, damaged or belong nowhere, rows that differ from their crc or
     are not finite, blocks that were whole and are not any more. `deep` also fills `values` with what the rows hold. Blocks
     are looked at by `workers` threads; what is found, and its order, does not depend on their number."""
@@ -78,8 +93,6 @@ def verify(store: Store, deep: bool, values: dict[tuple[str, str], Values] | Non
                 for name, part in held.items():
                     values.setdefault((folder, name), Values(part.dtype)).add(part)
                 progress.advance()
-    from pipeline.data.prepared import NOTES, note_faults  # which knows stores
-
     return [*found, *_strays(store), *(fault for name in NOTES for fault in note_faults(store, name))]
 
 
@@ -103,8 +116,6 @@ def gaps(store: Store) -> list[str]:
 
 def unvouched(store: Store) -> list[str]:
     """The files of the store that no checksum covers."""
-    from pipeline.data.prepared import NOTES, rows_of  # which knows stores
-
     found = []
     for name in NOTES:
         if (path := store.path(name)).exists():
@@ -224,8 +235,6 @@ def _faults_of_block(store: Store, view: str, folder: str, block: int, deep: boo
             if bad:
                 yield f"{store.folder}: {name!r} differs from its crc, or is not finite, for image {bad}"
     if store.kind == "prepared" and all(name in rows for name in store.layout(folder)):
-        from pipeline.data.prepared import image_row  # which knows stores
-
         made = [image_row(image.id, {name: rows[name][i] for name in store.layout(folder)}) for i, image in enumerate(images)]
         if other := listed([repr(image.id) for image, found in zip(images, made) if found != image]):
             yield f"{store.folder}: the rows are not those of the digest in the list of images, for image {other}"

@@ -13,7 +13,8 @@ import torch
 
 from pipeline import records, weights
 from pipeline.config import Config, Plugin, Prepare, Teacher, Term, Views
-from pipeline.data import prepared, views as geometry
+from pipeline.data import prepared
+from pipeline.data import views as geometry
 from pipeline.data.frames import canvas
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import CodeChanged, ConfigError, StoreError
@@ -21,7 +22,6 @@ from pipeline.files import plain
 from pipeline.later import leave_out
 from pipeline.lookup import find_class
 from pipeline.models._flipped import FlipAveraged
-from pipeline.models._published import renamed
 from pipeline.models.base import ModelBase, Output, as_float, shapes
 from pipeline.store import ImageRow, Pass, Store
 from pipeline.store.files import AnyPath
@@ -146,7 +146,7 @@ def weights_digest(teacher: Teacher, path: Path) -> str:
     copied = weights.load_file(path)
     digest = weights.digest(copied)
     if teacher.checkpoint is not None and teacher.checkpoint.exists():
-        checkpoint = weights.fitted(renamed(find_class("models", teacher.model.name), weights.load_file(teacher.checkpoint)), copied,
+        checkpoint = weights.fitted(weights.renamed(find_class("models", teacher.model.name), weights.load_file(teacher.checkpoint)), copied,
                                     teacher.checkpoint)
         if (named := weights.digest(checkpoint)) != digest:
             raise StoreError(f"{path}: holds teacher.weights {digest[:12]}, but {teacher.checkpoint} holds {named[:12]}; run "
@@ -277,7 +277,7 @@ def regions_shown(labels_BHW: torch.Tensor, target: TargetType, context: Context
         return torch.ones(len(labels_BHW), dtype=torch.bool)
     known = torch.zeros(256, dtype=torch.bool, device=labels_BHW.device)
     known[list(context.regions)] = True
-    from pipeline.targets._grid import cell_labels      # who trains a teacher imports this file and no target
+    from pipeline.targets._grid import cell_labels  # who trains a teacher imports this file and no target
 
     labels_Bhw = cell_labels(labels_BHW, context.grids[min(layers_of(target))])
     return known[labels_Bhw.flatten(1).int()].any(dim=1).cpu()

@@ -20,6 +20,7 @@ from pipeline.errors import StoreError
 from pipeline.store import Reader, Store
 from pipeline.store.files import place, seal, unseal
 from pipeline.store.remote import RemoteError, RemotePath
+from pipeline.store.verification import verify
 from pipeline.training.loading import windowed
 from stages import cache as stage
 
@@ -78,7 +79,7 @@ def asked(count=30):
 @pytest.mark.parametrize("codec", ["raw", "zstd"])
 def test_a_fill_there_leaves_the_files_of_a_fill_here_and_reads_alike(tmp_path, bucket, codec):
     here, there = filled(tmp_path, PASSES, codec=codec), filled(bucket / "cache", PASSES, codec=codec)
-    assert str(there.folder).startswith("s3://") and there.verify() == []
+    assert str(there.folder).startswith("s3://") and verify(there) == []
     assert remote_tree(there.folder) == tree(here.folder)
     positions, views = asked()
     for memory in ("disk", "ram"):
@@ -132,8 +133,8 @@ def test_damage_there_is_refused_and_named(bucket):
         with pytest.raises(StoreError):
             reader.read(GRAPH, np.array([4, 5, 3]), np.array([1, 1, 1]))
         assert str(chunk) in store.fault("v001", GRAPH.folder, 1, deep=True)
-    assert any(str(chunk) in fault for fault in store.verify())
-    assert store.missing(GRAPH, 1) == [1] and fill(store, [GRAPH], VIEWS) == 1 and store.verify() == []
+    assert any(str(chunk) in fault for fault in verify(store))
+    assert store.missing(GRAPH, 1) == [1] and fill(store, [GRAPH], VIEWS) == 1 and verify(store) == []
 
 
 def fill_until_killed(root, puts):
@@ -179,11 +180,11 @@ def test_a_store_is_pulled_to_disk_pushed_back_and_pulled_again_after_growth(tmp
     store = filled(bucket / "cache")
     said = stage.pull(source=place(str(store.folder)), root=tmp_path / "here", num_views=None)
     folder = tmp_path / "here" / "roads" / store.folder.name
-    assert str(folder) in said and tree(folder) == remote_tree(store.folder) and Store.open(folder).verify() == []
+    assert str(folder) in said and tree(folder) == remote_tree(store.folder) and verify(Store.open(folder)) == []
 
     stage.pull(source=tmp_path / "here", root=bucket / "copy", num_views=None)
     copy = Store.open(bucket / "copy" / "roads" / store.folder.name)
-    assert remote_tree(copy.folder) == tree(folder) and copy.verify() == []
+    assert remote_tree(copy.folder) == tree(folder) and verify(copy) == []
 
     store.grow(images(9))
     fill(store, [GRAPH], VIEWS)

@@ -23,6 +23,7 @@ from toy_store import GRAPH, MATRIX, PASSES, RECORD, VIEWS, create, fill, filled
 
 from pipeline.errors import StoreError
 from pipeline.store import Pass, Reader, Store
+from pipeline.store.verification import verify
 from pipeline.targets.base import Field
 
 ROUNDS = int(os.environ.get("ROBUSTNESS_ROUNDS", 4))
@@ -92,7 +93,7 @@ def test_a_full_disk_loses_nothing_and_the_fill_goes_on_when_there_is_room(tmp_p
         subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
         assert (check_rows(folder, passes, views) if folder else 0) >= whole
         store = run_until(disk, 24, passes, views)
-        assert tree(store.folder) == meant and store.verify() == []
+        assert tree(store.folder) == meant and verify(store) == []
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_a_read_only_store_is_read_and_a_fill_of_it_is_refused(tmp_path):
                             len(VIEWS), memory=memory)
             assert np.array_equal(reader.read(GRAPH, np.arange(10), np.ones(10, int))["cells"], values(GRAPH, 1, images(10))["cells"])
         del reader                                           # which keeps files open, and with them the mount
-        assert store.verify() == []
+        assert verify(store) == []
         run_until(tmp_path / "cache")                        # whole already: nothing to write
         for harder in (dict(count=13), dict(views=range(4)), dict(passes=[*PASSES, BIG])):
             with pytest.raises(StoreError, match="Read-only file system") as error:
@@ -172,12 +173,12 @@ def test_files_truncated_missing_and_extra_cost_their_block_only(tmp_path):
             path.write_bytes({"cut": content[:len(content) // 2], "emptied": b"", "longer": content + b"\0"}[kind])
         (store.folder / "images/extra.txt").write_text("x")
         assert check_rows(store.folder) == 17                # of 3 blocks x 3 views x 2 passes
-        faults = store.verify()
+        faults = verify(store)
         assert any("extra.txt" in fault for fault in faults) and any(str(path) in fault for fault in faults)
         (store.folder / "images/extra.txt").unlink()
         assert fill(Store.open(store.folder)) == 1, (path, kind)
         assert tree(store.folder) == meant
-    assert store.verify() == []
+    assert verify(store) == []
 
 
 # Clocks
@@ -192,7 +193,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch):
         store = run_until(tmp_path / "cache", 10, passes)
         for path in store.folder.rglob("*"):
             os.utime(path, (next(now) % 10**9,) * 2)         # and files from the past
-    assert tree(store.folder) == meant and store.verify() == []
+    assert tree(store.folder) == meant and verify(store) == []
     times = [line.split('"time": "')[1][:10] for line in (store.folder / "history.jsonl").read_text().splitlines()]
     assert times == sorted(times, reverse=True) and len(set(times)) > 1
 
@@ -241,7 +242,7 @@ def test_a_cache_grows_by_images_views_and_targets_while_a_process_keeps_reading
             reader.kill()
             reader.communicate()
     store = Store.open(folder)
-    assert store.verify() == [] and store.num_blocks == 6
+    assert verify(store) == [] and store.num_blocks == 6
     assert check_rows(folder, [*PASSES, BIG], range(5)) == 3 * 5 * 6
 
 
@@ -334,7 +335,7 @@ def test_two_fills_of_one_cache_at_once_end_in_the_bytes_of_one(experiment):
     for fill_ in both:
         _, said = fill_.communicate(timeout=120)
         assert fill_.returncode == 0, said
-    assert content(folder) == meant and Store.open(folder).verify() == []
+    assert content(folder) == meant and verify(Store.open(folder)) == []
     assert (experiment.folder / "reports/cache/toy.json").read_bytes() == report
 
 
@@ -345,7 +346,7 @@ def test_a_fill_with_another_fingerprint_stands_beside_the_old_one(experiment):
     experiment.do("cache-teacher")
     stores = sorted((experiment.folder / "cache/roads").glob("targets-*"))
     assert len(stores) == 2 and content(old) == meant
-    assert all(Store.open(folder).verify() == [] for folder in stores)
+    assert all(verify(Store.open(folder)) == [] for folder in stores)
     experiment.change(views=dict(seed=0))
     assert "0 blocks filled now" in experiment.do("cache-teacher") and content(old) == meant
 

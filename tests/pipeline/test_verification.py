@@ -30,13 +30,13 @@ def test_threads_find_the_same_in_the_same_order(tmp_path, codec):
     alone, many = {}, {}
     faults = verification.verify(store, True, alone)
     assert len(faults) == 5 and [fault for fault in faults if "block 4" in fault]
-    assert verification.verify(store, True, many, workers=3) == faults == store.verify(workers=3)
+    assert verification.verify(store, True, many, workers=3) == faults == verification.verify(store, workers=3)
     assert many == alone and verification.table(many) == verification.table(alone)
     done = verification.repair(store, workers=3)
     assert len(done) == 3 and all("is to be filled again" in line for line in done)
     assert fill(store) == 4                                 # the mark that was lost as well
     store.finalise()
-    assert [fault for fault in store.verify(workers=2) if "passes/x.txt" not in fault] == []
+    assert [fault for fault in verification.verify(store, workers=2) if "passes/x.txt" not in fault] == []
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "uint8", "int32"])

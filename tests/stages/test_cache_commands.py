@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.store import Store
+from pipeline.store.verification import verify
 
 GOLDEN = Path(__file__).parents[1] / "golden/store-v1/raw"
 NOT_COMPARED = {"history.jsonl", ".lock"}
@@ -201,7 +202,7 @@ def test_pull_brings_whole_blocks_and_goes_on_where_it_stopped(store, tmp_path):
     result = invoke("cache", "pull", tmp_path / "cache", tmp_path / "here")
     ours = tmp_path / "here/roads" / store.name
     assert result.exit_code == 1 and str(bad) in result.stderr
-    assert Store.open(ours).verify() == []                            # what came can be used
+    assert verify(Store.open(ours)) == []                            # what came can be used
     times = {path: path.stat().st_mtime_ns for path in ours.rglob("done/*/*.json")}
     bad.write_bytes(data)
     result = invoke("cache", "pull", store, tmp_path / "here")
@@ -213,7 +214,7 @@ def test_pull_brings_whole_blocks_and_goes_on_where_it_stopped(store, tmp_path):
 def test_pull_can_take_some_views_and_refuses_another_store_in_the_place(store, tmp_path):
     assert "4 of 4 blocks" in invoke("cache", "pull", store, tmp_path / "here", "--views", "1").stdout
     ours = tmp_path / "here/roads" / store.name
-    assert {view for view, _ in Store.open(ours).stored_groups()} == {"v000"} and Store.open(ours).verify() == []
+    assert {view for view, _ in Store.open(ours).stored_groups()} == {"v000"} and verify(Store.open(ours)) == []
     shutil.rmtree(store)
     shutil.copytree(GOLDEN.parent / "zstd/roads" / store.name, store)
     result = invoke("cache", "pull", store, tmp_path / "here")

@@ -29,6 +29,7 @@ from pipeline.scoring import submission
 from pipeline.scoring.predict import Answer
 from pipeline.store import ImageRow, Store
 from pipeline.store.files import images_tsv, parse_images, seal, unseal
+from pipeline.store.verification import verify
 
 # What happens outside: every file that is opened, listed, made, renamed or removed there, through whatever link
 
@@ -273,7 +274,7 @@ def test_verify_refuses_text_that_leads_out_and_repair_makes_nothing_of_it(store
     (TEXTS | MANIFESTS)[harm](store, outside)
     result = invoke("verify", store, *["--repair"] * mend)
     if mend and harm in MANIFESTS:               # it is written again from what is whole
-        assert result.exit_code == 0 and Store.open(store).verify() == []
+        assert result.exit_code == 0 and verify(Store.open(store)) == []
     else:
         refused(result)
 
@@ -286,7 +287,7 @@ def test_pull_refuses_text_that_leads_out(store, outside, tmp_path, harm, source
     refused(invoke("cache", "pull", url, tmp_path / "here"))
     here, = [*(tmp_path / "here").glob("roads/*")] or [None]
     if here is not None:                         # broken off as by a network: of what came, nothing is bad
-        assert Store.open(here).verify() == []
+        assert verify(Store.open(here)) == []
     assert not (tmp_path / "here/outside").exists() and {path.name for path in tmp_path.iterdir()} <= {"there", "here", "outside"}
 
 
@@ -328,7 +329,7 @@ def test_keys_of_a_bucket_that_are_no_names_are_left_there(store, outside, tmp_p
     fsspec.filesystem("memory").store[f"/bucket/roads/{store.name}/{key}"] = \
         fsspec.filesystem("memory").store[f"/bucket/roads/{store.name}/history.jsonl"]
     result = invoke("cache", "pull", "memory://bucket", tmp_path / "here")
-    assert result.exit_code == 0 and Store.open(tmp_path / "here/roads" / store.name).verify() == []
+    assert result.exit_code == 0 and verify(Store.open(tmp_path / "here/roads" / store.name)) == []
     assert {path.name for path in tmp_path.iterdir()} == {"there", "here", "outside"}
 
 
@@ -488,7 +489,7 @@ def test_verify_names_what_nothing_vouches_for(store):
     said = refused(invoke("verify", store))
     assert f"{store}/manifest.json: missing or empty" in said and f"{store}/history.jsonl: missing or empty" in said
     result = invoke("verify", store, "--repair")
-    assert result.exit_code == 0 and "begun again" in result.stdout and Store.open(store).verify() == []
+    assert result.exit_code == 0 and "begun again" in result.stdout and verify(Store.open(store)) == []
     assert json.loads((store / "history.jsonl").read_text().splitlines()[0])["action"] == "repair"
 
 
@@ -512,7 +513,7 @@ def test_every_command_of_a_configuration_refuses_them(experiment, outside, comm
     if command == "prepare" and kind == "targets":
         assert result.exit_code == 0             # it reads none
     elif kind in fills and (harm == "mark" or harm == "field" and "repair" in command):
-        assert result.exit_code == 0 and Store.open(store).verify() == []                # what lies counts as missing, and is made anew
+        assert result.exit_code == 0 and verify(Store.open(store)) == []                # what lies counts as missing, and is made anew
     else:
         assert result.exit_code == 1 and "Error: " in result.stderr and str(store) in result.stderr
 

@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.config import Plugin, Prepare, Views
 from pipeline.data import prepared, views
-from pipeline.store import Reader, Store
-from pipeline.store.verification import repair
+from pipeline.store import Reader, Store, image_row
+from pipeline.store.verification import repair, verify
 from pipeline.training import loading
 from stages import prepare
 
@@ -53,7 +53,7 @@ def test_what_another_run_has_put_into_blocks_meanwhile_is_written_where_it_stan
         if not begun:                            # another process grows the store and writes no block yet
             begun.append(True)
             source = plugin.build()
-            grow(Store.open(store.folder), [prepared.image_row(image_id, prepared.sample(source, image_id, SIZE.size))
+            grow(Store.open(store.folder), [image_row(image_id, prepared.sample(source, image_id, SIZE.size))
                                             for image_id in source.ids("train")[:taken]])
         grow(store, rows)
 
@@ -68,15 +68,15 @@ def test_rows_of_other_images_than_their_block_lists_are_found_and_mended(tmp_pa
     store = Store.find(tmp_path / "cache", "prepared", "folder", prepared.identity(plugin.build(), SIZE))
     sample = prepared.sample_pass(SIZE.size, 0)
     first = Reader(store, [sample], [row.id for row in store.block_images(0)], 1).read(sample, np.arange(8), np.zeros(8, int))
-    assert store.verify() == []
+    assert verify(store) == []
     store.mark_path("v000", sample.folder, 1).unlink()
     store.write_block(sample, 0, 1, first)
-    fault = store.verify()[-1]               # before it: other blocks were filled than the manifest says
+    fault = verify(store)[-1]               # before it: other blocks were filled than the manifest says
     assert "not those of the digest in the list of images, for image '08', '09', '10' and 5 more (block 1" in fault
     assert len(wrong(plugin, tmp_path)) == 8
     assert "block 1 of sample" in repair(store)[0]
     run(plugin, tmp_path)
-    assert wrong(plugin, tmp_path) == [] == store.verify()
+    assert wrong(plugin, tmp_path) == [] == verify(store)
 
 
 def test_what_two_runs_note_of_their_files_is_kept_together(tmp_path, dataset):

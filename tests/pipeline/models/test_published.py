@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pipeline import config, weights
 from pipeline.errors import ConfigError
 from pipeline.lookup import find_class
-from pipeline.models._published import renamed
+from pipeline.weights import renamed
 from pipeline.models.erfnet import our_name
 from pipeline.teacher import cache
 
