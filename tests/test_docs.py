@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"^(?:\$ )?(pipeline [a-z].*?)(?:\s+#.*)?$", re.MULTILINE)
 BLOCK = re.compile(r"^(?:<!-- needs (\w+) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SMALL = {"dataset": {"train": 12, "val": 2, "test": 4}, "teacher_training": {"steps": 10, "lr": 1.0e-2}, "training": {"steps": 10, "lr": 1.0e-2}}
+SMALL = {"dataset": {"train": 12, "val": 2, "test": 4}, "training": {"steps": 10, "lr": 1.0e-2, "warmup_steps": 0}}
 
 
 def commands(page):

@@ -17,8 +17,8 @@ from pathlib import Path
 import pipeline, stages
 from pipeline.cli import main
 assert all(Path(module.__file__).is_relative_to(sys.prefix) for module in (pipeline, stages)), pipeline.__file__
-sets = ["dataset.train=6", "dataset.val=1", "dataset.test=2", "teacher_training.steps=8", "teacher_training.lr=0.01",
-        "training.steps=2"]
+sets = ["dataset.train=6", "dataset.val=1", "dataset.test=2", "teacher_training.steps=8", "teacher_training.warmup_steps=0",
+        "training.steps=2", "training.warmup_steps=0"]
 sets = [word for change in sets for word in ("--set", change)]
 run = ["--student", "erfnet", "--method", "intra", "--seed", "0"]
 for command in (["synth", "--workers", "1"], ["prepare", "--workers", "1"], ["train-teacher"], ["cache-teacher"],
