@@ -49,7 +49,7 @@ def _train(model, source, dataset, prepare, views, teacher, training, root, fold
     backbone = None if teacher.backbone is None else weights.digest(weights.load_file(teacher.backbone))
     record = {"teacher": teacher.model, "backbone": backbone, "training": training, "views": views, "code": code,
               "dataset": prepared.meaning(source), "prepared": prepared.on_record(store, sample, images)}
-    record |= {"code_outside": outside} if (outside := plugin.Model.code_outside(teacher.model.args)) else {}
+    record |= records.code_outside(plugin.Model, teacher.model.args)
     set_precision(training.precision)
     if teacher.backbone is not None:
         weights.load_backbone(model, teacher.backbone, say)

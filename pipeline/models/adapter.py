@@ -36,7 +36,6 @@ from pipeline.errors import ConfigError
 from pipeline.models._existence import EncoderExistence
 from pipeline.models._network import check_size
 from pipeline.models.base import ModelBase, Output
-from pipeline.records import file_code
 
 
 class Model(ModelBase):
@@ -133,8 +132,8 @@ class Model(ModelBase):
         return {"layers": dict(args["layers"]), "packages": {module: release(module) for module in modules_of(args)}}
 
     @classmethod
-    def code_outside(cls, args: Mapping[str, Any]) -> dict[str, str]:
-        return {module: installed(module) or file_code(module) for module in modules_of(args)}
+    def code_outside(cls, args: Mapping[str, Any]) -> dict[str, str | None]:
+        return {module: installed(module) for module in modules_of(args)}
 
 
 # --- places in a network ------------------------------------------------------------------------------------------------
