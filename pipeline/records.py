@@ -11,7 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -73,6 +73,12 @@ def target_code(name: str) -> str:
     """The same of one target: its module and the helpers beside it. The contract in base.py computes no row."""
     return _digest(_reached([f"pipeline.targets.{name}"],
                             lambda name: name.startswith("pipeline.targets.") and name != "pipeline.targets.base"))
+
+
+def code_outside(model: type, args: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The part of a record about what makes a network and is no part of this package: versions, and digests of files."""
+    modules = model.code_outside(args)
+    return {"code_outside": {name: version or file_code(name) for name, version in modules.items()}} if modules else {}
 
 
 def file_code(name: str) -> str:

@@ -66,7 +66,7 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     if live:
         plugins += [live_module, cache, lookup.find("models", teacher.model.name)]
     record["code"] = records.code_digest(sys.modules[__name__], *plugins)
-    record |= {"code_outside": outside} if (outside := plugins[0].Model.code_outside(student.args)) else {}
+    record |= records.code_outside(plugins[0].Model, student.args)
     set_precision(training.precision)
     steps.reseed(seed, 0)
     model = student.build(num_classes=len(source.classes), size=context.size, lanes=lanes).to(device)

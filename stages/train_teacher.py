@@ -57,7 +57,7 @@ def _train(model, source, dataset, prepare, views, teacher, training, root, fold
     record = {"teacher": teacher.model, **lookup.version_record(teacher.model.name, teacher.model.args), "backbone": backbone,
               "training": training, "views": views, "code": code, "dataset": prepared.meaning(source),
               "prepared": prepared.on_record(store, sample, images)}
-    record |= {"code_outside": outside} if (outside := plugin.Model.code_outside(teacher.model.args)) else {}
+    record |= records.code_outside(plugin.Model, teacher.model.args)
     set_precision(training.precision)
     if teacher.backbone is not None:
         weights.load_backbone(model, teacher.backbone, say)

@@ -42,7 +42,6 @@ from pipeline.later import AddedLater
 from pipeline.models._existence import EncoderExistence
 from pipeline.models._network import check_size
 from pipeline.models.base import Channels, ModelBase, Output
-from pipeline.records import file_code
 
 Deviation = Annotated[float, Field(gt=0)]
 Pixels = Annotated[int, Field(ge=1)]
@@ -162,8 +161,8 @@ class Model(ModelBase):
         return {"layers": dict(args["layers"]), "packages": {module: release(module) for module in modules_of(args)}}
 
     @classmethod
-    def code_outside(cls, args: Mapping[str, Any]) -> dict[str, str]:
-        return {module: installed(module) or file_code(module) for module in modules_of(args)}
+    def code_outside(cls, args: Mapping[str, Any]) -> dict[str, str | None]:
+        return {module: installed(module) for module in modules_of(args)}
 
 
 # --- places in a network ------------------------------------------------------------------------------------------------

@@ -74,8 +74,9 @@ class ModelBase(nn.Module):
         return {"layers": dict(cls.layers)}
 
     @classmethod
-    def code_outside(cls, args: Mapping[str, Any]) -> dict[str, str]:
-        """What a run's record says of code outside this package that these arguments name: module -> version or digest."""
+    def code_outside(cls, args: Mapping[str, Any]) -> dict[str, str | None]:
+        """Modules outside this package that make the network, each with its package's version; None for a file that was not
+        installed. A run's record has them."""
         return {}
 
 
