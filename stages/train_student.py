@@ -30,10 +30,10 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     ids = [image.id for image in images]
     context = cache.context(teacher.model, source, prepare.size)
     lanes = source.lanes if training.existence_weight else 0
-    steps.check_batch(lambda: student.build(num_classes=len(source.classes), size=context.size, lanes=lanes), context.size, training,
-                      device, "training")
-    record = {"student": student, **lookup.version_record(student.name, student.args), "method": method, "training": training, "views": views, "seed": seed,
-              "dataset": prepared.meaning(source),
+    steps.check_batch(lambda: student.build(num_classes=len(source.classes), size=context.size, lanes=lanes), context.size,
+                      training, device, "training")
+    record = {"student": student, **lookup.version_record(student.name, student.args), "method": method, "training": training,
+              "views": views, "seed": seed, "dataset": prepared.meaning(source),
               "prepared": {"identity": pixels.identity, "digest": pixels.digest_of(images, range(1), [sample])}}
     cached = None
     names = [name for term in method for name in term.reads]
