@@ -1,7 +1,8 @@
 """Weight files of other people's code for networks that are here: their names of weights, by ours.
 
-A model whose `published` is set takes such files as they are, and has the attribute `layout`. Names do not tell which pixels the weights were trained on,
-and each of these repositories has pixels of its own; so the model's key `layout` must say whose they are.
+A model whose `published` is set takes such files as they are, and has the attribute `layout`. Names do not tell which pixels
+the weights were trained on, and each of these repositories has pixels of its own; so the model's key `layout` must say whose
+they are.
 """
 
 from collections.abc import Callable

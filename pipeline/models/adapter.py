@@ -10,8 +10,9 @@ place is a submodule's path, or `output` for what the network itself returns. Of
 first is meant, unless a key says which: `output:hidden_states.3`. Features are maps [B, C, h, w]; [B, h, w, C] under
 `layout: nhwc`; or tokens [B, N, C] in rows of the image, of which the first `prefix_tokens` (class, registers) are dropped.
 `logits` is a place, or `linear` for a 1x1 convolution of `high` that the adapter adds, or null: a frozen backbone, which can
-teach by its features alone. `mean` and `std` are the network's own, of values in 0..255 and in the order of `channels`: `rgb`, or `bgr` for a network
-that was trained on pictures as OpenCV reads them. An image is resized to `input_size` first, if given.
+teach by its features alone. `mean` and `std` are the network's own, of values in 0..255 and in the order of `channels`:
+`rgb`, or `bgr` for a network that was trained on pictures as OpenCV reads them. An image is resized to `input_size` first,
+if given.
 
 `align_corners: true` is for a network whose coarse logits were trained to be upsampled with the corners of the grids laid on
 each other (torch's `align_corners=True`, the rule of older code); everything here lays the cells' edges on each other. The

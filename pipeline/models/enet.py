@@ -31,7 +31,7 @@ Layout = Literal["paper", "pytorch_enet"]
 
 
 class Initial(nn.Module):
-    def __init__(self, channels: int, layout: Layout):
+    def __init__(self, channels: int, layout: Layout = "paper"):
         super().__init__()
         self.pool = nn.MaxPool2d(2) if layout == "paper" else nn.MaxPool2d(3, stride=2, padding=1)
         self.conv = nn.Conv2d(3, channels - 3, 3, stride=2, padding=1, bias=False)
@@ -46,22 +46,28 @@ def convolution(*convolutions: nn.Module, activation: type[nn.Module]) -> nn.Seq
     return nn.Sequential(*convolutions, nn.BatchNorm2d(convolutions[-1].out_channels), activation())
 
 
-def branch(channels_in: int, channels_out: int, first, middle, dropout: float, activation: type[nn.Module],
-           layout: Layout, last: type[nn.Module] | None = None) -> nn.Sequential:
-    """Reduce (`first`), filter (`middle`), expand; both are given as functions of their channels. `last` follows the
-    expansion: by default nothing, in PyTorch-ENet the activation."""
-    inner = channels_in // 4
-    filters = middle(inner)
+def filters(convolutions: list[nn.Module], activation: type[nn.Module], layout: Layout) -> nn.Sequential:
+    """PyTorch-ENet normalises and activates after each half of an asymmetric convolution, too."""
     if layout == "paper":
-        between, last = convolution(*filters, activation=activation), nn.Identity
-    else:
-        between, last = nn.Sequential(*(part for each in filters for part in convolution(each, activation=activation))), last or activation
+        return convolution(*convolutions, activation=activation)
+    return nn.Sequential(*(part for each in convolutions for part in convolution(each, activation=activation)))
+
+
+def branch(channels_in: int, channels_out: int, first, middle, dropout: float, activation: type[nn.Module], layout: Layout,
+           last: type[nn.Module] = nn.Identity) -> nn.Sequential:
+    """Reduce (`first`), filter (`middle`), expand; both are given as functions of their channels. `last` follows the expansion."""
+    inner = channels_in // 4
     return nn.Sequential(
         convolution(first(channels_in, inner), activation=activation),
-        between,
+        filters(middle(inner), activation, layout),
         convolution(nn.Conv2d(inner, channels_out, 1, bias=False), activation=last),
         nn.Dropout2d(dropout),
     )
+
+
+def after_expansion(activation: type[nn.Module], layout: Layout) -> type[nn.Module]:
+    """Of the encoder's blocks and the decoder's bottlenecks; no activation follows an upsampler's expansion in either layout."""
+    return nn.Identity if layout == "paper" else activation
 
 
 def dilated(inner: int, dilation: int) -> list[nn.Module]:
@@ -83,10 +89,11 @@ regular = partial(dilated, dilation=1)
 
 
 class Bottleneck(nn.Module):
-    def __init__(self, channels: int, middle=regular, dropout: float = 0.1, activation: type[nn.Module] = nn.PReLU, *,
-                 layout: Layout):
+    def __init__(self, channels: int, middle=regular, dropout: float = 0.1, activation: type[nn.Module] = nn.PReLU,
+                 layout: Layout = "paper"):
         super().__init__()
-        self.branch = branch(channels, channels, pointwise, middle, dropout, activation, layout)
+        self.branch = branch(channels, channels, pointwise, middle, dropout, activation, layout,
+                             after_expansion(activation, layout))
         self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,9 +103,10 @@ class Bottleneck(nn.Module):
 class Downsampler(nn.Module):
     """Returns also where the maxima stood, for the upsampler of the same grid; new channels begin as zeros."""
 
-    def __init__(self, channels_in: int, channels_out: int, dropout: float, layout: Layout):
+    def __init__(self, channels_in: int, channels_out: int, dropout: float, layout: Layout = "paper"):
         super().__init__()
-        self.branch = branch(channels_in, channels_out, halved, regular, dropout, nn.PReLU, layout)
+        self.branch = branch(channels_in, channels_out, halved, regular, dropout, nn.PReLU, layout,
+                             after_expansion(nn.PReLU, layout))
         self.activation = nn.PReLU()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,12 +117,10 @@ class Downsampler(nn.Module):
 
 
 class Upsampler(nn.Module):
-    """No activation follows the expansion here, in either layout."""
-
-    def __init__(self, channels_in: int, channels_out: int, layout: Layout):
+    def __init__(self, channels_in: int, channels_out: int, layout: Layout = "paper"):
         super().__init__()
         self.main = convolution(pointwise(channels_in, channels_out), activation=nn.Identity)
-        self.branch = branch(channels_in, channels_out, pointwise, doubled, 0.1, nn.ReLU, layout, last=nn.Identity)
+        self.branch = branch(channels_in, channels_out, pointwise, doubled, 0.1, nn.ReLU, layout)
 
     def forward(self, x: Tensor, places: Tensor) -> Tensor:
         return F.relu(unpool(self.main(x), places) + self.branch(x))
