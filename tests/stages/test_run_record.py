@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from test_killed import content
 
-from pipeline import records, runs
+from pipeline import records
 from pipeline.errors import PipelineError
-from pipeline.loading import ahead
-from pipeline.training import Step
+from pipeline.training import run as runs
+from pipeline.training.loading import ahead
+from pipeline.training.step import Step
 from stages import cache as commands
 
 ROOT = Path(__file__).parents[2]
@@ -97,8 +98,8 @@ def test_another_order_of_the_images_is_another_run(finished, monkeypatch):
 
 
 @pytest.mark.parametrize("module, old, new", [
-    ("pipeline.training", "if step < term.start:", "if step < term.start + 5:"), ("pipeline.seeds", "blake2b", "blake2s"),
-    ("pipeline.distributed", "flat / count", "flat"), ("pipeline.losses.base", "count * size, size", "count * size, 1"),
+    ("pipeline.training.step", "if step < term.start:", "if step < term.start + 5:"), ("pipeline.seeds", "blake2b", "blake2s"),
+    ("pipeline.training.distributed", "flat / count", "flat"), ("pipeline.losses.base", "count * size, size", "count * size, 1"),
     ("stages.train_student", "reseed(seed, 0)", "reseed(seed, 1)"),
 ])
 def test_a_run_made_by_other_code_is_set_aside(finished, monkeypatch, module, old, new):
@@ -114,7 +115,7 @@ def test_a_comment_trains_nothing_again_and_another_schedule_does(finished, tmp_
     """In a copy of the package, edited as people do."""
     for name in ("pipeline", "stages", "configs"):
         shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    file = tmp_path / "pipeline/training.py"
+    file = tmp_path / "pipeline/training/step.py"
     text = file.read_text()
 
     def run():
