@@ -35,8 +35,7 @@ UNKNOWN = 254           # in a table of train ids: a value that is none of the d
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 ORIENTATION, BITS_PER_SAMPLE = 0x0112, 0x0102               # EXIF and TIFF tags
-# warnings of libjpeg that tell of an unusual header, and not of lost pixels
-HARMLESS = ("unknown JFIF revision", "Unknown Adobe color transform", "Invalid SOS parameters")
+HARMLESS = "Invalid SOS parameters"     # libjpeg of a scan's unusual header, as some cameras write it; only its last warning is told
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
@@ -82,7 +81,7 @@ def jpeg_rgb(image: Image.Image, data: bytes) -> np.ndarray:
     try:
         pixels = simplejpeg.decode_jpeg(data, space, fastdct=False, fastupsample=False, strict=True)
     except ValueError as error:
-        if not any(text in str(error) for text in HARMLESS):
+        if HARMLESS not in str(error):
             raise
         pixels = simplejpeg.decode_jpeg(data, space, fastdct=False, fastupsample=False, strict=False)
     return pixels if space == "RGB" else np.array(image.convert("RGB"))

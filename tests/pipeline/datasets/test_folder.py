@@ -1,4 +1,5 @@
 import pickle
+import unicodedata
 
 import numpy as np
 import pytest
@@ -51,6 +52,7 @@ def test_one_bit_labels_are_0_and_1(root):
     write(root, "0001")
     (root / "labels").mkdir()
     Image.fromarray(np.uint8([[0, 255] * 4] * 6)).convert("1").save(root / "labels/0001.png")
+    (root / "classes.yaml").write_text(EXAMPLE.replace("ignore: [255]", "ignore: []"))      # else they may be 0 and 255
     assert Dataset(root=root).label("0001")[0].tolist() == [0, 1] * 4
 
 
@@ -124,6 +126,51 @@ def test_faulty_files_are_named(root):
     Image.fromarray(np.zeros((6, 8), np.uint16)).save(root / "images/a.png")
     with pytest.raises(DatasetError, match=r"a\.png: has 'I;16' pixels, not 8 bits"):
         dataset.image("a")
+
+
+@pytest.mark.parametrize("listed, stored", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_are_the_same_in_either_unicode_form(root, listed, stored):
+    on_disk = unicodedata.normalize(stored, "Stra\u00dfe/\u00e9t\u00e9")
+    write(root, on_disk)
+    write(root, "b", 0)
+    label = root / "labels" / unicodedata.normalize(listed, f"{on_disk}.png")
+    label.parent.mkdir(parents=True)
+    Image.fromarray(np.full((6, 8), 2, np.uint8)).save(label)
+    for ending in ("", ".png"):
+        (root / "train.txt").write_text(unicodedata.normalize(listed, on_disk) + ending + "\nb\n", encoding="utf-8")
+        dataset = Dataset(root=root)
+        assert dataset.ids("train") == [on_disk, "b"]
+        assert dataset.image(on_disk).shape == (6, 8, 3) and (dataset.label(on_disk) == 2).all()
+
+
+def test_two_images_whose_names_look_alike_are_refused(root):
+    for form in ("NFC", "NFD"):
+        write(root, unicodedata.normalize(form, "\u00e9t\u00e9"))
+    if len(list((root / "images").iterdir())) == 2:                 # not on a disk that takes them for one
+        with pytest.raises(DatasetError, match="a second time"):
+            Dataset(root=root).ids("train")
+
+
+def test_a_byte_order_mark_in_a_list_is_no_part_of_a_name(root):
+    write(root, "a", 0)
+    (root / "train.txt").write_text("a.png\n", encoding="utf-8-sig")
+    (root / "val.txt").write_text("", encoding="utf-8-sig")
+    (root / "classes.yaml").write_text(EXAMPLE, encoding="utf-8-sig")
+    dataset = Dataset(root=root)
+    assert dataset.ids("train") == ["a"] and dataset.image("a").shape == (6, 8, 3)
+    with pytest.raises(DatasetError, match=r"val\.txt: is empty"):
+        dataset.ids("val")
+
+
+def test_what_systems_leave_beside_pictures_is_no_label_and_no_picture(root):
+    write(root, "drive/a", 0)
+    for name in ("labels/Thumbs.db", "labels/drive/desktop.ini", "labels/.DS_Store", "images/Thumbs.db", "labels/@eaDir/a.png@SynoEAStream",
+                 "labels/drive/@eaDir/a.png/SYNOPHOTO_THUMB_M.png", "images/@eaDir/drive/SYNO_THUMB.jpg", "labels/__MACOSX/._a.png",
+                 "labels/.ipynb_checkpoints/a-checkpoint.png", "images/.ipynb_checkpoints/a-checkpoint.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"left behind")
+    dataset = Dataset(root=root)
+    assert dataset.ids("train") == ["drive/a"] and len(dataset.files("drive/a")) == 2
 
 
 @pytest.mark.parametrize("spoil, message", [
