@@ -10,11 +10,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 import layouts
-from pipeline import config, prepared
+from pipeline import config
 from pipeline.cli import main
+from pipeline.data import prepared
 from pipeline.datasets import _images
 from pipeline.datasets.folder import EXAMPLE
-from pipeline.footage import Pictures
+from pipeline.deployment.media import Pictures
 
 ALONE = ("--set", "teacher.checkpoint=weights/teacher.safetensors")         # a teacher that was trained elsewhere
 
