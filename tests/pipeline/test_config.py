@@ -40,7 +40,7 @@ def test_values_come_out_typed(tmp_path):
     loaded = config.load(write(tmp_path, lambda raw: raw["training"].update(lr=1)))
     assert loaded.training.lr == 1.0 and isinstance(loaded.training.lr, float)
     assert loaded.views.scale == (0.9, 1.1)
-    assert loaded.teacher.model.name == "erfnet" and "checkpoint" not in loaded.teacher.model.args
+    assert loaded.teacher.model.name == "resnet101" and "checkpoint" not in loaded.teacher.model.args
     assert loaded.methods["intra"][0].reads == ("graph_mid", "graph_high")
 
 
@@ -73,7 +73,7 @@ def test_all_faults_are_reported_at_once(tmp_path):
     (lambda raw: raw["methods"].update(kd={"loss": "kd"}), "expected a list of losses"),
     (lambda raw: raw["teacher"].update(name="resnet102"), "did you mean 'resnet101'?"),
     (lambda raw: raw["teacher"].update(precision="fp61"), "expected one of fp32, tf32, bf16; got the text 'fp61'"),
-    (lambda raw: raw.update(teacher_training=None), "has no checkpoint and there is no teacher_training"),
+    (lambda raw: (raw.update(teacher_training=None), raw["teacher"].update(checkpoint=None)), "has no checkpoint and there is no teacher_training"),
     (lambda raw: raw.pop("views"), "views: this section is missing"),
     (lambda raw: raw["views"].update(scale=[1.1, 0.9]), "expected two rising positive numbers"),
     (lambda raw: raw["views"].update(mirror="yes please"), "expected true or false"),
@@ -151,11 +151,12 @@ def test_a_term_that_would_divide_by_zero_or_teach_the_contrary_is_a_fault_of_th
 
 
 def test_a_students_own_key_stands_beside_its_models(tmp_path):
-    loaded = config.load(write(tmp_path))
+    path = write(tmp_path, lambda raw: raw["students"]["erfnet"].pop("input_scale"))
+    loaded = config.load(path)
     assert "input_scale" not in plain(loaded.students["erfnet"])["args"]
     for scale in (1, 1.0):
-        assert config.load(write(tmp_path), [f"students.erfnet.input_scale={scale}"]).students == loaded.students
-    smaller = config.load(write(tmp_path), ["students.erfnet.input_scale=0.5"]).students["erfnet"]
+        assert config.load(path, [f"students.erfnet.input_scale={scale}"]).students == loaded.students
+    smaller = config.load(path, ["students.erfnet.input_scale=0.5"]).students["erfnet"]
     assert plain(smaller)["args"] == {**plain(loaded.students["erfnet"])["args"], "input_scale": 0.5}
     message = fault(tmp_path, lambda raw: raw["students"]["erfnet"].update(input_scale=0.3))
     assert "students.erfnet.input_scale: expected one of 1, 0.5, 0.25; got 0.3" in message
@@ -172,7 +173,7 @@ NO_ONE_MEANS = [
     ("views.count", 0), ("views.shift", float("inf")), ("views.shift", 5), ("views.rotate_deg", float("nan")),
     ("views.rotate_deg", -1), ("views.scale", [1.0, float("inf")]), ("views.scale", [0.0, 1.0]),
     ("prepare.size", [0, 0]), ("prepare.size", [-4, 8]), ("prepare.size", [48, 216, 3]), ("evaluate.split", "tset"),
-    ("teacher.name", 5), ("teacher.checkpoint", 5), ("teacher.dropout", [2.0, 0.0]), ("teacher.width", 3),
+    ("teacher.name", 5), ("teacher.checkpoint", 5), ("teacher.width", 0), ("students.erfnet.dropout", [2.0, 0.0]), ("students.erfnet.width", 3),
     ("students.erfnet.width", 0), ("students.erfnet.dropout", [0.1, 1.0]), ("dataset.difficulty", 1.5), ("dataset.root", ""),
     ("dataset.size", [63, 656]), ("dataset.train", -1), ("targets.graph_mid.eps", float("inf")), ("targets.graph_mid.eps", 0),
     ("targets.graph_mid.aoi_kernel", 4), ("targets.logits.pool", 1000), ("targets.logits.pool", 0), ("targets.logits.dtype", "int3"),
@@ -274,8 +275,8 @@ def test_an_override_changes_one_place_where_a_file_uses_an_alias(tmp_path):
     path = tmp_path / "aliased.yaml"
     path.write_text(yaml.dump(raw))
     assert "*id001" in path.read_text()
-    loaded = config.load(path, ["training.steps=7"])
-    assert (loaded.training.steps, loaded.teacher_training.steps) == (7, 1000)
+    loaded = config.load(path, ["training.steps=700"])
+    assert (loaded.training.steps, loaded.teacher_training.steps) == (700, 600)
 
 
 def test_a_date_is_a_text(tmp_path):

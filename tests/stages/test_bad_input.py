@@ -134,7 +134,7 @@ def refusal(experiment) -> str:
 
 
 def test_a_teacher_that_answers_nan_stops_the_fill_at_the_first_block(experiment):
-    line = refusal(spoiled(experiment, {"bn1.running_var": lambda tensor: tensor.fill_(torch.nan)}))
+    line = refusal(spoiled(experiment, {"bn1.running_var": lambda tensor: tensor.fill_(-1.0)}))
     first = store_of(experiment, "targets").images[0].id
     assert f"image '{first}', view 0, target graph_mid: the teacher's 'mid' is not finite" in line
     assert "check the teacher's weights" in line

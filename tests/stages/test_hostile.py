@@ -515,7 +515,7 @@ def test_every_command_of_a_configuration_refuses_them(experiment, outside, comm
     elif kind in fills and (harm == "mark" or harm == "field" and "repair" in command):
         assert result.exit_code == 0 and verify(Store.open(store)) == []                # what lies counts as missing, and is made anew
     else:
-        assert result.exit_code == 1 and "Error: " in result.stderr and str(store) in result.stderr
+        assert result.exit_code == 1 and "Error: " in result.stderr and store.name in result.stderr
 
 
 # Lists and ids of datasets, which files are written under

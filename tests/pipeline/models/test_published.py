@@ -222,8 +222,8 @@ def test_where_no_name_fits_the_message_says_adapter(tmp_path):
 
 def test_a_key_that_came_later_is_in_no_record_at_its_default():
     for name in ("erfnet", "enet"):
-        assert "layout" not in config.plugin("models", name, {}).args
-        assert "layout" not in config.plugin("models", name, {"layout": "paper"}).args
+        assert "layout" not in config.plugin("models", name, {}).as_record()["args"]
+        assert "layout" not in config.plugin("models", name, {"layout": "paper"}).as_record()["args"]
     assert config.plugin("models", "enet", {"layout": "pytorch_enet"}).args == {"width": 16, "layout": "pytorch_enet"}
 
 

@@ -98,7 +98,7 @@ def written(path, **student):
 @pytest.mark.parametrize("one", [{}, {"input_scale": 1}, {"input_scale": 1.0}])
 def test_a_scale_of_one_is_in_no_record(tmp_path, one):
     student = config.load(written(tmp_path / "c.yaml", model="erfnet", width=4, **one)).students["small"]
-    assert student.args == {"dropout": (0.1, 0.1), "width": 4}
+    assert student.as_record()["args"] == {"dropout": (0.1, 0.1), "width": 4}
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.25])
@@ -111,7 +111,7 @@ def test_another_scale_is(tmp_path, scale):
 
 @pytest.mark.parametrize("scale", [0.3, 2, 0, "0.5", True, None, [0.5]])
 def test_no_other_scale_is_taken(tmp_path, scale):
-    with pytest.raises(ConfigError, match="students.small.input_scale: expected one of 1, 0.5, 0.25; got"):
+    with pytest.raises(ConfigError, match="students.small.input_scale: expected (one of 1, 0.5, 0.25; got|a number, got)"):
         config.load(written(tmp_path / "c.yaml", model="erfnet", input_scale=scale))
 
 

@@ -73,7 +73,7 @@ def torchvisions(widths=(64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512
 
 def test_an_imagenet_checkpoint_of_torchvisions_names_fits(tmp_path):
     with torch.device("meta"):
-        state = {f"features.{name}": torch.empty_like(tensor, device="cpu") for name, tensor in torchvisions().state_dict().items()}
+        state = {f"features.{name}": torch.zeros_like(tensor, device="cpu") for name, tensor in torchvisions().state_dict().items()}
     state["classifier.0.weight"] = torch.zeros(2, 2)
     state["features.40.weight"].fill_(3)
     torch.save(state, tmp_path / "vgg16_bn.pth")
