@@ -1,19 +1,17 @@
-"""A difference of means over seeds, with its 95 % interval.
+"""A difference of means over seeds, with its 95 % interval: one rule for reports and studies.
 
-Where both sides ran the same seeds, the differences seed by seed are one sample and Student's t of it gives the interval (paired:
-a seed fixes initial weights and order of both runs, so what it brings to both cancels). Where the seeds differ, Welch's t for two
-independent samples of unequal variance does, with the degrees of freedom of Welch and Satterthwaite:
-
-    t = d / s,   s^2 = s_a^2 / n_a + s_b^2 / n_b,   df = s^4 / ((s_a^2 / n_a)^2 / (n_a - 1) + (s_b^2 / n_b)^2 / (n_b - 1))
+The interval and p are Welch's, for two independent samples of unequal variance (`scipy.stats.ttest_ind(equal_var=False)`). Nothing is
+paired, though both sides may have run the same seeds: a seed's number fixes other draws in each method, since a loss with parameters,
+another network or another number of steps takes other random numbers, so what two runs of one seed share is not known.
 
 Source: Welch, "The generalization of 'Student's' problem when several different population variances are involved", Biometrika
 34, 1947. Intervals are not widened for the number of methods that are looked at; a claim wants one contrast named beforehand.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 CONFIDENCE = 0.95
 
@@ -21,31 +19,23 @@ CONFIDENCE = 0.95
 @dataclass(frozen=True)
 class Difference:
     mean: float
-    low: float                                  # of the interval; NaN where there is none
+    low: float                                  # of the interval; NaN where there is none: one seed on a side, or no spread
     high: float
     p: float                                    # two-sided, of no difference
-    test: Literal["paired", "Welch", "none"]    # none: one seed, or no spread at all
 
 
-def compare(mine: Mapping[int, float], theirs: Mapping[int, float]) -> Difference:
-    """mine - theirs, both by seed."""
-    if set(mine) == set(theirs):
-        return paired([mine[seed] - theirs[seed] for seed in sorted(mine)])
-    return welch([mine[seed] for seed in sorted(mine)], [theirs[seed] for seed in sorted(theirs)])
-
-
-def paired(differences: Sequence[float]) -> Difference:
-    n, mean = len(differences), math.fsum(differences) / len(differences)
-    error = spread(differences) / math.sqrt(n)
-    return _interval(mean, error, n - 1, "paired")
-
-
-def welch(mine: Sequence[float], theirs: Sequence[float]) -> Difference:
+def compare(mine: Sequence[float], theirs: Sequence[float]) -> Difference:
+    """mine - theirs, a value for each seed."""
     mean = math.fsum(mine) / len(mine) - math.fsum(theirs) / len(theirs)
-    a, b = spread(mine) ** 2 / len(mine), spread(theirs) ** 2 / len(theirs)
-    if not a + b > 0:
-        return _interval(mean, math.nan, 0, "Welch")
-    return _interval(mean, math.sqrt(a + b), (a + b) ** 2 / (a**2 / (len(mine) - 1) + b**2 / (len(theirs) - 1)), "Welch")
+    if min(len(mine), len(theirs)) < 2 or not spread(mine) + spread(theirs) > 0:
+        return Difference(mean, math.nan, math.nan, math.nan)
+    from scipy import stats                     # a second of work, which only these comparisons need
+
+    with warnings.catch_warnings():             # one side without a spread is no reason to doubt the other's
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = stats.ttest_ind(mine, theirs, equal_var=False)
+        interval = found.confidence_interval(CONFIDENCE)
+    return Difference(mean, float(interval.low), float(interval.high), float(found.pvalue))
 
 
 def spread(values: Sequence[float]) -> float:
@@ -61,12 +51,3 @@ def gap_closed(mine: float, plain: float, teacher: float | None) -> float | None
     """The share of the way from the plain student to the teacher; None where the teacher is not at least a point better, or has
     no score."""
     return (mine - plain) / (teacher - plain) if teacher is not None and teacher - plain >= LEAST_GAP else None
-
-
-def _interval(mean: float, error: float, df: float, test: Literal["paired", "Welch"]) -> Difference:
-    from scipy.special import stdtr, stdtrit    # the distribution and its inverse, without the second that scipy.stats takes
-
-    if not error > 0:
-        return Difference(mean, math.nan, math.nan, math.nan, "none")
-    reach = float(stdtrit(df, (1 + CONFIDENCE) / 2)) * error
-    return Difference(mean, mean - reach, mean + reach, float(2 * stdtr(df, -abs(mean) / error)), test)

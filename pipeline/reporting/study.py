@@ -8,8 +8,7 @@ contrast on the first of them: one arm against the *best* of the baselines it na
     {method: intra, live: true}              with the teacher in the loop instead of its cache
     {method: plain, study: camvid-120}       the cells that study has, or will have, under this arm's name
 
-Differences of means come with Welch's 95 % interval: arms may spread differently, and which draws a seed's number fixes
-differs between arms, so nothing is paired.
+Differences of means come with the 95 % interval of statistics.py, as in the report.
 """
 
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pipeline.errors import ConfigError
 from pipeline.identity import difference
 from pipeline.later import AddedLater, leave_out
 from pipeline.paths import name_fault, path_fault
-from pipeline.reporting.statistics import gap_closed, welch
+from pipeline.reporting.statistics import compare, gap_closed
 
 KEYS = {"config", "student", "splits", "seeds", "primary", "gate", "arms"}
 ARM_KEYS = {"method", "set", "live", "study"}
@@ -132,9 +131,9 @@ def table(study: Study, teacher: float | None, scores: Mapping[str, Sequence[flo
         sd = f"{100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
         beside = " | | | "
         if best is not None and arm != best:
-            apart = welch(values, known[best])
+            apart = compare(values, known[best])
             closed = gap_closed(np.mean(values), np.mean(known[best]), teacher)
-            beside = f"{100 * apart.mean:+.2f} | | | " if apart.test == "none" else (
+            beside = f"{100 * apart.mean:+.2f} | | | " if np.isnan(apart.low) else (
                 f"{100 * apart.mean:+.2f} | {100 * apart.low:+.2f} to {100 * apart.high:+.2f} | {apart.p:.3f} | ")
             beside += "-" if closed is None else f"{closed:.0%}"
         lines.append(f"| {arm} | {len(values)} | {100 * np.mean(values):.2f} | {sd} | {beside} | {np.median(seconds[arm]):.0f} | "
@@ -153,7 +152,7 @@ def verdict(study: Study, teacher: float | None, scores: Mapping[str, Sequence[f
                      f"{study.gate:g} were asked for: {'passed' if times >= study.gate else 'NOT passed'}.")
     if study.primary in known and all(arm in known for arm in study.baselines):
         best = max(study.baselines, key=lambda arm: np.mean(known[arm]))
-        apart = welch(known[study.primary], known[best])
+        apart = compare(known[study.primary], known[best])
         answer = "better" if apart.low > 0 else "worse" if apart.high < 0 else "no difference can be told"
         lines.append(f"Primary contrast: `{study.primary}` against `{best}`, the best baseline: {100 * apart.mean:+.2f} points, "
                      f"95 % interval {100 * apart.low:+.2f} to {100 * apart.high:+.2f}, p = {apart.p:.3f}: {answer}.")

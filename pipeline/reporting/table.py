@@ -61,7 +61,7 @@ def lines(results: Results, metric: str, methods: Mapping[str, Sequence[Term]]) 
             notes.append(f"{student} {method} is not compared with {plain}, since they were trained with different settings: "
                          f"{listed(differing)}.")
         else:
-            against = compare(known, theirs)
+            against = compare(list(known.values()), list(theirs.values()))
             gap = gap_closed(math.fsum(known.values()) / len(known), math.fsum(theirs.values()) / len(theirs), teacher)
         found.append(Line(student=student, method=method, seeds=tuple(known), values=tuple(known.values()), against=against,
                           gap=gap, why=why))
@@ -79,13 +79,11 @@ def _differing(runs: list[Run], base: list[Run]) -> list[str]:
 
 
 def _words(found: list[Line], teacher: float | None, plain: str | None) -> list[str]:
-    tests = {line.against.test for line in found if line.against}
+    without = [math.isnan(line.against.low) for line in found if line.against]
     notes = []
-    if "paired" in tests:
-        notes.append("Paired: both ran the same seeds; the interval is Student's t of the differences seed by seed.")
-    if "Welch" in tests:
-        notes.append("Welch: the seeds differ; the interval is Welch's t of two independent samples of unequal variance.")
-    if "none" in tests:
+    if not all(without):
+        notes.append("Intervals: Welch's t, of two independent samples of unequal variance.")
+    if any(without):
         notes.append("No interval: one seed on a side, or no spread. A difference without one says nothing about the method.")
     for line in found:
         if line.method == plain and line.values and teacher is not None and teacher - line.mean < LEAST_GAP:
@@ -117,7 +115,7 @@ def compared(line: Line) -> list[str]:
     if line.against is None:
         return [line.why, "", ""]
     one = line.against
-    interval = "none" if math.isnan(one.low) else f"{signed(one.low)} to {signed(one.high)} ({one.test})"
+    interval = "none" if math.isnan(one.low) else f"{signed(one.low)} to {signed(one.high)}"
     return [signed(one.mean), interval, "-" if line.gap is None else f"{round(100 * line.gap)}%"]
 
 
