@@ -3,12 +3,12 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Collection, Sequence
+from typing import Collection, Mapping, Sequence
 
 import numpy as np
 
 from pipeline.config import Plugin
-from pipeline.datasets._images import read_index_png, require_size
+from pipeline.datasets._images import image_size, read_index_png, require_size
 from pipeline.datasets._lists import found_files
 from pipeline.datasets.llamas import drawn, read_lanes
 from pipeline.errors import ConfigError, DatasetError
@@ -26,7 +26,9 @@ def culane(*, predictions: Path, truth: Path, lists: Sequence[Path], ious: Seque
            workers: int, as_json: bool) -> str:
     """The official counts as a table or as JSON, one for each threshold if there are several. A frame without a file
     counts as without lanes; a warning says so."""
-    at = culane_metric.scores(predictions, truth, named_lists(lists), list(dict.fromkeys(ious)), width, size, workers)
+    by_name = named_lists(lists)
+    at = culane_metric.scores(predictions, truth, by_name, list(dict.fromkeys(ious)), width, size, workers)
+    warn_of_frame_size(truth, by_name, size)
     missing, frames = (next(iter(at.values()))[count] for count in ("missing", "frames"))
     if not frames:
         raise DatasetError(f"{', '.join(map(str, lists))}: the list names no frame; write one a line, or name another with --list")
@@ -46,6 +48,19 @@ def culane(*, predictions: Path, truth: Path, lists: Sequence[Path], ious: Seque
     return "\n\n".join(texts)
 
 
+def warn_of_frame_size(truth: Path, lists: Mapping[str, Path], size: tuple[int, int]) -> None:
+    """Says so where the first frame lies beside its lanes and is of another size."""
+    frame = next((frame for path in lists.values() for frame in culane_metric.read_list(path)), "")
+    for suffix in (".jpg", ".png"):
+        path = truth / (frame.removesuffix(".lines.txt") + suffix)
+        if path.is_file():
+            height, width = image_size(path)
+            if (height, width) != tuple(size):
+                say(f"Warning: {path}: is {width} x {height} pixels, but lanes are drawn in frames of {size[1]} x {size[0]}; "
+                    f"give the size of your frames: --size {height} {width}")
+            return
+
+
 def named_lists(paths: Sequence[Path]) -> dict[str, Path]:
     """Category -> list; a folder gives all its .txt. `test0_normal.txt` is the category normal; others stay."""
     files = [file for path in paths for file in (found_files(path, "*.txt") if path.is_dir() else [path])]
@@ -61,6 +76,7 @@ def named_lists(paths: Sequence[Path]) -> dict[str, Path]:
 def llamas(*, predictions: Path, labels: Path, recordings: Sequence[str], size: tuple[int, int], workers: int,
            as_json: bool) -> str:
     """AP of each class and their mean, as a table or as JSON. A missing map is an error, as officially."""
+    culane_metric.require_frame_size(size)
     paths = [path for path in found_files(labels, "*/*.json") if not recordings or path.parent.name in recordings]
     if lacking := sorted(set(recordings) - {path.parent.name for path in paths}):
         raise DatasetError(f"{labels / lacking[0]}: no such recording; correct --recording")
@@ -83,6 +99,9 @@ def segmentation(*, predictions: Path, dataset: Plugin, split: str, workers: int
                           "cityscapes")
     train_ids = np.full(256, FOREIGN, np.uint8)
     train_ids[list(source.official_ids)] = range(len(source.official_ids))
+    counted = np.zeros(256, bool)
+    counted[list(source.evaluated)] = True
+    values = np.zeros(256, np.int64)                    # how often each is predicted where it counts
     confusion, ids = Confusion(len(source.classes)), source.ids(split)
     paths = {image_id: below(predictions, source.prediction_path(image_id).as_posix(), DatasetError) for image_id in ids}
     require_all(paths.values(), "write it: every frame of the split counts")
@@ -95,12 +114,16 @@ def segmentation(*, predictions: Path, dataset: Plugin, split: str, workers: int
         predicted = read_index_png(paths[image_id], train_ids)
         require_size(paths[image_id], predicted.shape, label.shape, "its label")
         counts.add(label, train_ids[predicted])
-        return counts
+        return counts, np.bincount(predicted[counted[label]], minlength=256)
 
     with ThreadPoolExecutor(workers) as pool, Progress("scoring", len(ids), "images") as progress:
-        for counts in ahead(pool, count, ids, 2 * workers):
+        for counts, found in ahead(pool, count, ids, 2 * workers):
             confusion.merge(counts)
+            values += found
             progress.advance()
+    if foreign := values[train_ids == FOREIGN].sum():
+        say(f"Warning: {predictions}: {foreign / values.sum():.2%} of the pixels that count hold "
+            f"{what_foreign(values, train_ids, source.metric)}")
     found = {"images": len(ids), **official.class_scores(source, confusion)}
     if as_json:
         return json.dumps(found, indent=1)
@@ -108,6 +131,15 @@ def segmentation(*, predictions: Path, dataset: Plugin, split: str, workers: int
     rows = [*found[f"{name}_iou"].items(), ("mean of classes", found[f"{name}_miou"]),
             *found[f"{name}_category_iou"].items(), ("mean of categories", found[f"{name}_category_miou"])]
     return table(("", "iou"), rows)
+
+
+def what_foreign(values: np.ndarray, train_ids: np.ndarray, dataset: str) -> str:
+    """`values`: how often each comes in the predictions."""
+    foreign = np.flatnonzero((values > 0) & (train_ids == FOREIGN))
+    shown = ", ".join(map(str, foreign[:4])) + (", ..." if len(foreign) > 4 else "")
+    if np.flatnonzero(values).max() < np.count_nonzero(train_ids != FOREIGN):
+        return f"{shown}, no official ids of {dataset}: all values are as low as train ids; write `dataset.prediction_ids(...)`"
+    return f"{shown}, official ids of {dataset} without a class, or none; they count as wrong"
 
 
 def require_all(paths: Collection[Path], to_do: str) -> None:

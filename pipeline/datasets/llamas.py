@@ -137,7 +137,7 @@ def read_lanes(path: Path) -> list[tuple[str, tuple[int, int, int], np.ndarray]]
         return [(name, BGR[name], strips(lane["markers"], projection)) for name, lane in zip(names, lanes)]
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); fetch the labels of its split") from None
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"
         raise DatasetError(f"{path}: is not a LLAMAS label ({what}); fetch it again") from None
 

@@ -39,13 +39,14 @@ def draw(frame_HW: np.ndarray, start_S2: np.ndarray, end_S2: np.ndarray, width: 
 
 def draw_bodies(frame_HW: np.ndarray, start_S2: np.ndarray, end_S2: np.ndarray, width: int) -> None:
     """The filled rectangles and the discs: the part whose pixels do not depend on the frame."""
-    half_R = _disc((width + 1) // 2)
-    for x, y in np.concatenate([start_S2, end_S2]).tolist():
-        _set_rows(frame_HW, y + np.arange(len(half_R)) - len(half_R) // 2, x - half_R, x + half_R)
+    centres_P2, half_R = np.unique(np.concatenate([start_S2, end_S2]), axis=0), _disc((width + 1) // 2)
+    x_P1, y_P1 = centres_P2.T[:, :, None]
+    rows_PR = y_P1 + np.arange(len(half_R)) - len(half_R) // 2
+    spans = [(rows_PR.ravel(), (x_P1 - half_R).ravel(), (x_P1 + half_R).ravel())]
     moved_S = (start_S2 != end_S2).any(axis=1)
     for corners in _corners(start_S2[moved_S], end_S2[moved_S], width).tolist():
-        for rows in _filled(corners, frame_HW.shape):
-            _set_rows(frame_HW, *rows)
+        spans += _filled(corners, frame_HW.shape)
+    _set_spans(frame_HW, *(np.concatenate(parts) for parts in zip(*spans)))
 
 
 def draw_sides(frame_HW: np.ndarray, start_S2: np.ndarray, end_S2: np.ndarray, width: int) -> None:
@@ -129,15 +130,17 @@ class _Chain:
         return left - 1
 
 
-def _set_rows(frame_HW: np.ndarray, rows_R: np.ndarray, left_R: np.ndarray, right_R: np.ndarray) -> None:
-    """Columns from `left` to `right` of each row, what lies outside the frame left out."""
+def _set_spans(frame_HW: np.ndarray, rows_R: np.ndarray, left_R: np.ndarray, right_R: np.ndarray) -> None:
+    """Columns from `left` to `right` of a row each, what lies outside the frame left out: ends are counted and summed up."""
     height, width = frame_HW.shape
     inside_R = (rows_R >= 0) & (rows_R < height) & (right_R >= 0) & (left_R < width)
-    if inside_R.any():
-        rows_R, left_R, right_R = rows_R[inside_R], left_R[inside_R], right_R[inside_R]
-        first, last = max(int(left_R.min()), 0), min(int(right_R.max()), width - 1)
-        columns = np.arange(first, last + 1)
-        frame_HW[rows_R[0]:rows_R[-1] + 1, first:last + 1] |= (columns >= left_R[:, None]) & (columns <= right_R[:, None])
+    if not inside_R.any():
+        return
+    rows_R, left_R, right_R = rows_R[inside_R], left_R[inside_R].clip(0), right_R[inside_R].clip(None, width - 1)
+    top, bottom = rows_R.min(), rows_R.max() + 1
+    begin_R, size = (rows_R - top) * (width + 1), (bottom - top) * (width + 1)
+    opened, closed = (np.bincount(begin_R + columns_R, minlength=size) for columns_R in (left_R, right_R + 1))
+    frame_HW[top:bottom] |= ((opened - closed).cumsum() > 0).reshape(-1, width + 1)[:, :-1]
 
 
 def _draw_fine(frame_HW: np.ndarray, x1: np.ndarray, y1: np.ndarray, x2: np.ndarray, y2: np.ndarray) -> None:

@@ -22,6 +22,7 @@ PIECE = 8                       # segments that are drawn once, if each is this 
 LONGEST, WIDEST = 4, 128
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def curve(lane_N2: np.ndarray) -> np.ndarray:
     """[50 (N - 1) + 1, 2] float32 samples of a lane of three points or more; shorter lanes as they are."""
     points = np.asarray(lane_N2, np.float32)

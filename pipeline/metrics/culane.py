@@ -13,7 +13,8 @@ Sources: Pan et al., "Spatial As Deep: Spatial CNN for Traffic Scene Understandi
 (XingangPan/SCNN, tools/lane_evaluation); cardwing/Codes-for-Lane-Detection, ERFNet-CULane-PyTorch (maps to points).
 Departures: a missing truth file is an error (there: a frame without lanes); every frame of a list is counted
 (multi-threaded builds have been seen to leave out the last n mod 20). A lane that repeats a point has no defined
-spline there; here its NaNs become pixels as they do on x86.
+spline there; here its NaNs become pixels as they do on x86, and a warning says so. Strokes are those of OpenCV 4,
+with which the official program is built, whatever OpenCV is installed.
 """
 
 import contextlib
@@ -23,40 +24,67 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from pipeline.errors import DatasetError
+from pipeline.errors import ConfigError, DatasetError
 from pipeline.metrics._assignment import assign
+from pipeline.metrics._drawing import WIDEST
+from pipeline.metrics._maps import require_probabilities
 from pipeline.metrics._strokes import Canvas, curve, overlap
 from pipeline.paths import below, path_fault
-from pipeline.progress import Progress
+from pipeline.progress import Progress, say
 
 FRAME = (590, 1640)
 ROW_STEP = 20                   # px of the full frame between two predicted points
 BLUR = (9, 9)
 LEAST = 77                      # of 255: the first 8-bit value above a probability of 0.3
 FRAMES_A_TASK = 64
+LARGEST = 2**14                 # px, a side of a frame
 
 # What `stream >> double` takes: an exponent sign without digits spoils the number, anything else ends it.
 NUMBER = re.compile(rb"\s*((?>[+-]?(?:\d+\.?\d*|\.\d+))(?:[eE][+-]?\d+|(?![eE])))")
 
 
+class Line(NamedTuple):
+    points_N2: np.ndarray       # float32
+    rest: str                   # what follows the last pair that could be read; "" if all was
+
+
 def read_lines(path: Path) -> list[np.ndarray]:
-    """Lanes as float32. Every line is one, also a blank one; pairs are read until a token is no number."""
-    *lines, rest = Path(path).read_bytes().split(b"\n")
-    return [_points(line) for line in (lines + [rest] if rest else lines)]
+    """Lanes as float32. Every line is one, also a blank one; pairs are read until a token is no number. Raises DatasetError on a
+    file that cannot be read."""
+    found = _read_lines(Path(path))
+    if found is None:
+        raise DatasetError(f"{path}: no such file; a frame without lanes needs an empty one")
+    return [line.points_N2 for line in found]
 
 
-def _points(line: bytes) -> np.ndarray:
-    values, at = [], 0
+def _read_lines(path: Path) -> list[Line] | None:
+    """None if there is no such file."""
+    try:
+        *lines, rest = path.read_bytes().split(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:              # ValueError: a name that no file can have
+        raise DatasetError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); it should be a file of points") from None
+    return [_line(line) for line in (lines + [rest] if rest else lines)]
+
+
+@np.errstate(over="ignore")
+def _line(line: bytes) -> Line:
+    values, at, pair_end = [], 0, 0
     while found := NUMBER.match(line, at):
         values.append(float(found[1]))
         at = found.end()
-    return np.array(values[:len(values) // 2 * 2], np.float32).reshape(-1, 2)
+        pair_end = at if len(values) % 2 == 0 else pair_end
+    points = np.array(values[:len(values) // 2 * 2], np.float32).reshape(-1, 2)
+    return Line(points, line[pair_end:].strip().decode("utf-8", "replace"))
 
 
 def write_lines(path: Path, lanes: Iterable[np.ndarray]) -> None:
@@ -79,8 +107,10 @@ def probabilities_to_lines(
     cut (not rounded) to 8 bits and averaged over 9 x 9; every 20 px of the frame from its bottom row, the first
     maximum of the nearest map row is a point if its probability is above 0.3. A lane needs an existence above 0.5 and
     two points. On CULane these are 18 rows; other frames have as many as there are steps of 20 px below `crop_top`.
+    Raises DatasetError on values outside 0..1.
     """
     maps_LHW = np.asarray(probabilities)[-4:]
+    require_probabilities(maps_LHW)
     height, width = maps_LHW.shape[1:]
     frame_height, frame_width = frame
     lanes = []
@@ -134,8 +164,9 @@ def score(
     `lists`: the test lists by category, e.g. {"normal": .../test0_normal.txt}; of each line the first word counts.
         {"categories": {name: ratios}, "total": ratios of the sums, "frames": count, "missing": count}
     with the counts and ratios of `ratios`; missing are the frames without a prediction file, which means no lanes.
-    `workers`: processes, None for one a core. Raises DatasetError for a list, a truth file or a folder that does not
-    exist.
+    `workers`: processes, None for one a core. Warns on stderr of lines that cannot be read to their end, lanes that
+    repeat a point, and true lanes that do not fit frames of `size`. Raises DatasetError for a list, a truth file or a
+    folder that does not exist, ConfigError for an `iou`, `width` or `size` that cannot be.
     """
     return scores(pred_root, truth_root, lists, [iou], width, size, workers)[iou]
 
@@ -150,6 +181,11 @@ def scores(
     workers: int | None = None,
 ) -> dict[float, dict]:
     """`score` at each of these thresholds; lanes are drawn and assigned once, as that does not depend on a threshold."""
+    if not all(0 <= iou <= 1 for iou in ious):
+        raise ConfigError(f"iou: expected thresholds from 0 to 1, got {', '.join(f'{iou:g}' for iou in ious)}")
+    if not 1 <= width <= WIDEST:
+        raise ConfigError(f"width: expected 1 to {WIDEST} pixels, got {width}")
+    require_frame_size(size)
     pred_root, truth_root = Path(pred_root), Path(truth_root)
     for root in (pred_root, truth_root):
         if not root.is_dir():
@@ -161,15 +197,18 @@ def scores(
     count = functools.partial(_count, pred_root, truth_root, ious, width, size)
     chunks = [frames for _, frames in tasks]
     workers = min(workers or os.cpu_count() or 1, len(tasks))
-    counted = []
+    counted, remarks = [], Remarks()
     with contextlib.ExitStack() as opened:
         progress = opened.enter_context(Progress("comparing lanes", sum(map(len, chunks)), "frames"))
         apply = map
         if workers > 1:                                 # a fork would copy torch's locks
             apply = opened.enter_context(ProcessPoolExecutor(workers, get_context("spawn"))).map
-        for chunk, counts in zip(chunks, apply(count, chunks)):
+        for chunk, (counts, noted) in zip(chunks, apply(count, chunks)):
             counted.append(counts)
+            remarks.add(noted)
             progress.advance(len(chunk))
+    for text in remarks.warnings(size):
+        say(f"Warning: {text}")
     summed_T4 = {name: np.zeros((len(ious), 4), np.int64) for name in lists}
     for (name, _), counts_T4 in zip(tasks, counted):
         summed_T4[name] += counts_T4
@@ -182,22 +221,82 @@ def scores(
     return found
 
 
-def _count(pred_root: Path, truth_root: Path, ious: Sequence[float], width: int, size: tuple[int, int], frames: list[str]):
-    """[T, 4]: TP, FP, FN and missing prediction files of some frames, at each of the T thresholds."""
-    canvas = Canvas(size, width)
+def require_frame_size(size: tuple[int, int]) -> None:
+    if not all(1 <= side <= LARGEST for side in size):
+        raise ConfigError(f"size: expected a height and a width from 1 to {LARGEST} pixels, got {size[0]} and {size[1]}")
+
+
+@dataclass
+class Remarks:
+    """What a user should know of the lanes: how many of each kind, and where the first is."""
+
+    count: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+    lowest: float = -math.inf                           # y of all true points
+
+    def note(self, kind: str, where: str, count: int = 1) -> None:
+        self.count[kind] = self.count.get(kind, 0) + count
+        self.first.setdefault(kind, where)
+
+    def add(self, other: "Remarks") -> None:
+        for kind, count in other.count.items():
+            self.note(kind, other.first[kind], count)
+        self.lowest = max(self.lowest, other.lowest)
+
+    def look_at(self, path: Path, lines: Sequence[Line]) -> None:
+        for number, (points_N2, rest) in enumerate(lines, 1):
+            if rest:
+                self.note("cut", f"{path}: line {number} is not read from {rest[:24]!r} on")
+            if len(points_N2) > 2 and (points_N2[1:] == points_N2[:-1]).all(axis=1).any():
+                self.note("repeated", f"{path}: line {number} repeats a point")
+
+    def look_at_truth(self, path: Path, lines: Sequence[Line], height: int) -> None:
+        for number, (points_N2, _) in enumerate(lines, 1):
+            lowest = points_N2[:, 1].max(initial=-math.inf)
+            self.lowest = max(self.lowest, float(lowest))
+            if lowest > height:
+                self.note("below", f"{path}: line {number} is a true lane down to y = {lowest:g}, below frames of {height} rows")
+
+    def warnings(self, size: tuple[int, int]) -> list[str]:
+        endings = {
+            "cut": ("line", "as in the official program; write a lane as 'x y x y ...', in plain text, with spaces"),
+            "repeated": ("lane", "the official program draws only pieces of such a lane, and so it is scored here; leave out the "
+                                 "second point"),
+            "below": ("lane", "give the size of your frames: --size HEIGHT WIDTH"),
+        }
+        texts = []
+        for kind, (what, to_do) in endings.items():
+            if kind in self.count:
+                others = self.count[kind] - 1
+                also = f", and so {'is' if others == 1 else 'are'} {others} other {what}{'s' * (others > 1)}" if others else ""
+                texts.append(f"{self.first[kind]}{also}; {to_do}")
+        if -math.inf < self.lowest < size[0] / 2:
+            texts.append(f"no true lane reaches the lower half of frames of {size[0]} rows, the lowest point is at y = "
+                         f"{self.lowest:g}; if your frames are smaller, give their size: --size HEIGHT WIDTH")
+        return texts
+
+
+def _count(pred_root: Path, truth_root: Path, ious: Sequence[float], width: int, size: tuple[int, int],
+           frames: list[str]) -> tuple[np.ndarray, Remarks]:
+    """[T, 4]: TP, FP, FN and missing prediction files of some frames, at each of the T thresholds; and remarks."""
+    canvas, remarks = Canvas(size, width), Remarks()
     counts_T4 = np.zeros((len(ious), 4), np.int64)
     for frame in frames:
         truth_path, prediction_path = truth_root / frame, below(pred_root, frame, DatasetError)
-        if not truth_path.exists():
+        truths, predictions = _read_lines(truth_path), _read_lines(prediction_path)
+        if truths is None:
             raise DatasetError(f"{truth_path}: no such file; a frame without lanes needs an empty one")
-        truths = read_lines(truth_path)
-        missing = not prediction_path.exists()
-        predictions = [] if missing else read_lines(prediction_path)
-        matched = matched_ious(truths, predictions, canvas)
+        remarks.look_at(truth_path, truths)
+        remarks.look_at_truth(truth_path, truths, size[0])
+        missing = predictions is None
+        predictions = predictions or []
+        if pred_root != truth_root:
+            remarks.look_at(prediction_path, predictions)
+        matched = matched_ious([line.points_N2 for line in truths], [line.points_N2 for line in predictions], canvas)
         for counts, iou in zip(counts_T4, ious):
             hits = sum(value > iou for value in matched)
             counts += hits, len(predictions) - hits, len(truths) - hits, missing
-    return counts_T4
+    return counts_T4, remarks
 
 
 def ratios(tp: int, fp: int, fn: int) -> dict:
@@ -218,6 +317,10 @@ def read_list(path: Path) -> list[str]:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such list; CULane's are list/test.txt and list/test_split/*.txt") from None
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror}); a list is a file of one frame a line") from None
+    except UnicodeDecodeError:
+        raise DatasetError(f"{path}: is not UTF-8 text; save the list as UTF-8, one frame a line") from None
     frames = []
     for number, line in enumerate(lines, 1):
         if words := line.split():

@@ -16,6 +16,8 @@ its binary task (one class instead of five).
 
 import functools
 import os
+import struct
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,8 +29,9 @@ from PIL import Image
 
 from pipeline.datasets._images import read_label_png
 from pipeline.errors import DatasetError
+from pipeline.metrics._maps import require_probabilities
 from pipeline.paths import below
-from pipeline.progress import Progress
+from pipeline.progress import Progress, say
 
 CLASSES = ("background", "l1", "l0", "r0", "r1")
 LANES = CLASSES[1:]
@@ -80,7 +83,9 @@ def map_path(folder: Path, name: str, index: int) -> Path:
 
 
 def write_maps(folder: Path, name: str, probabilities_5HW: np.ndarray) -> None:
-    """Write the five maps of a full frame in the official layout: probability x 255, cut (not rounded) to 8 bits."""
+    """Write the five maps of a full frame in the official layout: probability x 255, cut (not rounded) to 8 bits. Raises
+    DatasetError on values outside 0..1."""
+    require_probabilities(np.asarray(probabilities_5HW))
     for index, map_HW in enumerate(probabilities_5HW):
         path = map_path(folder, name, index)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,11 +114,14 @@ def score(
     `best` holds means over images of the best points, as there. Raises DatasetError naming a missing or unfit file.
     """
     find = label.__getitem__ if isinstance(label, Mapping) else label
-    curves = []
+    curves, highest = [], 0
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool, Progress("comparing maps", len(names), "frames") as progress:
         for found in pool.map(functools.partial(_frame_curves, folder, find), names):
-            curves.append(found)
+            curves.append(found[0])
+            highest = max(highest, found[1])
             progress.advance()
+    if curves and highest <= 1:
+        say(f"Warning: {folder}: no map holds a value above {highest}, so hardly a pixel is predicted; maps are probability x 255")
     ap, best = {}, {}
     for class_name, of_class in zip(CLASSES, zip(*curves)):
         means = Curve(*(_mean(values) for values in zip(*of_class)))
@@ -127,7 +135,8 @@ def mean_average_precision(ap: Mapping[str, float]) -> float:
     return _mean([ap[name] for name in LANES])
 
 
-def _frame_curves(folder: Path, find: Callable[[str], np.ndarray], name: str) -> list[Curve]:
+def _frame_curves(folder: Path, find: Callable[[str], np.ndarray], name: str) -> tuple[list[Curve], int]:
+    """A curve a class, and the highest value of the maps."""
     label_HW = find(name)
     maps = []
     for index in range(len(CLASSES)):
@@ -136,7 +145,7 @@ def _frame_curves(folder: Path, find: Callable[[str], np.ndarray], name: str) ->
         if maps[-1].shape != label_HW.shape:
             sizes = f"is {_size(maps[-1])}, but its label is {_size(label_HW)}"
             raise DatasetError(f"{path}: {sizes}; write maps of the full frame")
-    return image_curves(maps, label_HW)
+    return image_curves(maps, label_HW), max(int(map_HW.max(initial=0)) for map_HW in maps)
 
 
 def _size(array_HW: np.ndarray) -> str:

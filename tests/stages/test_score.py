@@ -1,6 +1,8 @@
 """Predictions of any origin, scored by the command: a case worked by hand, and what it says when files are wrong."""
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import layouts
 from pipeline import config
 from pipeline.cli import main
 from pipeline.datasets.apolloscape import MARKINGS
+from pipeline.errors import DatasetError
 from pipeline.metrics import culane, llamas
 
 
@@ -83,6 +86,26 @@ def test_what_culane_cannot_score_is_named_in_one_line(lines, monkeypatch, argum
     assert result.exit_code == 1 and result.stderr.count("\n") == 1 and word in result.stderr
 
 
+@pytest.mark.parametrize("option, word", [
+    (("--iou", "nan"), "iou: expected thresholds from 0 to 1, got nan"),
+    (("--size", -1, 5), "size: expected a height and a width from 1 to 16384 pixels, got -1 and 5"),
+    (("--size", 500_000, 500_000), "got 500000 and 500000"),
+    (("--width", 32_768), "width: expected 1 to 32767 pixels, got 32768"),
+])
+def test_values_that_no_frame_has_are_refused_in_one_line(lines, option, word):
+    result = score("culane", lines / "found", lines / "truth", "--list", lines / "lists", "--workers", 1, *option)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1 and word in result.stderr
+
+
+def test_a_frame_of_another_size_than_the_lanes_are_drawn_in_is_told(lines):
+    arguments = ("culane", lines / "found", lines / "truth", "--list", lines / "lists", "--workers", 1)
+    assert "--size" not in score(*arguments).stderr
+    Image.new("RGB", (1280, 720)).save(lines / "truth/a/0.jpg")
+    said = score(*arguments).stderr
+    assert "a/0.jpg: is 1280 x 720 pixels, but lanes are drawn in frames of 1640 x 590" in said and "--size 720 1280" in said
+    assert "--size" not in score(*arguments, "--size", 720, 1280).stderr
+
+
 @pytest.fixture
 def maps(tmp_path):
     """The labels themselves as maps, of both recordings."""
@@ -139,6 +162,31 @@ def test_a_recording_that_is_not_there_is_named(maps):
     assert result.exit_code == 1 and "images-z: no such recording" in result.stderr
 
 
+def test_llamas_maps_of_0_and_1_are_told(maps):
+    folder, source = maps
+    for path in folder.glob("found/*/*.png"):
+        Image.fromarray((np.array(Image.open(path)) > 0).astype(np.uint8)).save(path)
+    result = score("llamas", folder / "found", folder / "data/labels/valid", *SIZE)
+    assert result.exit_code == 0 and "no map holds a value above 1" in result.stderr
+    with pytest.raises(DatasetError, match="uint8 values from 0 to 255; give probabilities from 0 to 1"):
+        llamas.write_maps(folder, "run/0", np.full((5, 4, 4), [[[0]], [[0]], [[255]], [[0]], [[0]]], np.uint8))
+
+
+def test_llamas_labels_and_maps_that_cannot_be_read_are_one_line(maps):
+    folder, _ = maps
+    label = sorted(folder.glob("data/labels/valid/*/*.json"))[0]
+    picture = sorted((folder / "found" / label.parent.name).glob("*.png"))[0]
+    header, body = picture.read_bytes()[:16], picture.read_bytes()[24:29]
+    ihdr = b"IHDR" + struct.pack(">II", 100_000, 100_000) + body
+    for path, content, word in ((picture, header[:12] + ihdr + struct.pack(">I", zlib.crc32(ihdr)), "cannot be read"),
+                                (label, b"[" * 100_000, "is not a LLAMAS label (RecursionError")):
+        path.write_bytes(content)
+        result = score("llamas", folder / "found", folder / "data/labels/valid", *SIZE)
+        assert result.exit_code == 1 and result.stderr.count("\n") == 1 and path.name in result.stderr and word in result.stderr
+    result = score("llamas", folder / "found", folder / "data/labels/valid", "--size", -1, 5)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1 and "size: expected" in result.stderr
+
+
 @pytest.fixture
 def ids(tmp_path):
     """Official ids of two frames: right, but that every solid white line is taken for parking, which is evaluated."""
@@ -181,6 +229,20 @@ def test_a_picture_of_ids_that_cannot_be_scored_is_named(ids, change, word):
     result = score("segmentation", found, path, "--workers", 1)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
     assert picture.name in result.stderr and word in result.stderr
+
+
+def test_train_ids_and_foreign_ids_are_told(ids):
+    path, found, labels = ids
+    assert "Warning" not in score("segmentation", found, path, "--workers", 1).stderr
+    picture = sorted(found.rglob("*.png"))[0]
+    official = np.array(Image.open(picture))
+    Image.fromarray(np.where(official == official[0, 0], 7, official).astype(np.uint8)).save(picture)
+    said = score("segmentation", found, path, "--workers", 1).stderr
+    assert "of the pixels that count hold 7, official ids of apolloscape without a class, or none; they count as wrong" in said
+    for picture in found.rglob("*.png"):
+        Image.fromarray(np.full((136, 170), 1, np.uint8)).save(picture)
+    said = score("segmentation", found, path, "--workers", 1).stderr
+    assert "100.00% of the pixels that count hold 1, no official ids of apolloscape: all values are as low as train ids" in said
 
 
 def test_frames_without_a_label_and_datasets_without_official_ids_are_refused(ids, tmp_path):
