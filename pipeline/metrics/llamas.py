@@ -16,8 +16,6 @@ its binary task (one class instead of five).
 
 import functools
 import os
-import struct
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
