@@ -1,18 +1,23 @@
-# make demo: a fresh clone to a scored table. make test: the whole suite, in the same environment. make types: the public API,
-# type-checked. make wheel-check: the wheel in an environment of its own, with nothing but what it says it needs.
+# make demo         a fresh clone to a scored table
+# make test         the whole suite, in the same environment
+# make test-s3      the tests of object storage against an S3 server, in an environment of its own
+# make types        the public API, type-checked
+# make lint         ruff: rules and format
+# make docs         the documentation site, in site/
+# make wheel-check  the wheel in an environment of its own, with nothing but what it says it needs
 PYTHON ?= python3
 VENV ?= .venv
 # an existing torch build can be chosen here, e.g. TORCH="torch --index-url <the CUDA wheels you want>"
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test types wheel-check install clean-demo
+.PHONY: demo test test-s3 types lint docs wheel-check install clean-demo
 
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q $(TORCH)
-	$(VENV)/bin/pip install -q -c constraints.txt -e '.[dvc,export,test,types]'
+	$(VENV)/bin/pip install -q -c constraints.txt -e '.[dvc,export,test,types,lint,docs,bench]'
 	touch $@
 
 # one thread: networks as narrow as the demo's run slower in two
@@ -23,8 +28,27 @@ demo: install
 test: install
 	$(VENV)/bin/python -m pytest -n auto --cov --cov-report=term:skip-covered
 
+# moto wants another antlr than DVC does, so the two can't share an environment
+S3_VENV ?= .venv-s3
+
+$(S3_VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(S3_VENV)
+	$(S3_VENV)/bin/pip install -q $(TORCH)
+	$(S3_VENV)/bin/pip install -q -c constraints.txt -e '.[test-s3]'
+	touch $@
+
+test-s3: $(S3_VENV)/installed
+	$(S3_VENV)/bin/python -m pytest -rs tests/pipeline/test_remote.py
+
 types: install
 	$(VENV)/bin/mypy
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 SMALL = --set dataset.train=6 --set dataset.val=1 --set dataset.test=2 --set teacher_training.steps=8 \
         --set teacher_training.lr=0.01 --set training.steps=2
