@@ -1,11 +1,16 @@
-# make demo: a fresh clone to a scored table. make test: the whole suite, in the same environment. make types: the public API,
-# type-checked. make wheel-check: the wheel in an environment of its own, with nothing but what it says it needs.
+# make demo         a fresh clone to a scored table
+# make test         the whole suite, in the same environment
+# make test-s3      the tests of object storage against an S3 server, in an environment of its own
+# make types        the public API, type-checked
+# make lint         ruff: rules and format
+# make docs         the documentation site, in site/
+# make wheel-check  the wheel in an environment of its own, with nothing but what it says it needs
 PYTHON ?= python3
 VENV ?= .venv
 # an existing torch build can be chosen here, e.g. TORCH="torch --index-url <the CUDA wheels you want>"
 TORCH ?= torch==2.13.0
 
-.PHONY: demo teacher test reference types wheel-check install clean-demo
+.PHONY: demo teacher test test-s3 reference types lint docs wheel-check install clean-demo
 
 install: $(VENV)/installed
 
@@ -32,9 +37,29 @@ test: install
 # what the schema says, as a page and for editors
 reference: install
 	$(VENV)/bin/python -m pipeline.config.reference
+# moto wants another antlr than DVC does, so the two can't share an environment
+S3_VENV ?= .venv-s3
+
+$(S3_VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(S3_VENV)
+	$(S3_VENV)/bin/pip install -q $(TORCH)
+	$(S3_VENV)/bin/pip install -q -c constraints.txt -e '.[test-s3]'
+	touch $@
+
+test-s3: $(S3_VENV)/installed
+	$(S3_VENV)/bin/python -m pytest -rs tests/pipeline/test_remote.py
 
 types: install
 	$(VENV)/bin/mypy
+
+lint: install
+	$(VENV)/bin/pip install -q -c constraints.txt -e '.[lint]'
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+docs: install
+	$(VENV)/bin/pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 SMALL = --set dataset.train=6 --set dataset.val=1 --set dataset.test=2 \
         --set training.steps=2 --set training.warmup_steps=0

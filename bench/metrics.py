@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from bench.needs import need
 from pipeline.metrics import culane, llamas
 from pipeline.metrics.segmentation import Confusion
 
@@ -141,6 +142,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2, help="processes or threads of the folder scorers (2)")
     workers = parser.parse_args().workers
+    need("pytest")                      # the slow versions are tests
     with tempfile.TemporaryDirectory() as folder:
         rows = [
             segmentation((590, 1640), 5, frames=200, slow_frames=1),

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench.needs import need
 from bench.page import insert
 from pipeline.store import ImageRow, Pass, Reader, Store
 from pipeline.targets.base import Field
@@ -282,6 +283,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("reports/bench/reading.json"))
     parser.add_argument("--page", type=Path, help="a page whose table is to be replaced")
     args = parser.parse_args()
+    need("lmdb")
     rng = np.random.default_rng(0)
     records_NR = rng.standard_normal((args.records, RECORD // 2)).astype(np.float16).view(np.uint8)
     with tempfile.TemporaryDirectory(dir=args.folder or Path.cwd(), prefix="bench-") as folder:
