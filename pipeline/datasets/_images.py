@@ -35,7 +35,6 @@ UNKNOWN = 254           # in a table of train ids: a value that is none of the d
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 ORIENTATION, BITS_PER_SAMPLE = 0x0112, 0x0102               # EXIF and TIFF tags
-HARMLESS = "Invalid SOS parameters"     # libjpeg of a scan's unusual header, as some cameras write it; only its last warning is told
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
@@ -78,12 +77,7 @@ def read_rgb(path: Path, bits: int | None = None) -> np.ndarray:
 
 def jpeg_rgb(image: Image.Image, data: bytes) -> np.ndarray:
     space = "CMYK" if image.mode == "CMYK" else "RGB"
-    try:
-        pixels = simplejpeg.decode_jpeg(data, space, fastdct=False, fastupsample=False, strict=True)
-    except ValueError as error:
-        if HARMLESS not in str(error):
-            raise
-        pixels = simplejpeg.decode_jpeg(data, space, fastdct=False, fastupsample=False, strict=False)
+    pixels = simplejpeg.decode_jpeg(data, space, fastdct=False, fastupsample=False, strict=True)
     return pixels if space == "RGB" else np.array(image.convert("RGB"))
 
 
