@@ -14,9 +14,9 @@ from pipeline import config
 ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 MODULES = {name: name.replace("-", "_").replace("evaluate_teacher", "evaluate") for name in STAGES}
-# words, errors and the reading of the YAML (its values are the params) change no result
+# words, errors, the reading of the YAML (its values are the params) and records (they refuse or not) change no result
 NO_RESULT = {"pipeline/__init__.py", "pipeline/errors.py", "pipeline/progress.py", "pipeline/stopping.py", "pipeline/files.py",
-             "pipeline/lookup.py", "pipeline/config.py", "stages/__init__.py", "pipeline/targets/__init__.py", "pipeline/models/__init__.py",
+             "pipeline/lookup.py", "pipeline/config.py", "pipeline/records.py", "stages/__init__.py", "pipeline/targets/__init__.py", "pipeline/models/__init__.py",
              "pipeline/synth/__init__.py"}
 
 
@@ -58,8 +58,8 @@ BEHIND_A_REPORT = {
                       "pipeline/executors.py", "pipeline/weights.py"],
     "train-student": ["pipeline/datasets", *STORE, "pipeline/prepared.py", "pipeline/frames.py", "pipeline/cache.py",
                       "pipeline/weights.py"],
-    "evaluate": ["pipeline/datasets", "pipeline/identity.py", "pipeline/views.py", "pipeline/weights.py"],
-    "evaluate-teacher": ["pipeline/datasets", "pipeline/identity.py", "pipeline/views.py", "pipeline/weights.py"],
+    "evaluate": ["pipeline/datasets", "pipeline/identity.py", "pipeline/views.py", "pipeline/seeds.py", "pipeline/weights.py"],
+    "evaluate-teacher": ["pipeline/datasets", "pipeline/identity.py", "pipeline/views.py", "pipeline/seeds.py", "pipeline/weights.py"],
 }
 
 
