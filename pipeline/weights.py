@@ -200,7 +200,7 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], where: str | Path
     if faults:
         raise ConfigError(f"{where}: does not fit the network: {faults}; name a file saved from this architecture with "
                           f"the same width, head, lanes, input size and number of classes")
-    refuse_values(state, found, own, where)
+    refuse_values(found, own, where)
     network.load_state_dict(found)
 
 
@@ -216,13 +216,13 @@ def load_backbone(network: nn.Module, path: str | Path, tell: Tell | None = None
     wanted = {name: tensor for name, tensor in network.state_dict().items()
               if name.partition(".")[0] in network.backbone}
     counters = {name: tensor for name, tensor in wanted.items() if name.endswith(".num_batches_tracked")}
-    state = {name: tensor for name, tensor in load_file(path, tell).items() if name.partition(".")[0] not in CLASSIFIERS}
-    found = counters | fitted(state, wanted, path, tell)
+    state = fitted(load_file(path, tell), wanted, path, tell)
+    found = counters | {name: tensor for name, tensor in state.items() if name.partition(".")[0] not in CLASSIFIERS}
     faults = differences(wanted, found)
     if faults:
         raise ConfigError(f"{path}: does not fit the backbone: {faults}; name an ImageNet checkpoint of the same "
                           f"depth, with torchvision's names, and leave the width at 64")
-    refuse_values(state, found, wanted, path)
+    refuse_values(found, wanted, path)
     network.load_state_dict(found, strict=False)
 
 
@@ -263,7 +263,7 @@ def odd(tensor: Tensor) -> bool:
     return tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided
 
 
-def refuse_values(given: Mapping[str, Tensor], found: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str | Path) -> None:
+def refuse_values(found: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str | Path) -> None:
     """Raises ConfigError at what is no number, except where the network's own buffers hold infinity (a mask)."""
     if strange := [name for name, tensor in found.items() if odd(tensor) and not odd(own[name])]:
         raise ConfigError(f"{where}: {len(strange)} weights are quantised, sparse or complex ({shown(strange)}); save them as dense "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from pipeline import records
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
 from pipeline.identity import difference, sha256
@@ -95,7 +96,7 @@ def read(scores: Path, runs: Path, teacher_weights: Path, students: Iterable[str
 def _run(student: str, method: str, seed: int, score: Path, runs: Path) -> Run:
     folder, record = runs / score.stem, None
     if (folder / "run.json").exists():
-        made = read_json(folder / "run.json")
+        made = records.read(folder / "run.json")
         record = {name: made[name] for name in RECIPE if name in made}
         record["training"] = {key: value for key, value in record["training"].items() if key not in LOGGING}
     return Run(student=student, method=method, seed=seed, score=_score(score), recipe=record,
@@ -174,4 +175,6 @@ def _filled_in(history: Path) -> float | None:
 
 def apart(mine: dict | None, theirs: dict | None) -> list[str]:
     """The settings in which two recipes differ, by name; none where one is not known."""
-    return [line.split(":")[0] for line in difference(mine, theirs)] if mine and theirs else []
+    found = [line.split(":")[0] for line in difference(mine, theirs)] if mine and theirs else []
+    noted = all("order" in (recipe or {}).get("prepared", {}) for recipe in (mine, theirs))
+    return [name for name in found if noted or name != "prepared.order"]         # runs from before it was noted have none

@@ -178,3 +178,37 @@ def test_a_dataset_without_a_permutation_refuses_flip_averaging():
     network = Plugin(kind="models", name="erfnet", args={"width": 4}).build(num_classes=5, size=(32, 32))
     with pytest.raises(ConfigError, match="teacher.flip_average: this dataset has no class permutation"):
         FlipAveraged(network, None, None)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_checkpoint_of_any_float_type_teaches(experiment, kind):
+    """train-teacher writes it in the network's type; every later command compares the two as the network has them."""
+    own = experiment.folder / "own.pt"
+    state = weights.load_file(experiment.folder / "teachers" / "toy.safetensors")
+    cast = {f"model.{name}": value.to(kind) if value.is_floating_point() else value for name, value in state.items()}
+    torch.save({"epoch": 3, "best": np.float64(0.5), "state_dict": cast}, own)
+    experiment.change(teacher={"checkpoint": str(own)})
+    result = experiment.run("train-teacher")
+    assert "copied from" in result.stdout and "names begin with 'model.'" in result.stderr
+    assert "blocks filled now" in experiment.do("cache-teacher") and "whole and undamaged" in experiment.do("verify")
+    assert experiment.train("kd").exit_code == 0
+
+    cast["model.conv1.weight"] = cast["model.conv1.weight"] * 1.5
+    torch.save({"state_dict": cast}, own)
+    refused = experiment.train("kd")
+    assert refused.exit_code == 1 and "run `pipeline train-teacher` to copy it" in refused.stderr
+
+
+def test_a_checkpoint_without_numbers_is_refused_and_one_of_integers_is_told(experiment):
+    own, copy = experiment.folder / "own.pt", experiment.folder / "teachers" / "toy.safetensors"
+    state, before = weights.load_file(copy), copy.read_bytes()
+    experiment.change(teacher={"checkpoint": str(own)})
+    torch.save(state | {"conv1.weight": state["conv1.weight"] * torch.nan}, own)
+    refused = experiment.run("train-teacher")
+    line, = refused.stderr.splitlines()
+    assert refused.exit_code == 1 and "own.pt: 1 weights are not finite (conv1.weight)" in line and copy.read_bytes() == before
+
+    torch.save(state | {"conv1.weight": (100 * state["conv1.weight"]).to(torch.int8)}, own)
+    result = experiment.run("train-teacher")
+    assert result.exit_code == 0 and "1 weights are whole numbers, int8 (conv1.weight)" in result.stderr
+    assert "blocks filled now" in experiment.do("cache-teacher")

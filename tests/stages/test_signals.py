@@ -22,6 +22,13 @@ from pipeline.training.step import Step
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
+def said(err: list[str]) -> str:
+    """The one line that the command ends with. Libraries may warn before it; there is no traceback."""
+    lines = [line for line in err if line.startswith(("Stopped: ", "Error: "))]
+    assert len(lines) == 1 and not [line for line in err if line.startswith("Traceback")], err
+    return lines[0]
+
+
 def stopped(experiment, number: int, begun, *arguments: str, file: str = "toy.yaml",
             send=os.killpg) -> tuple[int, str, list[str]]:
     """Exit code, stdout and stderr's lines of a command that is sent a signal, with all its group, once `begun()`."""
@@ -45,8 +52,8 @@ def test_a_fill_that_is_told_to_stop_goes_on_to_the_bytes_of_an_unbroken_one(exp
     unbroken = content(experiment.store("targets"))
     shutil.rmtree(experiment.store("targets"))
     code, out, err = stopped(experiment, signal.SIGTERM, lambda: len(marks(cache)) > 20, "cache-teacher")
-    assert (code, out, len(err)) == (75, "", 1), err
-    assert "of the 390 views that were missing are filled; run the same command again" in err[0]
+    assert (code, out) == (75, ""), err
+    assert "of the 390 views that were missing are filled; run the same command again" in said(err)
     before = marks(cache)
     assert len(before) < 300
     experiment.do("cache-teacher")
@@ -60,8 +67,8 @@ def test_ctrl_c_reaches_worker_processes_too_and_is_still_one_line(experiment):
     cache = experiment.folder / "cache" / "roads"
     code, out, err = stopped(experiment, signal.SIGINT, lambda: len(marks(cache)) > 20,
                              "cache-teacher", "--workers", "2")
-    assert (code, out, len(err)) == (130, "", 1), err
-    assert "of the 2600 views that were missing are filled; run the same command again" in err[0]
+    assert (code, out) == (130, ""), err
+    assert "of the 2600 views that were missing are filled; run the same command again" in said(err)
     assert len(marks(cache)) < 2000
 
 
@@ -80,8 +87,8 @@ def test_preparing_that_is_told_to_stop_goes_on_to_the_same_bytes(experiment, tm
 
     top = experiment.folder / "cache" / "folder"
     code, out, err = stopped(experiment, signal.SIGTERM, lambda: list(top.glob("prepared-*/done/*/*.json")), "prepare")
-    assert (code, out, len(err)) == (75, "", 1), err
-    assert "of 90 images are prepared; run the same command again" in err[0] and ": 90 of" not in err[0]
+    assert (code, out) == (75, ""), err
+    assert "of 90 images are prepared; run the same command again" in said(err) and ": 90 of" not in said(err)
     experiment.do("prepare")
     folder, = top.glob("prepared-*")
     resumed = content(folder)
@@ -134,30 +141,27 @@ def kill_a_worker(parent: int, number: int) -> None:
     os.kill(next(pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()), number)
 
 
-@pytest.mark.parametrize("number, send, code, said", [
+@pytest.mark.parametrize("number, send, code, words", [
     (signal.SIGTERM, os.killpg, 75, "Stopped: 0 of 3 cells are done, and every step of those begun is kept"),
     (signal.SIGINT, os.killpg, 130, "Stopped: 0 of 3 cells are done, and every step of those begun is kept"),
     (signal.SIGKILL, kill_a_worker, 1, "Error: study: a cell's process was killed, perhaps for want of memory"),
 ])
-def test_a_study_that_is_told_to_stop_keeps_the_last_steps_of_its_cells(experiment, number, send, code, said):
-    experiment.change(training=dict(steps=2000, checkpoint_every=2000))
+def test_a_study_that_is_told_to_stop_keeps_the_last_steps_of_its_cells(experiment, number, send, code, words):
+    experiment.change(training=dict(steps=10**6, checkpoint_every=50))
     (experiment.folder / "study.yaml").write_text(yaml.safe_dump(
         {"config": "toy.yaml", "student": "erfnet", "splits": ["test"], "seeds": [0, 1, 2], "gate": 0, "primary": None,
          "arms": {"plain": {"method": "plain"}}}))
-    folders = [experiment.folder / "runs" / "study" / f"plain-{seed}" for seed in (0, 1)]
-    began = []
+    files = [experiment.folder / f"runs/study/plain-{seed}/checkpoint.pt" for seed in (0, 1)]
 
     def begun():
-        if not began and all((folder / "run.json").exists() for folder in folders):
-            began.append(time.monotonic())
-        return began and time.monotonic() - began[0] > 5
+        return all(file.exists() for file in files)
 
     got, out, err = stopped(experiment, number, begun, "study", "--jobs", "2", file="study.yaml", send=send)
-    assert (got, out) == (code, "") and [line.split(";")[0] for line in err] == [said], err
-    files = [folder / "checkpoint.pt" for folder in folders]
-    kept = [torch.load(file, weights_only=True)["steps"] for file in files if file.exists()]
-    assert len(kept) == (1 if number == signal.SIGKILL else 2)
-    assert all(0 < steps < 2000 for steps in kept) and not (experiment.folder / "runs/study/plain-2").exists()
+    assert (got, out) == (code, "") and said(err).split(";")[0] == words, err
+    kept = [torch.load(file, weights_only=True)["steps"] for file in files]
+    assert any(steps % 50 for steps in kept)                # the last step, which only by chance is one that is kept anyway
+    assert number != signal.SIGKILL or not all(steps % 50 for steps in kept)
+    assert all(0 < steps < 10**6 for steps in kept) and not (experiment.folder / "runs/study/plain-2").exists()
 
 
 def test_who_comes_second_waits_for_the_first_and_finds_the_run_done(experiment, monkeypatch):
