@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import demo, tables, teacher
+from bench import tables, teacher
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = [("README.md", "demo-table", "demo.json", tables.text), ("docs/tutorial.md", "demo-table", "demo.json", tables.text),
-           ("docs/roads-teacher.md", "teacher", "teacher.json", teacher.table),
-           ("docs/demo.md", "demo-arithmetic", "demo-arithmetic.json", demo.table)]
+           ("docs/roads-teacher.md", "teacher", "teacher.json", teacher.table)]
 
 
 @pytest.mark.parametrize("page, name, result, table", WRITTEN, ids=lambda value: value if isinstance(value, str) else "")
