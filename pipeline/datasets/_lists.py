@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Iterable
 
 from pipeline.errors import DatasetError
-from pipeline.paths import path_fault
+from pipeline.paths import id_fault, path_fault
 
 
 def read_list(path: Path) -> list[tuple[str, str]]:
@@ -41,10 +41,11 @@ def spelt(root: Path, name: str) -> Path:
 
 def by_id(entries: Iterable[tuple[str, str]]) -> dict[str, str]:
     """id -> where, in order, from (where, id). Raises DatasetError on an id that comes twice, with both places, and on one that
-    is no path below a folder: files are read and written under it."""
+    leads out of a folder: files are read and written under it."""
     found: dict[str, str] = {}
     for where, image_id in entries:
-        require_path(where, image_id)
+        if fault := id_fault(image_id):          # any other name that a file may have is an image's, too
+            raise DatasetError(f"{where}: {image_id!r} {fault}; correct it, or leave it out")
         if image_id in found:
             raise DatasetError(f"{where}: {image_id!r} a second time, first at {found[image_id]}; keep one of them")
         found[image_id] = where
