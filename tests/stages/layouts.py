@@ -93,6 +93,7 @@ def write(name: str, folder: Path) -> Path:
     frames, split, size, _ = LAYOUTS[name]
     raw = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
     raw |= dict(dataset=frames(folder / "data"), evaluate=dict(split=split), students=dict(erfnet=dict(width=4)))
+    raw["teacher"] = dict(name="erfnet", width=16, dropout=[0.0, 0.0], checkpoint=None, backbone=None, precision="fp32")
     raw["prepare"]["size"] = size
     raw["views"]["mirror"] = False
     path = folder / f"{name}.yaml"
