@@ -62,7 +62,8 @@ SCALES = (1.0, 0.5, 0.25)
 
 def canvas(size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) rounded up to multiples of 8: ERFNet's two branches part ways on anything else."""
-    return tuple(-(-side // MULTIPLE) * MULTIPLE for side in size)
+    height, width = (-(-side // MULTIPLE) * MULTIPLE for side in size)
+    return height, width
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
