@@ -11,6 +11,7 @@ import pytest
 from test_killed import content
 
 from pipeline import records
+from pipeline.datasets.roads import Dataset as Roads
 from pipeline.errors import PipelineError
 from pipeline.training import run as runs
 from pipeline.training.loading import ahead
@@ -50,7 +51,7 @@ def finished(trained, tmp_path):
 
 
 @pytest.mark.parametrize("key, value, words", [
-    ("held_out", "100", "100 of 13 images leave none to train on"), ("accumulate", "3", "write a multiple of 3"),
+    ("held_out", "100", "100 of 13 images leave none to train on"), ("accumulate", "3", "write a divisor of"),
     ("class_weights", "[1.0, 2.0]", "2 weights for 5 classes"), ("head_lr", "10.0", "has no backbone apart from its head"),
 ])
 def test_a_refused_value_leaves_a_finished_run_where_it_is(finished, monkeypatch, key, value, words):
@@ -80,18 +81,9 @@ def test_a_first_step_that_fails_leaves_a_finished_run_where_it_is(finished, mon
     assert content(finished.folder / RUN) == before and not list(finished.folder.glob("runs/toy/*.before-*"))
 
 
-def test_a_first_step_without_numbers_leaves_a_finished_run_where_it_is(finished):
-    before = content(finished.folder / RUN)
-    result = finished.train("intra", "--set", "training.lr=1.0e+38")
-    assert result.exit_code == 1 and "step 0" in result.stderr and "the learning rate" in result.stderr
-    assert content(finished.folder / RUN) == before and not list(finished.folder.glob("runs/toy/*.before-*"))
-
-
 def test_another_order_of_the_images_is_another_run(finished, monkeypatch):
-    lists = finished.folder / "data/toy/list"
-    for name in ("train.txt", "train_gt.txt"):
-        lines = (lists / name).read_text().splitlines()
-        (lists / name).write_text("\n".join(reversed(lines)) + "\n")
+    ids = Roads.ids
+    monkeypatch.setattr(Roads, "ids", lambda self, split: ids(self, split)[::-1])
     steps_begun = begun(monkeypatch)
     result = finished.train()
     assert result.exit_code == 0 and "prepared.order" in result.stderr and steps_begun == [0]
