@@ -158,6 +158,8 @@ def _shown(node: Any) -> str:
     fields = {name: value for name, value in ast.iter_fields(node) if name not in NO_MEANING and value is not None}
     if isinstance(node, ast.JoinedStr):
         fields["values"] = _joined(node.values)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Field":       # a key's sentence
+        fields["keywords"] = [keyword for keyword in node.keywords if keyword.arg != "description"]
     shown = {name: _shown(value) for name, value in fields.items()}
     return f"{type(node).__name__}({', '.join(f'{name}={text}' for name, text in shown.items() if text != '[]')})"
 
