@@ -106,6 +106,16 @@ def test_a_frame_of_another_size_than_the_lanes_are_drawn_in_is_told(lines):
     assert "--size" not in score(*arguments, "--size", 720, 1280).stderr
 
 
+def test_an_empty_list_is_said_to_be_empty_and_a_byte_order_mark_is_no_part_of_a_name(lines):
+    empty = lines / "lists/empty.txt"
+    empty.write_text("", encoding="utf-8-sig")
+    result = score("culane", lines / "found", lines / "truth", "--list", empty, "--workers", 1)
+    assert result.exit_code == 1 and f"{empty}: the list names no frame" in result.stderr
+    (lines / "lists/test0_normal.txt").write_text("/a/0.jpg\n/a/1.jpg\n", encoding="utf-8-sig")
+    result = score("culane", lines / "found", lines / "truth", "--list", lines / "lists/test0_normal.txt", "--workers", 1)
+    assert result.exit_code == 0 and result.stdout.splitlines()[-1].split()[1] == "1"
+
+
 @pytest.fixture
 def maps(tmp_path):
     """The labels themselves as maps, of both recordings."""

@@ -1,5 +1,6 @@
 """CULane's layout, with a handful of frames of the real size: lists, labels, lines, and every way that they break."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,17 @@ def test_a_palette_label_keeps_its_indices(tmp_path):
     picture.putpalette([200, 10, 10] * 256)
     picture.save(path)
     assert set(np.unique(data.label(f"{CLIP}/00000"))) == {0, 2, 4}
+
+
+def test_lists_may_have_a_byte_order_mark_and_names_another_unicode_form(tmp_path):
+    make(tmp_path, (118, 328))
+    clip = tmp_path / CLIP
+    for file in list(clip.glob("00060.*")):
+        file.rename(clip / unicodedata.normalize("NFD", f"caf\u00e9{file.name[5:]}"))
+    (tmp_path / "list/test.txt").write_text(f"/{CLIP}/caf\u00e9.jpg\n", encoding="utf-8-sig")
+    data = Dataset(root=str(tmp_path))
+    assert data.ids("test") == [f"{CLIP}/caf\u00e9"]
+    assert data.image(f"{CLIP}/caf\u00e9").shape == (118, 328, 3) and len(data.lines(f"{CLIP}/caf\u00e9")) == 2
 
 
 def complaint(do) -> str:

@@ -49,7 +49,7 @@ TOOLS = {
     "opencv": lambda path: cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED)),
     "optipng": (lambda path: run("optipng", "-quiet", "-o1", path)) if shutil.which("optipng") else None,
     "pngcrush": (lambda path: run("pngcrush", "-q", "-reduce", "-ow", path)) if shutil.which("pngcrush") else None,
-    "oxipng": (lambda path: oxipng.optimize(path, level=4)) if oxipng else None,
+    "oxipng": (lambda path: oxipng.optimize(path, level=1)) if oxipng else None,
     "imagemagick": (lambda path: run(imagemagick(), path, path)) if imagemagick() else None,
     "imagemagick-strip": (lambda path: run(imagemagick(), path, "-strip", path)) if imagemagick() else None,
 }
