@@ -3,16 +3,17 @@
     $ make demo                    # or: dvc repro cache-teacher@demo
     $ python -m bench.demo
 
-Threads, PyTorch's vector instructions and oneDNN's change the last bits of every sum, and a training of a thousand steps turns these
-into other weights. Each setting trains every arm with the same seeds in a process of its own, scored on the demo's test split:
+Threads, PyTorch's vector instructions and oneDNN's change the last bits of every sum, and a training of a thousand steps turns
+these into other weights. Each setting trains every arm with the same seeds in a process of its own, scored on the demo's test
+split:
 
     plain    no targets
     long     plain, for the time that `intra` and the teacher's pass over the data take together
     intra    IntRA-KD from the cache
 
-A cell that is done is not done again. The table goes to docs/demo.md, the scores to docs/results/demo-arithmetic.json. The exit status
-is 1 unless in every setting the mean of `intra` is above the mean of `plain`, over all settings by more than twice the standard
-error, and no run collapsed to one class.
+A cell that is done is not done again. The table goes to docs/demo.md, the scores to docs/results/demo-arithmetic.json. The exit
+status is 1 unless in every setting the mean of `intra` is above the mean of `plain`, over all settings by more than twice the
+standard error, and no run collapsed to one class.
 """
 
 import argparse
@@ -88,17 +89,46 @@ def train_and_score(folder: Path, setting: str, arm: str, seed: int, long: int |
     cfg = config.load(CONFIG, [change.format(long=long) for change in changes])
     own, student = cell_folder(folder, setting, arm, seed), cfg.student(STUDENT)
     began = time.process_time()
-    train_student.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
-                      training=cfg.training, student=student, method=cfg.method(method), seed=seed, root=Path("cache"), folder=own,
-                      weights_file=Path("teachers/demo.safetensors"), config=cfg.path, settings=cfg.text, device="cpu")
+    train_student.run(
+        dataset=cfg.dataset,
+        prepare=cfg.prepare,
+        views=cfg.views,
+        teacher=cfg.teacher,
+        targets=cfg.targets,
+        training=cfg.training,
+        student=student,
+        method=cfg.method(method),
+        seed=seed,
+        root=Path("cache"),
+        folder=own,
+        weights_file=Path("teachers/demo.safetensors"),
+        config=cfg.path,
+        settings=cfg.text,
+        device="cpu",
+    )
     seconds = time.process_time() - began
     report = own / "scores.json"
-    evaluate.run(dataset=cfg.dataset, prepare=cfg.prepare, training=cfg.training, evaluate=cfg.evaluate, model=student,
-                 weights_file=own / "weights.safetensors", report=report, picture=report.with_suffix(".png"),
-                 predictions=own / "predictions", device="cpu", batch=8, workers=1)
+    evaluate.run(
+        dataset=cfg.dataset,
+        prepare=cfg.prepare,
+        training=cfg.training,
+        evaluate=cfg.evaluate,
+        model=student,
+        weights_file=own / "weights.safetensors",
+        report=report,
+        picture=report.with_suffix(".png"),
+        predictions=own / "predictions",
+        device="cpu",
+        batch=8,
+        workers=1,
+    )
     scores = json.loads(report.read_text())
-    (own / "cell.json").write_text(json.dumps({"f1": scores["culane_f1"], "mean_iou": scores["mean_iou"],
-                                               "one_class": scores["one_class"], "cpu_seconds": seconds}) + "\n")
+    (own / "cell.json").write_text(
+        json.dumps(
+            {"f1": scores["culane_f1"], "mean_iou": scores["mean_iou"], "one_class": scores["one_class"], "cpu_seconds": seconds}
+        )
+        + "\n"
+    )
 
 
 def steps_of_equal_time(folder: Path) -> int:
@@ -134,25 +164,43 @@ def teacher_pass_seconds() -> float:
 def summary(folder: Path, seeds: int, long: int) -> dict:
     from bench.machine import described
 
-    scores = {setting: {arm: [in_a_process(folder, setting, arm, seed, long) for seed in range(seeds)] for arm in ARMS}
-              for setting in SETTINGS}
+    scores = {
+        setting: {arm: [in_a_process(folder, setting, arm, seed, long) for seed in range(seeds)] for arm in ARMS}
+        for setting in SETTINGS
+    }
     teacher = json.loads(Path("reports/scores/demo/teacher.json").read_text())["culane_f1"]
     f1 = {setting: {arm: [cell["f1"] for cell in cells] for arm, cells in arms.items()} for setting, arms in scores.items()}
     pairs = np.array([np.mean(arms["intra"]) - np.mean(arms["plain"]) for arms in f1.values()])
     differences = np.array([a - b for arms in f1.values() for a, b in zip(arms["intra"], arms["plain"])])
     error = differences.std(ddof=1) / len(differences) ** 0.5
-    collapsed = [f"{setting}, {arm}, seed {seed}" for setting, arms in scores.items() for arm, cells in arms.items()
-                 for seed, cell in enumerate(cells) if cell["one_class"]]
-    return {"machine": described("cpu"), "seeds": seeds, "long_steps": long, "teacher": teacher, "f1": f1, "collapsed": collapsed,
-            "seconds": {arm: float(np.median([c["cpu_seconds"] for s in scores.values() for c in s[arm]])) for arm in ARMS},
-            "gain": float(differences.mean()), "standard_error": float(error),
-            "verdict": {"intra above plain in every setting": bool((pairs > 0).all()),
-                        "over all by more than two standard errors": bool(differences.mean() > 2 * error),
-                        "no run collapsed": not collapsed}}
+    collapsed = [
+        f"{setting}, {arm}, seed {seed}"
+        for setting, arms in scores.items()
+        for arm, cells in arms.items()
+        for seed, cell in enumerate(cells)
+        if cell["one_class"]
+    ]
+    return {
+        "machine": described("cpu"),
+        "seeds": seeds,
+        "long_steps": long,
+        "teacher": teacher,
+        "f1": f1,
+        "collapsed": collapsed,
+        "seconds": {arm: float(np.median([c["cpu_seconds"] for s in scores.values() for c in s[arm]])) for arm in ARMS},
+        "gain": float(differences.mean()),
+        "standard_error": float(error),
+        "verdict": {
+            "intra above plain in every setting": bool((pairs > 0).all()),
+            "over all by more than two standard errors": bool(differences.mean() > 2 * error),
+            "no run collapsed": not collapsed,
+        },
+    }
 
 
 def table(found: dict) -> str:
     """F1 in points, mean and standard deviation over seeds, a row each setting."""
+
     def cell(values):
         return f"{100 * np.mean(values):.1f} ({100 * np.std(values, ddof=1):.1f})"
 
@@ -162,14 +210,22 @@ def table(found: dict) -> str:
     for setting, arms in rows.items():
         gain = np.mean(arms["intra"]) - np.mean(arms["plain"])
         gap = gain / (found["teacher"] - np.mean(arms["plain"]))
-        lines.append(f"| {setting} | {cell(arms['plain'])} | {cell(arms['long'])} | {cell(arms['intra'])} | {100 * gain:+.1f} "
-                     f"| {100 * gap:.0f} % |")
+        lines.append(
+            f"| {setting} | {cell(arms['plain'])} | {cell(arms['long'])} | {cell(arms['intra'])} | {100 * gain:+.1f} "
+            f"| {100 * gap:.0f} % |"
+        )
     machine = found["machine"]
     words = "; ".join(f"{name}: {'yes' if held else 'NO'}" for name, held in found["verdict"].items())
-    return "\n".join([*lines, "", f"F1 in points on the demo's 40 test frames, mean (standard deviation) over {found['seeds']} seeds; the teacher "
-                      f"has {100 * found['teacher']:.1f}. IntRA-KD gains {100 * found['gain']:.1f} points over all runs, standard error "
-                      f"{100 * found['standard_error']:.1f}. \"Equal time\" is plain training for {found['long_steps']} steps. {words}. "
-                      f"Machine: {machine['processor']}, {machine['cores']} cores, PyTorch {machine['torch']}."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"F1 in points on the demo's 40 test frames, mean (standard deviation) over {found['seeds']} seeds; the teacher "
+            f"has {100 * found['teacher']:.1f}. IntRA-KD gains {100 * found['gain']:.1f} points over all runs, standard error "
+            f'{100 * found["standard_error"]:.1f}. "Equal time" is plain training for {found["long_steps"]} steps. {words}. '
+            f"Machine: {machine['processor']}, {machine['cores']} cores, PyTorch {machine['torch']}.",
+        ]
+    )
 
 
 def write_table(found: dict, page: Path) -> None:

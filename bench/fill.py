@@ -19,7 +19,8 @@ import torch
 
 from bench.machine import described, keep, ratio, turns, wait
 from pipeline import config
-from pipeline.data import prepared, views as geometry
+from pipeline.data import prepared
+from pipeline.data import views as geometry
 from pipeline.store import Store, plan
 from pipeline.teacher import cache
 from stages.cache_teacher import Filler, Spec, rooted
@@ -40,7 +41,7 @@ def main():
     cfg = config.load(args.config, args.overrides)
     source, device = cfg.dataset.build(), args.device
     pixels, sample, images = prepared.open_whole(args.root, cfg.dataset, source, cfg.prepare, source.ids("train"))
-    images = images[:args.blocks * args.rows]
+    images = images[: args.blocks * args.rows]
     weights_file = Path("teachers") / f"{cfg.name}.safetensors"
     identity = cache.identity(source, cfg.prepare, cfg.views, cfg.teacher, cache.weights_digest(cfg.teacher, weights_file))
     context = cache.context(cfg.teacher.model, source, cfg.prepare.size)
@@ -49,15 +50,27 @@ def main():
 
     with tempfile.TemporaryDirectory(dir=args.root) as folder:
         root = Path(folder).absolute()
-        os.symlink((args.root / cfg.dataset.name).absolute() / pixels.folder.name, made(root / cfg.dataset.name) / pixels.folder.name)
+        os.symlink(
+            (args.root / cfg.dataset.name).absolute() / pixels.folder.name, made(root / cfg.dataset.name) / pixels.folder.name
+        )
         views = iter(range(10**6))
 
         def filler() -> tuple[Filler, Store]:
             store = Store.create_or_open(root, "targets", cfg.dataset.name, identity, block_rows=args.rows, card={})
             store.grow(images)
-            spec = Spec(dataset=rooted(cfg.dataset), prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
-                        weights_file=weights_file.absolute(), root=root, batch=args.batch, store=store.folder,
-                        passes=frozenset(pass_.folder for pass_ in passes), rows="")
+            spec = Spec(
+                dataset=rooted(cfg.dataset),
+                prepare=cfg.prepare,
+                views=cfg.views,
+                teacher=cfg.teacher,
+                targets=cfg.targets,
+                weights_file=weights_file.absolute(),
+                root=root,
+                batch=args.batch,
+                store=store.folder,
+                passes=frozenset(pass_.folder for pass_ in passes),
+                rows="",
+            )
             for pass_ in passes:
                 store.add_pass(pass_, range(1))
             return Filler(spec, device), store
@@ -70,15 +83,20 @@ def main():
             for pass_ in passes:
                 store.add_pass(pass_, range(view + 1))
                 work.store.add_pass(pass_, range(view + 1))
-            return [plan.Task(view=view, block=block, passes=tuple(pass_.folder for pass_ in passes))
-                    for block in range(store.num_blocks)]
+            return [
+                plan.Task(view=view, block=block, passes=tuple(pass_.folder for pass_ in passes))
+                for block in range(store.num_blocks)
+            ]
 
         rows = work.images(0)
         chosen = np.arange(args.batch) % len(rows["image"])
         matrices = np.stack([geometry.draw(cfg.views, store.images[i].id, 1, context.size) for i in chosen])
         shown, labels, _ = geometry.apply(
-            *(torch.from_numpy(rows[name][chosen]).to(device) for name in ("image", "label")), torch.from_numpy(matrices),
-            content=cfg.prepare.size, permutation=source.mirror)
+            *(torch.from_numpy(rows[name][chosen]).to(device) for name in ("image", "label")),
+            torch.from_numpy(matrices),
+            content=cfg.prepare.size,
+            permutation=source.mirror,
+        )
         batches = store.num_blocks * -(-args.rows // args.batch)
 
         @torch.no_grad()
@@ -91,18 +109,38 @@ def main():
             for task in tasks():
                 work(task)
 
-        seconds = turns({"bare forward": bare, "fill, one after the other": one_by_one,
-                         "fill, overlapped": lambda: [None for _ in work.overlapped(tasks())]}, args.runs, device, warm=1,
-                        work_only=False)
+        seconds = turns(
+            {
+                "bare forward": bare,
+                "fill, one after the other": one_by_one,
+                "fill, overlapped": lambda: [None for _ in work.overlapped(tasks())],
+            },
+            args.runs,
+            device,
+            warm=1,
+            work_only=False,
+        )
         stages = staged(work, tasks()[0], device)
     views_filled = len(images)
-    print(f"{args.config}: {views_filled} views in {store.num_blocks} blocks, batch {args.batch}, {context.size}, {described(device)}")
+    print(
+        f"{args.config}: {views_filled} views in {store.num_blocks} blocks, batch {args.batch}, {context.size}, {described(device)}"
+    )
     print("| | images/s | against the bare forward |", "|---|---|---|", sep="\n")
     for name, values in seconds.items():
         print(f"| {name} | {views_filled / statistics.median(values):.2f} | {ratio(seconds['bare forward'], values):.3f}x |")
     print("one block: " + ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in stages.items()))
-    keep(args.out, device, {"config": str(args.config), "overrides": args.overrides, "views": views_filled, "batch": args.batch,
-                            "seconds": seconds, "stages_s": stages})
+    keep(
+        args.out,
+        device,
+        {
+            "config": str(args.config),
+            "overrides": args.overrides,
+            "views": views_filled,
+            "batch": args.batch,
+            "seconds": seconds,
+            "stages_s": stages,
+        },
+    )
 
 
 def staged(work: Filler, task: plan.Task, device: str) -> dict[str, float]:
@@ -113,9 +151,12 @@ def staged(work: Filler, task: plan.Task, device: str) -> dict[str, float]:
         wait(device)
         clock.append(time.perf_counter())
         found[name] = found.get(name, 0.0) + clock[-1] - clock[-2]
+
     work.held = (-1, {})
     rows = work.images(task.block)
-    matrices = np.stack([geometry.draw(work.views, image.id, 1, work.context.size) for image in work.store.block_images(task.block)])
+    matrices = np.stack(
+        [geometry.draw(work.views, image.id, 1, work.context.size) for image in work.store.block_images(task.block)]
+    )
     stage("read")
     found_rows: dict[str, list] = {name: [] for name in work.named}
     for start in range(0, len(matrices), work.answers.batch):

@@ -5,21 +5,28 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Callable, Mapping
 
 import torch
 
 
 def described(device: str) -> dict:
     model = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    found = {"processor": model[0] if model else platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-             "load": round(os.getloadavg()[0], 1), "python": platform.python_version(), "torch": torch.__version__}
+    found = {
+        "processor": model[0] if model else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
     return found | {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else found
 
 
-def turns(work: Mapping[str, Callable[[], None]], runs: int, device: str, warm: int = 2,
-          work_only: bool = True) -> dict[str, list[float]]:
+def turns(
+    work: Mapping[str, Callable[[], None]], runs: int, device: str, warm: int = 2, work_only: bool = True
+) -> dict[str, list[float]]:
     """Seconds of each, by turns, so that what else the machine does falls on all of them. On the CPU these are seconds of
     work (of all threads of this process), which a busy machine changes less than the clock's."""
     clock = time.perf_counter if device.startswith("cuda") or not work_only else time.process_time

@@ -22,7 +22,7 @@ def main():
     args = parser.parse_args()
     roads = config.load(args.config, args.overrides).dataset.build()
     ids = [roads.settings.image_id("train", index) for index in range(roads.counts["train"])]
-    for index, image_id in enumerate(ids[args.drawn:]):
+    for index, image_id in enumerate(ids[args.drawn :]):
         for pattern in ("laneseg_label_w16/{}.png", "{}.lines.txt", "{}.jpg"):
             path = roads.root / pattern.format(image_id)
             path.parent.mkdir(parents=True, exist_ok=True)

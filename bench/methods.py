@@ -35,7 +35,7 @@ from pipeline.teacher import parity
 
 SEED = 0
 DEFAULT = Path(__file__).parents[1] / "configs" / "camvid-methods.yaml"
-ELSEWHERE = {                                           # losses that CamVid cannot show -> why
+ELSEWHERE = {  # losses that CamVid cannot show -> why
     "existence_kd": "reads whether each lane is there, and CamVid has no lanes; for CULane and its like",
 }
 
@@ -94,12 +94,17 @@ def measured(args, opened: Opened, student: str, method: str, place: list[str]) 
         tenth = max(1, len(curve) // 10)
         shares = [row[key] / row["labels"] for row in norms if row.get(key) is not None and row["labels"]]
         found["terms"][key] = {
-            "loss": term.loss.name, "reads": {read: cfg.targets[read].name for read in term.reads},
+            "loss": term.loss.name,
+            "reads": {read: cfg.targets[read].name for read in term.reads},
             "weight": term.weight,
-            "bytes": sum(plan.field_bytes(field) for read in term.reads
-                         for field in opened.named[read][0].fields(opened.context).values()),
-            "first": statistics.fmean(curve[:tenth]), "last": statistics.fmean(curve[-tenth:]),
-            "share": statistics.median(shares), "largest_share": max(shares)}
+            "bytes": sum(
+                plan.field_bytes(field) for read in term.reads for field in opened.named[read][0].fields(opened.context).values()
+            ),
+            "first": statistics.fmean(curve[:tenth]),
+            "last": statistics.fmean(curve[-tenth:]),
+            "share": statistics.median(shares),
+            "largest_share": max(shares),
+        }
     for key, values in compared(opened, student, terms, run, args.batches).items():
         found["terms"][key] |= values
     write_json(report, found)
@@ -108,8 +113,9 @@ def measured(args, opened: Opened, student: str, method: str, place: list[str]) 
 
 def table(path: Path) -> list[dict[str, float | None]]:
     with open(path) as file:
-        return [{key: float(value) if value else None for key, value in row.items()}
-                for row in csv.DictReader(file, delimiter="\t")]
+        return [
+            {key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file, delimiter="\t")
+        ]
 
 
 def compared(opened: Opened, student: str, terms: tuple[Term, ...], run: Path, batches: int) -> dict[str, dict]:
@@ -131,8 +137,12 @@ def compared(opened: Opened, student: str, terms: tuple[Term, ...], run: Path, b
     for step in range(batches):
         offline = loader.batch(step)
         online = offline.with_rows(opened.live(loader, step, reads))
-        excess = {read: parity.row_error(read, opened.named[read][0], offline.rows[read], online.rows[read],
-                                         opened.context, cfg.teacher.precision).excess for read in reads}
+        excess = {
+            read: parity.row_error(
+                read, opened.named[read][0], offline.rows[read], online.rows[read], opened.context, cfg.teacher.precision
+            ).excess
+            for read in reads
+        }
         output = networks[0](offline.images_B3HW)
         with torch.no_grad():
             plain = networks[1](offline.images_B3HW)
@@ -140,7 +150,7 @@ def compared(opened: Opened, student: str, terms: tuple[Term, ...], run: Path, b
             values = found[key]
             error = parity.loss_error(key, loss, output, offline, online)
             values["mine"] += error.online / batches
-            if not list(loss.parameters()):             # or they were learnt beside the other student: they say nothing
+            if not list(loss.parameters()):  # or they were learnt beside the other student: they say nothing
                 values["plain"] = (values["plain"] or 0.0) + float(loss(plain, online).detach()) / batches
             values["loss_error"] = max(values["loss_error"], error.difference)
             values["gradient_error"] = max(values["gradient_error"], error.gradient_difference)
@@ -148,8 +158,21 @@ def compared(opened: Opened, student: str, terms: tuple[Term, ...], run: Path, b
     return found
 
 
-HEAD = ("method", "mIoU", "loss", "reads", "bytes", "weight", "first", "last", "trained (plain)", "loss off by",
-        "gradient off by", "of declared", "gradient / CE")
+HEAD = (
+    "method",
+    "mIoU",
+    "loss",
+    "reads",
+    "bytes",
+    "weight",
+    "first",
+    "last",
+    "trained (plain)",
+    "loss off by",
+    "gradient off by",
+    "of declared",
+    "gradient / CE",
+)
 
 
 def rows(method: str, found: dict) -> list[str]:
@@ -158,9 +181,17 @@ def rows(method: str, found: dict) -> list[str]:
     for values in found["terms"].values():
         plain = "" if values["plain"] is None else f" ({values['plain']:.3g})"
         reads = values["reads"]
-        cells = [method, score, f"`{values['loss']}`", ", ".join(dict.fromkeys(reads.values())) or "-",
-                 f"{values['bytes']:,}", f"{values['weight']:g}", f"{values['first']:.3g}", f"{values['last']:.3g}",
-                 f"{values['mine']:.3g}{plain}"]
+        cells = [
+            method,
+            score,
+            f"`{values['loss']}`",
+            ", ".join(dict.fromkeys(reads.values())) or "-",
+            f"{values['bytes']:,}",
+            f"{values['weight']:g}",
+            f"{values['first']:.3g}",
+            f"{values['last']:.3g}",
+            f"{values['mine']:.3g}{plain}",
+        ]
         errors = [f"{values['loss_error']:.0e}", f"{values['gradient_error']:.0e}", f"{values['of_declared']:.2f}"]
         cells += errors if reads else ["-"] * len(errors)
         lines.append("| " + " | ".join([*cells, f"{values['share']:.2g} ({values['largest_share']:.2g})"]) + " |")
@@ -171,16 +202,20 @@ def rows(method: str, found: dict) -> list[str]:
 def page(opened: Opened, student: str, args, found: dict[str, dict]) -> str:
     cfg = opened.cfg
     size, teacher, training = " x ".join(map(str, opened.context.size)), cfg.teacher.model, cfg.training
-    lines = [f"{cfg.name}: {size}, teacher {teacher.name} of width {teacher.args.get('width')}, student {student} of width "
-             f"{cfg.student(student).args.get('width')}, {training.steps} steps of {training.batch} images, seed {SEED}, "
-             f"{args.device}; mIoU on `{cfg.evaluate.split}`; compared on {args.batches * training.batch} views:", "",
-             "| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
+    lines = [
+        f"{cfg.name}: {size}, teacher {teacher.name} of width {teacher.args.get('width')}, student {student} of width "
+        f"{cfg.student(student).args.get('width')}, {training.steps} steps of {training.batch} images, seed {SEED}, "
+        f"{args.device}; mIoU on `{cfg.evaluate.split}`; compared on {args.batches * training.batch} views:",
+        "",
+        "| " + " | ".join(HEAD) + " |",
+        "|---" * len(HEAD) + "|",
+    ]
     for method, values in found.items():
         lines += rows(method, values)
     shown = {values["loss"] for method in found.values() for values in method["terms"].values()}
     if left := [loss for loss in lookup.names("losses") if loss not in shown]:
         lines += ["", "Not in the table:", ""]
-        lines += [f"- `{loss}`: {ELSEWHERE.get(loss, f'no method that was run here uses it')}" for loss in left]
+        lines += [f"- `{loss}`: {ELSEWHERE.get(loss, 'no method that was run here uses it')}" for loss in left]
     return "\n".join(lines)
 
 

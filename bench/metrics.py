@@ -39,7 +39,7 @@ def frames_per_second(count: int, work) -> float:
 def label_pair(rng, size, values):
     """A blocky label, and a prediction that is wrong in a tenth of its pixels."""
     small = rng.choice(values, (size[0] // 10 + 1, size[1] // 10 + 1)).astype(np.uint8)
-    truth = np.repeat(np.repeat(small, 10, axis=0), 10, axis=1)[:size[0], :size[1]]
+    truth = np.repeat(np.repeat(small, 10, axis=0), 10, axis=1)[: size[0], : size[1]]
     return truth, np.where(rng.random(size) < 0.9, truth, rng.choice(values, size)).astype(np.uint8)
 
 
@@ -85,8 +85,7 @@ def culane_f1(folder: Path, frames: int, slow_frames: int, workers: int) -> dict
     canvas = culane.Canvas(culane.FRAME, 30)
     equal = all(culane.lane_ious(*frame, canvas) == slow.slow_ious(*frame) for frame in content[:slow_frames])
     lists = {"all": folder / "list.txt"}
-    fast_rate = frames_per_second(
-        frames, lambda: culane.score(folder / "predicted", folder / "truth", lists, workers=workers))
+    fast_rate = frames_per_second(frames, lambda: culane.score(folder / "predicted", folder / "truth", lists, workers=workers))
     slow_rate = frames_per_second(slow_frames, lambda: [slow.slow_ious(*frame) for frame in content[:slow_frames]])
     return row("CULane F1, 4 + 4 lanes", culane.FRAME, fast_rate, slow_rate, equal)
 
@@ -134,15 +133,21 @@ def llamas_ap(folder: Path, frames: int, slow_frames: int, workers: int) -> dict
 
 def row(what: str, size, fast: float, slow: float | None, equal: bool) -> dict:
     assert equal, f"{what}: the fast version differs from the slow one"
-    return {"what": what, "height": size[0], "width": size[1], "frames_per_s": round(fast, 1),
-            "slow_frames_per_s": slow and round(slow, 2), "times": slow and round(fast / slow)}
+    return {
+        "what": what,
+        "height": size[0],
+        "width": size[1],
+        "frames_per_s": round(fast, 1),
+        "slow_frames_per_s": slow and round(slow, 2),
+        "times": slow and round(fast / slow),
+    }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2, help="processes or threads of the folder scorers (2)")
     workers = parser.parse_args().workers
-    need("pytest")                      # the slow versions are tests
+    need("pytest")  # the slow versions are tests
     with tempfile.TemporaryDirectory() as folder:
         rows = [
             segmentation((590, 1640), 5, frames=200, slow_frames=1),

@@ -15,7 +15,7 @@ from pipeline.lookup import find_class
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 SIZE, CLASSES, LANES = (208, 976), 5, 4
-NETWORKS = [    # what to call it, its name here, its keywords, with an existence head, millions of parameters as published
+NETWORKS = [  # what to call it, its name here, its keywords, with an existence head, millions of parameters as published
     ("ENet", "enet", {}, False, "0.37 (its paper)"),
     ("ENet, existence", "enet", {}, True, "0.98 (SAD)"),
     ("ERFNet", "erfnet", {}, False, "2.1 (its paper)"),
@@ -37,16 +37,28 @@ def row(title: str, name: str, keywords: dict, existence: bool, published: str) 
         network = find_class("models", name)(CLASSES, size=SIZE, lanes=LANES if existence else 0, **keywords).eval()
         output = network(torch.empty(1, 3, *SIZE))
     parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-    layers = [f"`{network.layers[role]}`, {map_BChw.shape[1]}, {SIZE[0] // map_BChw.shape[2]}"
-              for role, map_BChw in output.features.items()]
-    cells = [title, f"{parameters:.2f}", published, f"{counter.get_total_flops() / 2e9:.1f}", *layers,
-             f"{SIZE[0] // output.logits.shape[2]}", f"{network.multiple}"]
+    layers = [
+        f"`{network.layers[role]}`, {map_BChw.shape[1]}, {SIZE[0] // map_BChw.shape[2]}"
+        for role, map_BChw in output.features.items()
+    ]
+    cells = [
+        title,
+        f"{parameters:.2f}",
+        published,
+        f"{counter.get_total_flops() / 2e9:.1f}",
+        *layers,
+        f"{SIZE[0] // output.logits.shape[2]}",
+        f"{network.multiple}",
+    ]
     return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    lines = ["| network | M parameters | published | G MAC | mid: layer, channels, stride | high | stride of logits | multiple |",
-             "|---|---|---|---|---|---|---|---|", *(row(*network) for network in NETWORKS)]
+    lines = [
+        "| network | M parameters | published | G MAC | mid: layer, channels, stride | high | stride of logits | multiple |",
+        "|---|---|---|---|---|---|---|---|",
+        *(row(*network) for network in NETWORKS),
+    ]
     print("\n".join(lines))
     insert(PAGE, "models", "\n".join(lines))
 

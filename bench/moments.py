@@ -27,7 +27,7 @@ from pipeline.targets import affinity
 SHAPES = {"cpu": ((12, 64, 52, 122), (12, 128, 26, 122)), "cuda": ((12, 128, 26, 122), (12, 512, 26, 122), (12, 2048, 26, 122))}
 
 
-ENOUGH = 0.7                        # of the copy bandwidth: below it, another version is worth having
+ENOUGH = 0.7  # of the copy bandwidth: below it, another version is worth having
 
 
 def one_pass(features_BChw, aoi_BKhw):
@@ -52,7 +52,7 @@ def class_by_class(features_BChw, aoi_BKhw):
     eps_B1 = 1e-2 * features_BChw.detach().flatten(2).var(dim=2, unbiased=False).mean(dim=1, keepdim=True)
     moments = []
     for k in range(aoi_BKhw.shape[1]):
-        inside_B1hw = aoi_BKhw[:, k:k + 1].to(features_BChw.dtype)
+        inside_B1hw = aoi_BKhw[:, k : k + 1].to(features_BChw.dtype)
         cells_B1 = inside_B1hw.sum(dim=(2, 3)).clamp(min=1)
         mean_BC = (features_BChw * inside_B1hw).sum(dim=(2, 3)) / cells_B1
         centred_BChw = (features_BChw - mean_BC[..., None, None]) * inside_B1hw
@@ -74,8 +74,13 @@ def main():
     if args.device.startswith("cuda") and importlib.util.find_spec("triton"):
         versions["triton"] = kernel
     rows = []
-    print(f"| maps | regions | {' | '.join(f'{name} ms' for name in versions)} | loop / torch | "
-          + " | ".join(f"{name}, of copy bandwidth | its error" for name in versions) + " |", "|---" * (3 + 3 * len(versions)) + "|", sep="\n")
+    print(
+        f"| maps | regions | {' | '.join(f'{name} ms' for name in versions)} | loop / torch | "
+        + " | ".join(f"{name}, of copy bandwidth | its error" for name in versions)
+        + " |",
+        "|---" * (3 + 3 * len(versions)) + "|",
+        sep="\n",
+    )
     for shape in args.shapes or SHAPES[args.device.split(":")[0]]:
         for regions in args.regions:
             generator = torch.Generator().manual_seed(0)
@@ -88,21 +93,43 @@ def main():
                 return graph, torch.autograd.grad(graph.square().sum(), features)[0]
 
             other = torch.empty_like(features)
-            seconds = turns({**{name: functools.partial(once, pooling) for name, pooling in versions.items()},
-                             "copy": lambda: other.copy_(features.detach())}, args.runs, args.device)
+            seconds = turns(
+                {
+                    **{name: functools.partial(once, pooling) for name, pooling in versions.items()},
+                    "copy": lambda: other.copy_(features.detach()),
+                },
+                args.runs,
+                args.device,
+            )
             with torch.no_grad():
                 exact = affinity.cosines(class_by_class(features.double(), aoi))
-                errors = {name: float((affinity.cosines(pooling(features, aoi)) - exact).abs().max())
-                          for name, pooling in versions.items()}
+                errors = {
+                    name: float((affinity.cosines(pooling(features, aoi)) - exact).abs().max())
+                    for name, pooling in versions.items()
+                }
             medians = {name: statistics.median(values) for name, values in seconds.items()}
-            shares = {name: 1.5 * ratio(seconds["copy"], seconds[name]) for name in versions}    # three maps moved, a copy moves two
-            rows.append({"shape": shape, "regions": regions, "seconds": medians, "errors": errors, "bandwidth_share": shares,
-                         "loop_over_torch": ratio(seconds["loop"], seconds["torch"])})
-            print(f"| {' x '.join(map(str, shape))} | {regions} | "
-                  f"{' | '.join(f'{1000 * medians[name]:.2f}' for name in versions)} | {rows[-1]['loop_over_torch']:.1f}x | "
-                  + " | ".join(f"{shares[name]:.0%} | {errors[name]:.0e}" for name in versions) + " |", flush=True)
+            shares = {name: 1.5 * ratio(seconds["copy"], seconds[name]) for name in versions}  # three maps moved, a copy moves two
+            rows.append(
+                {
+                    "shape": shape,
+                    "regions": regions,
+                    "seconds": medians,
+                    "errors": errors,
+                    "bandwidth_share": shares,
+                    "loop_over_torch": ratio(seconds["loop"], seconds["torch"]),
+                }
+            )
+            print(
+                f"| {' x '.join(map(str, shape))} | {regions} | "
+                f"{' | '.join(f'{1000 * medians[name]:.2f}' for name in versions)} | {rows[-1]['loop_over_torch']:.1f}x | "
+                + " | ".join(f"{shares[name]:.0%} | {errors[name]:.0e}" for name in versions)
+                + " |",
+                flush=True,
+            )
     if "triton" in versions:
-        better = all(row["bandwidth_share"]["torch"] < ENOUGH and row["seconds"]["triton"] < row["seconds"]["torch"] for row in rows)
+        better = all(
+            row["bandwidth_share"]["torch"] < ENOUGH and row["seconds"]["triton"] < row["seconds"]["torch"] for row in rows
+        )
         print(f"MOMENTS on this GPU: {'triton' if better else 'torch'}")
     keep(args.out, args.device, {"rows": rows})
 

@@ -1,10 +1,10 @@
 """An experiment's stores opened, its teacher able to answer again: for benches that compare offline with online."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from pipeline.store import Reader
 from pipeline.teacher import cache
 from pipeline.teacher.online import live_targets
 from pipeline.training.loading import CachedTargets, Loader
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -51,26 +52,50 @@ class Opened:
 
     @cached_property
     def _identity(self) -> dict:
-        return cache.identity(self.source, self.cfg.prepare, self.cfg.views, self.cfg.teacher,
-                              cache.weights_digest(self.cfg.teacher, self.teacher_file))
+        return cache.identity(
+            self.source,
+            self.cfg.prepare,
+            self.cfg.views,
+            self.cfg.teacher,
+            cache.weights_digest(self.cfg.teacher, self.teacher_file),
+        )
 
     @cached_property
     def _live(self):
         """All targets of the file, computed again by the teacher."""
         cfg = self.cfg
         set_precision(cfg.teacher.precision)
-        return live_targets(cfg.teacher, cfg.targets, self.source, cfg.prepare, cfg.views, self.teacher_file, *self._samples,
-                            batch=cfg.training.batch, device=self.device)
+        return live_targets(
+            cfg.teacher,
+            cfg.targets,
+            self.source,
+            cfg.prepare,
+            cfg.views,
+            self.teacher_file,
+            *self._samples,
+            batch=cfg.training.batch,
+            device=self.device,
+        )
 
     def loader(self, reads: Sequence[str] = ()) -> Loader:
         """Batches as a run of seed 0 sees them, with the stored rows of these targets."""
         samples, sample = self._samples
         cfg, ids, named = self.cfg, self.source.ids("train"), {name: self.named[name] for name in reads}
-        store, passes = cache.open_whole(self.root, cfg.dataset.name, self._identity, self._pixels[2], cfg.views.count,
-                                         named, cfg.path)
-        return Loader(samples, sample, ids, dataset=self.source, content=cfg.prepare.size, views=cfg.views, seed=0,
-                      training=dataclasses.replace(cfg.training, fresh_views=False), device=self.device,
-                      cached=CachedTargets(Reader(store, passes, ids, cfg.views.count), cache.MATRIX, named))
+        store, passes = cache.open_whole(
+            self.root, cfg.dataset.name, self._identity, self._pixels[2], cfg.views.count, named, cfg.path
+        )
+        return Loader(
+            samples,
+            sample,
+            ids,
+            dataset=self.source,
+            content=cfg.prepare.size,
+            views=cfg.views,
+            seed=0,
+            training=dataclasses.replace(cfg.training, fresh_views=False),
+            device=self.device,
+            cached=CachedTargets(Reader(store, passes, ids, cfg.views.count), cache.MATRIX, named),
+        )
 
     def live(self, loader: Loader, step: int, reads: Sequence[str]) -> dict[str, dict[str, Tensor]]:
         """What the teacher answers now on the views of a step, not encoded."""

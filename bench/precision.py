@@ -64,12 +64,16 @@ def measure(args) -> str:
         run = Path("runs") / cfg.name / args.run / "weights.safetensors"
         weights.load_into(student, weights.load_file(run), str(run))
     loader, every = opened.loader(), tuple(dict.fromkeys([*named, *([whole] if whole else [])]))
-    losses = {f"{config.term_name(terms, i)} ({method})": (term.reads, opened.loss(term, plugin))
-              for method, terms in cfg.methods.items() if method in (args.methods or cfg.methods)
-              for i, term in enumerate(terms) if set(term.reads) <= set(every)}
+    losses = {
+        f"{config.term_name(terms, i)} ({method})": (term.reads, opened.loss(term, plugin))
+        for method, terms in cfg.methods.items()
+        if method in (args.methods or cfg.methods)
+        for i, term in enumerate(terms)
+        if set(term.reads) <= set(every)
+    }
 
-    rows: dict[tuple, float] = {}                # (target, dtype) -> largest error of a row
-    terms: dict[tuple, tuple[float, float]] = {}         # (target, dtype, loss) -> largest error of value, of gradient
+    rows: dict[tuple, float] = {}  # (target, dtype) -> largest error of a row
+    terms: dict[tuple, tuple[float, float]] = {}  # (target, dtype, loss) -> largest error of value, of gradient
     for step in range(args.batches):
         batch, live = loader.batch(step), opened.live(loader, step, every)
         output = student(batch.images_B3HW)
@@ -85,22 +89,25 @@ def measure(args) -> str:
                         offline, online = batch.with_rows({**live, name: stored}), batch.with_rows(truth)
                         found = parity.loss_error(loss, module, output, offline, online)
                         value, gradient = terms.get((name, dtype, loss), (0.0, 0.0))
-                        terms[name, dtype, loss] = (max(value, found.difference),
-                                                    max(gradient, found.gradient_difference))
+                        terms[name, dtype, loss] = (max(value, found.difference), max(gradient, found.gradient_difference))
 
     lines = ["| target | stored as | bytes a row | row | loss | its value | its gradient |", "|---" * 7 + "|"]
-    for name, (target, pass_) in named.items():
+    for name, (target, _) in named.items():
         for dtype, variant in variants(target).items():
             size = sum(plan.field_bytes(field) for field in variant.fields(context).values())
             head = f"| {name} ({cfg.targets[name].name}) | {dtype} | {size} | {rows[name, dtype]:.1e} |"
-            found = [f" {loss} | {value:.1e} | {gradient:.1e} |" for (n, d, loss), (value, gradient) in terms.items()
-                     if (n, d) == (name, dtype)]
+            found = [
+                f" {loss} | {value:.1e} | {gradient:.1e} |"
+                for (n, d, loss), (value, gradient) in terms.items()
+                if (n, d) == (name, dtype)
+            ]
             lines += [head + cells for cells in found or [" - | - | - |"]]
     seen = args.batches * cfg.training.batch
     at = args.run or f"a fresh {args.student}"
     size = "x".join(map(str, context.size))
-    return "\n".join([f"{seen} views of {cfg.name}, {size}, teacher {cfg.teacher.model.name}, student {at}, {args.device}:",
-                      "", *lines])
+    return "\n".join(
+        [f"{seen} views of {cfg.name}, {size}, teacher {cfg.teacher.model.name}, student {at}, {args.device}:", "", *lines]
+    )
 
 
 if __name__ == "__main__":

@@ -39,8 +39,10 @@ BATCH, BLOCK_ROWS = 12, 128
 
 def tensors(records_BR: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Records of bytes as the two tensors they hold."""
-    return (torch.from_numpy(records_BR[:, :SPLIT].copy().view(np.float16)).view(-1, *ATTENTION),
-            torch.from_numpy(records_BR[:, SPLIT:].copy().view(np.float16)).view(-1, *GRAPH))
+    return (
+        torch.from_numpy(records_BR[:, :SPLIT].copy().view(np.float16)).view(-1, *ATTENTION),
+        torch.from_numpy(records_BR[:, SPLIT:].copy().view(np.float16)).view(-1, *GRAPH),
+    )
 
 
 class Memmap:
@@ -66,6 +68,7 @@ class Lmdb:
     @staticmethod
     def write(folder: Path, records_NR: np.ndarray) -> None:
         import lmdb
+
         with lmdb.open(str(folder), map_size=4 * records_NR.nbytes + 2**24) as env:
             for start in range(0, len(records_NR), 1000):
                 with env.begin(write=True) as transaction:
@@ -74,6 +77,7 @@ class Lmdb:
 
     def __init__(self, folder: Path):
         import lmdb
+
         self.folder = folder
         self.transaction = lmdb.open(str(folder), readonly=True, lock=False, readahead=False).begin()
 
@@ -138,7 +142,8 @@ class FromDisk:
     name, memory = "this store, rows from disk", "disk"
     passes = [
         Pass("attention", {"version": 1}, {"energy": Field(ATTENTION, "float16", ("layer", "y26", "x122"))}),
-        Pass("affinity", {"version": 1}, {"graph": Field(GRAPH, "float16", ("layer", "moment", "region", "other"))})]
+        Pass("affinity", {"version": 1}, {"graph": Field(GRAPH, "float16", ("layer", "moment", "region", "other"))}),
+    ]
 
     @classmethod
     def write(cls, folder: Path, records_NR: np.ndarray) -> None:
@@ -147,7 +152,7 @@ class FromDisk:
         for pass_ in cls.passes:
             store.add_pass(pass_, range(1))
         for block in range(store.num_blocks):
-            rows = tensors(records_NR[block * BLOCK_ROWS:(block + 1) * BLOCK_ROWS])
+            rows = tensors(records_NR[block * BLOCK_ROWS : (block + 1) * BLOCK_ROWS])
             for pass_, name, values in zip(cls.passes, ("energy", "graph"), rows):
                 store.write_block(pass_, 0, block, {name: values.numpy()})
         store.finalise()
@@ -159,8 +164,10 @@ class FromDisk:
 
     def batch(self, positions):
         views = np.zeros_like(positions)
-        return (torch.from_numpy(self.reader.read(self.passes[0], positions, views)["energy"]),
-                torch.from_numpy(self.reader.read(self.passes[1], positions, views)["graph"]))
+        return (
+            torch.from_numpy(self.reader.read(self.passes[0], positions, views)["energy"]),
+            torch.from_numpy(self.reader.read(self.passes[1], positions, views)["graph"]),
+        )
 
 
 class FromRam(FromDisk):
@@ -209,8 +216,7 @@ def random_reads(source, batches) -> float:
 
 
 def epoch(source, count: int, workers: int) -> float:
-    loader = torch.utils.data.DataLoader(Rows(source, count), BATCH, shuffle=True, num_workers=workers,
-                                         collate_fn=whole)
+    loader = torch.utils.data.DataLoader(Rows(source, count), BATCH, shuffle=True, num_workers=workers, collate_fn=whole)
     return timed(lambda: sum(len(batch[0]) for batch in loader))
 
 
@@ -226,10 +232,11 @@ def measure(form, folder: Path, records_NR: np.ndarray, rng) -> dict[str, float]
     source = form(path)
     found["open_s"] = time.perf_counter() - start
     positions = rng.permutation(count)
-    for part in np.split(positions, range(BATCH, count, BATCH)):         # what is timed is right; and now it is warm
+    for part in np.split(positions, range(BATCH, count, BATCH)):  # what is timed is right; and now it is warm
         energy, graph = source.batch(part)
-        records = np.concatenate([energy.numpy().view(np.uint8).reshape(len(part), -1),
-                                  graph.numpy().view(np.uint8).reshape(len(part), -1)], axis=1)
+        records = np.concatenate(
+            [energy.numpy().view(np.uint8).reshape(len(part), -1), graph.numpy().view(np.uint8).reshape(len(part), -1)], axis=1
+        )
         assert np.array_equal(records, records_NR[part]), form.name
     batches = [rng.integers(0, count, BATCH) for _ in range(3000)]
     found["warm_per_s"] = random_reads(source, batches if form is not TorchFiles else batches[:300])
@@ -237,16 +244,23 @@ def measure(form, folder: Path, records_NR: np.ndarray, rng) -> dict[str, float]
         found[f"epoch_{workers}_workers_s"] = epoch(source, count, workers)
     del source
     if form is not FromRam:
-        cold = form(path)                        # open, but with no page of its data in memory
+        cold = form(path)  # open, but with no page of its data in memory
         drop(path)
         found["cold_per_s"] = random_reads(cold, batches[:100])
     return found
 
 
 BETTER_HIGH = ("warm_per_s", "cold_per_s")
-COLUMNS = {"disk_bytes": "du, x raw", "files": "files", "write_s": "write s", "open_s": "open s",
-           "warm_per_s": "random warm /s", "cold_per_s": "random cold /s", "epoch_0_workers_s": "epoch, 0 workers, s",
-           "epoch_2_workers_s": "epoch, 2 workers, s"}
+COLUMNS = {
+    "disk_bytes": "du, x raw",
+    "files": "files",
+    "write_s": "write s",
+    "open_s": "open s",
+    "warm_per_s": "random warm /s",
+    "cold_per_s": "random cold /s",
+    "epoch_0_workers_s": "epoch, 0 workers, s",
+    "epoch_2_workers_s": "epoch, 2 workers, s",
+}
 
 
 def table(runs: list[dict[str, dict[str, float]]], raw_bytes: int) -> tuple[str, dict]:
@@ -293,9 +307,22 @@ def main():
     if args.page:
         insert(args.page, "bench/reading.py", text)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({
-        "records": args.records, "bytes": RECORD, "machine": platform.platform(), "cores": os.cpu_count(),
-        "torch": torch.__version__, "numpy": np.__version__, "formats": medians, "runs": runs}, indent=1) + "\n")
+    args.out.write_text(
+        json.dumps(
+            {
+                "records": args.records,
+                "bytes": RECORD,
+                "machine": platform.platform(),
+                "cores": os.cpu_count(),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "formats": medians,
+                "runs": runs,
+            },
+            indent=1,
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -28,24 +28,32 @@ def main():
     if args.cache:
         found["fill"] = fill = filled(Store.open(args.cache))
         fill |= {"images": args.images, "extrapolated_s": args.images * fill["views"] * fill["view_s"]}
-        print(f"{args.cache}: {fill['measured_views']} views at {1 / fill['view_s']:.1f} a second; {args.images} images in "
-              f"{fill['views']} views would take {fill['extrapolated_s'] / 60:.1f} min (extrapolated)")
+        print(
+            f"{args.cache}: {fill['measured_views']} views at {1 / fill['view_s']:.1f} a second; {args.images} images in "
+            f"{fill['views']} views would take {fill['extrapolated_s'] / 60:.1f} min (extrapolated)"
+        )
     if args.run:
         found["training"] = training = trained(args.run)
         training |= {"steps": args.steps, "extrapolated_s": args.steps * training["step_s"]}
-        print(f"{args.run}: {training['measured_steps']} steps at {1000 * training['step_s']:.2f} ms; {args.steps} would take "
-              f"{training['extrapolated_s'] / 60:.1f} min (extrapolated)")
+        print(
+            f"{args.run}: {training['measured_steps']} steps at {1000 * training['step_s']:.2f} ms; {args.steps} would take "
+            f"{training['extrapolated_s'] / 60:.1f} min (extrapolated)"
+        )
     keep(args.out, args.device, found)
 
 
 def filled(store: Store) -> dict:
-    whole: dict[tuple[str, int], float] = {}             # (view, block) -> when its last mark was written
+    whole: dict[tuple[str, int], float] = {}  # (view, block) -> when its last mark was written
     for mark in (store.folder / "done").glob("v*/*.json"):
         task = mark.parent.name, int(mark.name.partition(".")[0])
         whole[task] = max(mark.stat().st_mtime, whole.get(task, 0.0))
     tasks = sorted(whole, key=whole.get)
     views = sum(len(store.block_images(block)) for _, block in tasks[1:])
-    return {"measured_views": views, "view_s": (whole[tasks[-1]] - whole[tasks[0]]) / views, "views": len({view for view, _ in tasks})}
+    return {
+        "measured_views": views,
+        "view_s": (whole[tasks[-1]] - whole[tasks[0]]) / views,
+        "views": len({view for view, _ in tasks}),
+    }
 
 
 def trained(run: Path) -> dict:

@@ -6,8 +6,9 @@
 Everything is given per image (or per image and view), so that a straight line is a column of equal numbers. Stores are written in a
 temporary folder of `--root`. `images`: rows as the affinity target of five classes has them, 380 bytes an image with the view's
 matrix; opening and an epoch's reading are measured in a fresh process, with as many open files as this one may have and with
-1,024; the last line has the largest number of images in blocks as large as `plan` makes them for 100 million. `classes`: rows, targets of a ResNet-101 and losses of ERFNet with their gradients on CULane's grids, labels of all
-classes everywhere. `views` and `workers`: a fill of random pictures by the code of `cache-teacher`.
+1,024; the last line has the largest number of images in blocks as large as `plan` makes them for 100 million. `classes`: rows,
+targets of a ResNet-101 and losses of ERFNet with their gradients on CULane's grids, labels of all classes everywhere. `views`
+and `workers`: a fill of random pictures by the code of `cache-teacher`.
 """
 
 import argparse
@@ -40,9 +41,9 @@ from stages.plan import settled
 
 CONFIG = Path("bench/step.yaml")
 SMALL = ["teacher.name=resnet18", "teacher.width=8", "prepare.size=[104, 488]"]
-GRIDS = {"mid": (26, 122), "high": (26, 122), "logits": (26, 122)}              # CULane's, of the teacher
+GRIDS = {"mid": (26, 122), "high": (26, 122), "logits": (26, 122)}  # CULane's, of the teacher
 TEACHER, STUDENT = {"mid": 512, "high": 2048}, {"mid": (64, 52, 244), "high": (128, 26, 122)}
-BATCH, FEW_FILES, SHOWN = 12, 1024, 24_000                                      # SHOWN: images of an epoch that is cut short
+BATCH, FEW_FILES, SHOWN = 12, 1024, 24_000  # SHOWN: images of an epoch that is cut short
 MANY = 100_000_000
 
 
@@ -75,11 +76,16 @@ def main():
 def table(rows: list[dict]) -> list[str]:
     def cell(value):
         return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
-    return [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|",
-            *(f"| {' | '.join(map(cell, row.values()))} |" for row in rows)]
+
+    return [
+        f"| {' | '.join(rows[0])} |",
+        "|---" * len(rows[0]) + "|",
+        *(f"| {' | '.join(map(cell, row.values()))} |" for row in rows),
+    ]
 
 
 # Images
+
 
 def images(args, folder: Path) -> list[dict]:
     rows, largest = [], max(args.images)
@@ -93,11 +99,22 @@ def images(args, folder: Path) -> list[dict]:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
             opened = fresh.submit(opening, where, count).result()
         shutil.rmtree(where)
-        rows.append({"images": count, "rows of a block": block_rows, "files": files, "list us": 1e6 * created_s / count,
-                     "write us": 1e6 * written_s / count, "verify us": 1e6 * verified_s / count, **opened})
-    print(f"\n{MANY:,} images at the last line's cost: " + ", ".join(
-        f"{name.replace(' us', '')} {MANY * value / 3.6e9:.2g} h" for name, value in rows[-1].items() if ' us' in name)
-        + f"; {MANY * rows[-1]['RAM bytes'] / 1e9:.0f} GB of RAM in each process that opens it")
+        rows.append(
+            {
+                "images": count,
+                "rows of a block": block_rows,
+                "files": files,
+                "list us": 1e6 * created_s / count,
+                "write us": 1e6 * written_s / count,
+                "verify us": 1e6 * verified_s / count,
+                **opened,
+            }
+        )
+    print(
+        f"\n{MANY:,} images at the last line's cost: "
+        + ", ".join(f"{name.replace(' us', '')} {MANY * value / 3.6e9:.2g} h" for name, value in rows[-1].items() if " us" in name)
+        + f"; {MANY * rows[-1]['RAM bytes'] / 1e9:.0f} GB of RAM in each process that opens it"
+    )
     return rows
 
 
@@ -117,8 +134,12 @@ def write(store: Store, every: list[Pass], view: int = 0) -> None:
     rng = np.random.default_rng(view)
     for pass_ in every:
         store.add_pass(pass_, [view])
-    values = {pass_.folder: {name: rng.integers(0, 9, (store.block_rows, *field.shape)).astype(field.dtype)
-                             for name, field in pass_.fields.items()} for pass_ in every}
+    values = {
+        pass_.folder: {
+            name: rng.integers(0, 9, (store.block_rows, *field.shape)).astype(field.dtype) for name, field in pass_.fields.items()
+        }
+        for pass_ in every
+    }
     for block in range(store.num_blocks):
         here = len(store.block_images(block))
         for pass_ in every:
@@ -139,7 +160,7 @@ def opening(folder: Path, count: int) -> dict:
     grown = resident_bytes() - before
     order = np.random.default_rng(0).permutation(count)
     batches = np.array_split(order, -(-count // BATCH))
-    epoch = batches[:SHOWN // BATCH]
+    epoch = batches[: SHOWN // BATCH]
 
     def shown(source):
         for positions in epoch:
@@ -147,8 +168,8 @@ def opening(folder: Path, count: int) -> dict:
                 source.read(pass_, positions, np.zeros_like(positions))
 
     num = sum(map(len, epoch))
-    shown(reader)                                          # the files are open now
-    disk_s = statistics.median(timed(lambda: shown(reader))[1] for _ in range(3))
+    shown(reader)  # the files are open now
+    disk_s = statistics.median(timed(lambda: shown(reader))[1] for _ in range(3))  # noqa: F821
     held = Reader(store, every, reader.ids, 1, memory="ram")
     ram_s = statistics.median(timed(lambda: shown(held))[1] for _ in range(3))
     del reader
@@ -156,8 +177,13 @@ def opening(folder: Path, count: int) -> dict:
     few = Reader(store, every, list(store.row_of), 1, memory="disk")
     shown(few)
     few_s = statistics.median(timed(lambda: shown(few))[1] for _ in range(3))
-    return {"open us": 1e6 * opened_s / count, "RAM bytes": grown // count, "read us, disk": 1e6 * disk_s / num,
-            f"read us, {FEW_FILES:,} files": 1e6 * few_s / num, "read us, RAM": 1e6 * ram_s / num}
+    return {
+        "open us": 1e6 * opened_s / count,
+        "RAM bytes": grown // count,
+        "read us, disk": 1e6 * disk_s / num,
+        f"read us, {FEW_FILES:,} files": 1e6 * few_s / num,
+        "read us, RAM": 1e6 * ram_s / num,
+    }
 
 
 def resident_bytes() -> int:
@@ -165,6 +191,7 @@ def resident_bytes() -> int:
 
 
 # Classes
+
 
 def classes(args, folder: Path) -> list[dict]:
     """Teacher's targets and student's losses of one batch of pictures, by turns; rows of both layers."""
@@ -180,15 +207,19 @@ def classes(args, folder: Path) -> list[dict]:
     for n in args.classes:
         context = Context(n, tuple(range(n)), (208, 976), GRIDS, TEACHER)
         labels = torch.randint(0, n, (count, 26, 122), generator=generator).to(torch.uint8).to(device)
-        labels = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)          # squares of 8 px: some regions a cell
+        labels = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)  # squares of 8 px: some regions a cell
         targets = {role: find_class("targets", "affinity")(layer=role) for role in TEACHER}
         loss = find_class("losses", "affinity")(reads=targets, context=context, student=context).to(device)
 
         def stored(targets=targets, labels=labels, context=context):
             return {role: target.compute(Output(None, theirs), labels, context) for role, target in targets.items()}
 
-        rows = {role: targets[role].decode({name: torch.from_numpy(values).to(device) for name, values in
-                                            targets[role].encode(value).items()}) for role, value in stored().items()}
+        rows = {
+            role: targets[role].decode(
+                {name: torch.from_numpy(values).to(device) for name, values in targets[role].encode(value).items()}
+            )
+            for role, value in stored().items()
+        }
         batch = Batch(labels[:, None].expand(-1, 3, -1, -1).float(), labels, labels < 255, None, rows, 0)
 
         def learned(loss=loss, batch=batch):
@@ -197,11 +228,19 @@ def classes(args, folder: Path) -> list[dict]:
         work |= {f"targets {n}": torch.no_grad()(stored), f"loss {n}": learned}
         sizes[n] = 2 * plan.row_bytes(passes(n)[1])
     seconds = turns(work, args.runs, device)
-    return [{"classes": n, "row bytes": sizes[n], "teacher's targets ms": 1e3 * statistics.median(seconds[f"targets {n}"]) / count,
-             "student's loss ms": 1e3 * statistics.median(seconds[f"loss {n}"]) / count} for n in args.classes]
+    return [
+        {
+            "classes": n,
+            "row bytes": sizes[n],
+            "teacher's targets ms": 1e3 * statistics.median(seconds[f"targets {n}"]) / count,
+            "student's loss ms": 1e3 * statistics.median(seconds[f"loss {n}"]) / count,
+        }
+        for n in args.classes
+    ]
 
 
 # Views and workers
+
 
 def views(args, folder: Path) -> list[dict]:
     site = Site(args, folder)
@@ -210,8 +249,14 @@ def views(args, folder: Path) -> list[dict]:
         _, block_s, store = site.fill(count, 1)
         _, opened_s = timed(lambda: site.reader(store, count))
         files = sum(len(names) for _, _, names in os.walk(store.folder))
-        rows.append({"views": count, "files": files, "fill ms": 1e3 * block_s / store.block_rows,
-                     "open ms": 1e3 * opened_s / args.filled / count})
+        rows.append(
+            {
+                "views": count,
+                "files": files,
+                "fill ms": 1e3 * block_s / store.block_rows,
+                "open ms": 1e3 * opened_s / args.filled / count,
+            }
+        )
     return rows
 
 
@@ -220,8 +265,14 @@ def workers(args, folder: Path) -> list[dict]:
     for count in args.workers:
         first_s, block_s, store = site.fill(4, count)
         _, verified_s = timed(lambda: verify(store, workers=count))
-        rows.append({"workers": count, "until the first block s": first_s, "views/s from then on": store.block_rows / block_s,
-                     "verify ms a view": 1e3 * verified_s / 4 / args.filled})
+        rows.append(
+            {
+                "workers": count,
+                "until the first block s": first_s,
+                "views/s from then on": store.block_rows / block_s,
+                "verify ms a view": 1e3 * verified_s / 4 / args.filled,
+            }
+        )
     return rows
 
 
@@ -238,13 +289,16 @@ class Site:
         self.every = [cache.MATRIX, *(pass_ for _, pass_ in self.named.values())]
         rng, sample = np.random.default_rng(0), prepared.sample_pass(self.cfg.prepare.size, self.source.lanes)
         self.images = [ImageRow(f"{i}", "-", "-") for i in range(args.filled)]
-        store = Store.create_or_open(root, "prepared", self.cfg.dataset.name, prepared.identity(self.source, self.cfg.prepare),
-                                     block_rows=8, card={})
+        store = Store.create_or_open(
+            root, "prepared", self.cfg.dataset.name, prepared.identity(self.source, self.cfg.prepare), block_rows=8, card={}
+        )
         store.grow(self.images)
         store.add_pass(sample, range(1))
         for block in range(store.num_blocks):
-            rows = {name: rng.integers(0, 5, (len(store.block_images(block)), *field.shape)).astype(field.dtype)
-                    for name, field in sample.fields.items()}
+            rows = {
+                name: rng.integers(0, 5, (len(store.block_images(block)), *field.shape)).astype(field.dtype)
+                for name, field in sample.fields.items()
+            }
             store.write_block(sample, 0, block, rows | {"image": 50 * rows["image"]})
         model = settled(cache.build_teacher(self.cfg.teacher, self.source, self.cfg.prepare.size), 50 * rows["image"][:2])
         self.weights_file = root / "teacher.safetensors"
@@ -254,16 +308,28 @@ class Site:
         """Seconds until the first block was there, and for each after it; a store of its own each time."""
         self.number += 1
         cfg = dataclasses.replace(self.cfg, views=dataclasses.replace(self.cfg.views, count=count, seed=self.number))
-        identity = cache.identity(self.source, cfg.prepare, cfg.views, cfg.teacher,
-                                  cache.weights_digest(cfg.teacher, self.weights_file))
+        identity = cache.identity(
+            self.source, cfg.prepare, cfg.views, cfg.teacher, cache.weights_digest(cfg.teacher, self.weights_file)
+        )
         store = Store.create_or_open(self.root, "targets", cfg.dataset.name, identity, block_rows=8, card={})
         store.grow(self.images)
         for pass_ in self.every:
             store.add_pass(pass_, range(count))
         folders = tuple(pass_.folder for pass_ in self.every)
         tasks = [plan.Task(view=view, block=block, passes=folders) for block in range(store.num_blocks) for view in range(count)]
-        spec = Spec(dataset=rooted(cfg.dataset), prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
-                    weights_file=self.weights_file, root=self.root, batch=8, store=store.folder, passes=frozenset(folders), rows="")
+        spec = Spec(
+            dataset=rooted(cfg.dataset),
+            prepare=cfg.prepare,
+            views=cfg.views,
+            teacher=cfg.teacher,
+            targets=cfg.targets,
+            weights_file=self.weights_file,
+            root=self.root,
+            batch=8,
+            store=store.folder,
+            passes=frozenset(folders),
+            rows="",
+        )
         start, ends = time.perf_counter(), []
         for _ in executors.processes(tasks, Filler, spec, device=self.args.device, workers=workers):
             ends.append(time.perf_counter() - start)

@@ -3,10 +3,10 @@
     $ python -m bench.step configs/demo.yaml --student erfnet --method intra
 
 Needs the config's prepared store and cache. Steps of the three kinds take turns, so that what else the machine does falls on
-all of them (on the CPU, seconds of work are counted); medians, and the medians of the ratios of steps side by side, are printed and written as JSON with the machine's
-description. The next batch is made while a step runs, as in training. The plain step has the same images and views, and no losses.
-A step on a batch that is at hand already shows what of a step is waiting for its input. On a GPU, one more run under PyTorch's
-profiler counts the time in which nothing runs there.
+all of them (on the CPU, seconds of work are counted); medians, and the medians of the ratios of steps side by side, are printed
+and written as JSON with the machine's description. The next batch is made while a step runs, as in training. The plain step has
+the same images and views, and no losses. A step on a batch that is at hand already shows what of a step is waiting for its
+input. On a GPU, one more run under PyTorch's profiler counts the time in which nothing runs there.
 """
 
 import argparse
@@ -57,14 +57,35 @@ def main():
     cached = CachedTargets(Reader(store, passes, ids, cfg.views.count, device=device, host=[cache.MATRIX]), cache.MATRIX, named)
     print(f"images: {samples.strategy}; rows: {cached.reader.strategy}")
     set_precision(cfg.training.precision)
-    live = live_targets(cfg.teacher, {name: cfg.targets[name] for name in named}, source, cfg.prepare, cfg.views, teacher_file,
-                        host_samples, sample, batch=cfg.training.batch, device=device)
+    live = live_targets(
+        cfg.teacher,
+        {name: cfg.targets[name] for name in named},
+        source,
+        cfg.prepare,
+        cfg.views,
+        teacher_file,
+        host_samples,
+        sample,
+        batch=cfg.training.batch,
+        device=device,
+    )
     lanes = source.lanes if cfg.training.existence_weight else 0
     own = cache.context(cfg.student(args.student), source, cfg.prepare.size, lanes)
 
     def loader(rows=None):
-        return Loader(samples, sample, ids, dataset=source, content=cfg.prepare.size, views=cfg.views, training=cfg.training,
-                      seed=0, device=device, cached=rows)
+        return Loader(
+            samples,
+            sample,
+            ids,
+            dataset=source,
+            content=cfg.prepare.size,
+            views=cfg.views,
+            training=cfg.training,
+            seed=0,
+            device=device,
+            cached=rows,
+        )
+
     plain_loader, cached_loader, online_loader = loader(), loader(cached), loader(live)
     shares_K = plain_loader.class_shares() if cfg.training.class_weights == "enet" else None
     weights_K = steps.class_weights(source, cfg.training, device, shares_K)
@@ -77,22 +98,28 @@ def main():
             if loss.needs_survey:
                 loss.survey(cached_loader.survey())
         return steps.Step(model, terms, losses, cfg.training, weights_K, 0)
+
     plain_step, cached_step, online_step = student(()), student(method), student(method)
 
     turns_made = -(-args.steps // together)
-    shown = range(1, 1 + (turns_made + 1) * together + 2)           # gradient norms are measured at none of these steps
-    assert shown.stop + BUSY_STEPS <= min(cfg.training.norm_every, cfg.training.steps), "fewer --steps, or a larger norm_every, please"
+    shown = range(1, 1 + (turns_made + 1) * together + 2)  # gradient norms are measured at none of these steps
+    assert shown.stop + BUSY_STEPS <= min(cfg.training.norm_every, cfg.training.steps), (
+        "fewer --steps, or a larger norm_every, please"
+    )
     plain_batches, cached_batches = ahead(plain_loader, shown), ahead(cached_loader, shown)
     online_numbers = iter(shown)
 
     at_hand, fixed_step = cached_loader.batch(1), student(method)
-    work = {"plain": lambda: plain_step(next(plain_batches)), "from the cache": lambda: cached_step(next(cached_batches)),
-            "its batch at hand": lambda: fixed_step(at_hand),
-            "teacher in the loop": lambda: online_step(online_loader.batch(next(online_numbers)))}
+    work = {
+        "plain": lambda: plain_step(next(plain_batches)),
+        "from the cache": lambda: cached_step(next(cached_batches)),
+        "its batch at hand": lambda: fixed_step(at_hand),
+        "teacher in the loop": lambda: online_step(online_loader.batch(next(online_numbers))),
+    }
     if args.cached_only:
         del work["teacher in the loop"]
     peaks: dict[str, int] = {}
-    if device.startswith("cuda"):                                   # of a step, on top of what is held before; then its teacher
+    if device.startswith("cuda"):  # of a step, on top of what is held before; then its teacher
         for kind, once in work.items():
             once()
             torch.cuda.reset_peak_memory_stats()
@@ -102,20 +129,30 @@ def main():
         if not args.cached_only:
             peaks["teacher in the loop"] += sum(value.nbytes for value in live.answers.model.state_dict().values())
     in_a_row = {kind: lambda once=once: [once() for _ in range(together)] for kind, once in work.items()}
-    seconds = {kind: [value / together for value in values]
-               for kind, values in turns(in_a_row, turns_made, device, warm=1).items()}
+    seconds = {kind: [value / together for value in values] for kind, values in turns(in_a_row, turns_made, device, warm=1).items()}
     medians = {kind: statistics.median(values) for kind, values in seconds.items()}
     ratios = {kind: ratio(values, seconds["plain"]) for kind, values in seconds.items()}
     waits = 1 - ratio(seconds["its batch at hand"], seconds["from the cache"])
     print(f"{args.config}: {args.student}, {args.method}, batch {cfg.training.batch}, {context.size}, {described(device)}")
     print("| step | median ms | against plain |", "|---|---|---|", sep="\n")
     for kind in work:
-        print(f"| {kind} | {1000 * medians[kind]:.1f} | {ratios[kind]:.3f}x |"
-              + (f" peak {peaks[kind] / 2**20:.0f} MiB" if peaks else ""))
+        print(
+            f"| {kind} | {1000 * medians[kind]:.1f} | {ratios[kind]:.3f}x |"
+            + (f" peak {peaks[kind] / 2**20:.0f} MiB" if peaks else "")
+        )
     print(f"waiting for input: {waits:.1%} of a step from the cache")
-    found = {"config": str(args.config), "overrides": args.overrides, "student": args.student, "method": args.method,
-             "steps": args.steps, "median_s": medians, "against_plain": ratios, "waits": waits, "seconds": seconds,
-             "peak_bytes": peaks}
+    found = {
+        "config": str(args.config),
+        "overrides": args.overrides,
+        "student": args.student,
+        "method": args.method,
+        "steps": args.steps,
+        "median_s": medians,
+        "against_plain": ratios,
+        "waits": waits,
+        "seconds": seconds,
+        "peak_bytes": peaks,
+    }
     keep(args.out, device, found)
     if device.startswith("cuda"):
         more = ahead(cached_loader, range(shown.stop, shown.stop + BUSY_STEPS))
@@ -129,8 +166,13 @@ def idle(work, device: str) -> float:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         work()
         wait(device)
-    return gaps([(event.time_range.start, event.time_range.end) for event in profiler.events()
-                 if event.device_type == torch.profiler.DeviceType.CUDA])
+    return gaps(
+        [
+            (event.time_range.start, event.time_range.end)
+            for event in profiler.events()
+            if event.device_type == torch.profiler.DeviceType.CUDA
+        ]
+    )
 
 
 def gaps(spans: list[tuple[float, float]]) -> float:

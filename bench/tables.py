@@ -17,8 +17,12 @@ PAGES = [Path("README.md"), Path("docs/tutorial.md")]
 
 def main():
     lines = Path("reports/demo.md").read_text().splitlines()
-    found = {"machine": described("cpu"), "table": [line for line in lines if line.startswith("|")],
-             "notes": [line for line in lines if line.startswith("- ")], "scores": json.loads(Path("reports/demo.json").read_text())["demo"]}
+    found = {
+        "machine": described("cpu"),
+        "table": [line for line in lines if line.startswith("|")],
+        "notes": [line for line in lines if line.startswith("- ")],
+        "scores": json.loads(Path("reports/demo.json").read_text())["demo"],
+    }
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(found, indent=1) + "\n")
     for page in PAGES:
@@ -27,9 +31,16 @@ def main():
 
 def text(found: dict) -> str:
     machine = found["machine"]
-    return "\n".join([*found["table"], "", *found["notes"], "",
-                      f"Written by `python -m bench.tables` after `make demo` on {machine['processor']}, {machine['cores']} cores, PyTorch "
-                      f"{machine['torch']}."])
+    return "\n".join(
+        [
+            *found["table"],
+            "",
+            *found["notes"],
+            "",
+            f"Written by `python -m bench.tables` after `make demo` on {machine['processor']}, {machine['cores']} cores, PyTorch "
+            f"{machine['torch']}.",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     $ python -m bench.teacher            # or: make teacher. Resumable; on two CPU cores it takes hours
 
-Writes configs/teachers/roads-resnet101.safetensors, docs/results/teacher.json, and the table of docs/roads-teacher.md. The packed file
-is what is scored, on the test split of configs/roads-teacher.yaml and on the demo's.
+Writes configs/teachers/roads-resnet101.safetensors, docs/results/teacher.json, and the table of docs/roads-teacher.md. The
+packed file is what is scored, on the test split of configs/roads-teacher.yaml and on the demo's.
 """
 
 import argparse
@@ -39,11 +39,16 @@ def main():
     history = Path("runs/roads-teacher/teacher/history.jsonl")
     spent = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
     before = json.loads(args.out.read_text()) if args.out.exists() else {}
-    found = {"machine": described("cpu"), "bytes": PACKED.stat().st_size,
-             "parameters": sum(value.numel() for value in weights.load_file(PACKED).values() if value.is_floating_point()),
-             "images": cfg.dataset.args["train"], "steps": cfg.teacher_training.steps, "batch": cfg.teacher_training.batch,
-             "training_seconds": sum(line["seconds"] for line in spent) or before.get("training_seconds"),
-             "scores": {"roads-teacher test": scored(CONFIG, "test"), "demo test": scored(DEMO, "test")}}
+    found = {
+        "machine": described("cpu"),
+        "bytes": PACKED.stat().st_size,
+        "parameters": sum(value.numel() for value in weights.load_file(PACKED).values() if value.is_floating_point()),
+        "images": cfg.dataset.args["train"],
+        "steps": cfg.teacher_training.steps,
+        "batch": cfg.teacher_training.batch,
+        "training_seconds": sum(line["seconds"] for line in spent) or before.get("training_seconds"),
+        "scores": {"roads-teacher test": scored(CONFIG, "test"), "demo test": scored(DEMO, "test")},
+    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     insert(args.page, "teacher", table(found))
@@ -61,20 +66,41 @@ def scored(path: Path, split: str) -> dict:
     cfg = config.load(path, [f"teacher.checkpoint={PACKED}", f"evaluate.split={split}"])
     report = Path("reports/bench/teacher") / f"{path.stem}-{split}.json"
     torch.set_num_threads(os.cpu_count() or 1)
-    evaluate.run(dataset=cfg.dataset, prepare=cfg.prepare, training=None, evaluate=cfg.evaluate, model=cfg.teacher.model,
-                 weights_file=PACKED, report=report, picture=report.with_suffix(".png"), predictions=report.with_suffix(""),
-                 device="cpu", batch=8, workers=os.cpu_count() or 1)
+    evaluate.run(
+        dataset=cfg.dataset,
+        prepare=cfg.prepare,
+        training=None,
+        evaluate=cfg.evaluate,
+        model=cfg.teacher.model,
+        weights_file=PACKED,
+        report=report,
+        picture=report.with_suffix(".png"),
+        predictions=report.with_suffix(""),
+        device="cpu",
+        batch=8,
+        workers=os.cpu_count() or 1,
+    )
     scores = json.loads(report.read_text())
     return {name: scores[name] for name in ("images", "culane_f1", "mean_iou")}
 
 
 def table(found: dict) -> str:
-    rows = [f"| {name} | {s['images']} | {100 * s['culane_f1']:.2f} | {100 * s['mean_iou']:.2f} |" for name, s in found["scores"].items()]
+    rows = [
+        f"| {name} | {s['images']} | {100 * s['culane_f1']:.2f} | {100 * s['mean_iou']:.2f} |"
+        for name, s in found["scores"].items()
+    ]
     seconds, machine = found["training_seconds"], found["machine"]
     hours = f"{seconds / 3600:.1f} hours" if seconds else "-"
-    return "\n".join(["| scored on | frames | CULane F1 | mean IoU |", "|---|---|---|---|", *rows, "",
-                      f"{found['parameters'] / 1e6:.2f} M parameters, {found['bytes'] / 1e6:.1f} MB in float16; {found['steps']:,} steps of "
-                      f"{found['batch']} on {found['images']:,} scenes took {hours} on {machine['processor']}, one thread."])
+    return "\n".join(
+        [
+            "| scored on | frames | CULane F1 | mean IoU |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            f"{found['parameters'] / 1e6:.2f} M parameters, {found['bytes'] / 1e6:.1f} MB in float16; {found['steps']:,} steps of "
+            f"{found['batch']} on {found['images']:,} scenes took {hours} on {machine['processor']}, one thread.",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -54,8 +54,9 @@ def main():
     pass_, views = (NUMBERS, range(1)) if args.tiny else (MAPS, range(4))
     images = [ImageRow(f"driver_{i // 1000:06d}/{i:09d}", f"{i:016x}", f"{i:016x}") for i in range(args.rows)]
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        store = Store.create_or_open(folder, "targets", "bench", {"bench": 1}, card={},
-                                     block_rows=plan.block_rows(args.rows, [pass_]))
+        store = Store.create_or_open(
+            folder, "targets", "bench", {"bench": 1}, card={}, block_rows=plan.block_rows(args.rows, [pass_])
+        )
         times = {"grow": [timed(lambda: store.grow(images))]}
         store.add_pass(pass_, views)
         rng = np.random.default_rng(0)
@@ -70,11 +71,15 @@ def main():
         times |= {"fill": [timed(fill)], "finalise": [timed(store.finalise)]}
         for run in range(args.runs):
             few = [ImageRow(f"new/{run}/{i}", "0", "0") for i in range(5)]
-            work = {"open": lambda: Store.open(store.folder), "missing": lambda: store.missing(pass_, 0),
-                    "check": lambda: store.check(images, views, [(pass_, False)]),
-                    "digest": lambda: store.digest_of(images, views, [pass_]),
-                    "grow by nothing": lambda: store.grow(images[:store.block_rows]),
-                    "grow by 5": lambda: store.grow(few), "structure": lambda: verification.verify(store, False)}
+            work = {
+                "open": lambda: Store.open(store.folder),
+                "missing": lambda: store.missing(pass_, 0),
+                "check": lambda: store.check(images, views, [(pass_, False)]),
+                "digest": lambda: store.digest_of(images, views, [pass_]),
+                "grow by nothing": lambda: store.grow(images[: store.block_rows]),
+                "grow by 5": lambda: store.grow(few),
+                "structure": lambda: verification.verify(store, False),
+            }
             for number in args.workers:
                 work[f"verify, {number} threads"] = lambda n=number: verification.verify(store, True, {}, n)
             for name, do in work.items():
@@ -83,8 +88,10 @@ def main():
         files = sum(1 for path in store.folder.rglob("*") if path.is_file())
         with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
             before, after = fresh.submit(opened, store.folder).result()
-        print(f"{args.rows} images, {store.num_blocks} blocks, {files} files, {size / 1e6:.0f} MB; opening it takes "
-              f"{after - before:.0f} MB beside the {before:.0f} MB of the program")
+        print(
+            f"{args.rows} images, {store.num_blocks} blocks, {files} files, {size / 1e6:.0f} MB; opening it takes "
+            f"{after - before:.0f} MB beside the {before:.0f} MB of the program"
+        )
         for name, found in times.items():
             print(f"{name}: {statistics.median(found):.2f} s")
         first = times[f"verify, {args.workers[0]} threads"]

@@ -2,7 +2,8 @@
 
 A page links to `../configs/demo.yaml` or `../bench/step.yaml`, as a viewer of the repository wants it. On the site such a file lies
 at the same path below the site's root, and only files that some page links to are copied. README.md is the home page there,
-CONTRIBUTING.md and CHANGELOG.md are pages, and a link to a folder becomes one to its README.md, or plain text. Formulas (`$...$`, `$$...$$`) become MathML while the site is built, so no script is needed.
+CONTRIBUTING.md and CHANGELOG.md are pages, and a link to a folder becomes one to its README.md, or plain text. Formulas
+(`$...$`, `$$...$$`) become MathML while the site is built, so no script is needed.
 """
 
 import html
@@ -38,7 +39,7 @@ def on_page_markdown(markdown, page, config, files):
         if path == ROOT / "README.md":
             return f"[{text}](index.md)"
         if not path.is_file():
-            return link[0]                          # mkdocs says that it leads nowhere
+            return link[0]  # mkdocs says that it leads nowhere
         inside = path.is_relative_to(config.docs_dir)
         uri = path.relative_to(config.docs_dir if inside else ROOT).as_posix()
         if files.get_file_from_path(uri) is None:

@@ -17,5 +17,6 @@ def __getattr__(name: str) -> object:
     """The Python API, which imports torch, when it is first asked for: `pipeline --help` needs none of it."""
     if name in __all__:
         from pipeline import api
+
         return getattr(api, name)
     raise AttributeError(f"module 'pipeline' has no attribute {name!r}")

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
 from pipeline import config, records
-from pipeline.data import prepared, views as geometry
+from pipeline.data import prepared
+from pipeline.data import views as geometry
 from pipeline.errors import ConfigError, StoreError
 from pipeline.identity import difference, listed
 from pipeline.later import fill_in
@@ -49,12 +50,12 @@ class Record:
 
     id: str
     view: int
-    matrix_23: Tensor                               # float64; from pixels of the view to pixels of the prepared image
-    targets: dict[str, dict[str, Tensor]]           # decoded fields by target, as a loss sees them
-    image_3HW: Tensor | None                        # float32 RGB 0..255
-    label_HW: Tensor | None                         # uint8, 255 = ignored
-    inside_HW: Tensor | None                        # bool: False where the view looks outside the image
-    existence_L: Tensor | None                      # uint8 lane flags; only where the dataset has them, opened by its config
+    matrix_23: Tensor  # float64; from pixels of the view to pixels of the prepared image
+    targets: dict[str, dict[str, Tensor]]  # decoded fields by target, as a loss sees them
+    image_3HW: Tensor | None  # float32 RGB 0..255
+    label_HW: Tensor | None  # uint8, 255 = ignored
+    inside_HW: Tensor | None  # bool: False where the view looks outside the image
+    existence_L: Tensor | None  # uint8 lane flags; only where the dataset has them, opened by its config
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Pixels:
 
     reader: Reader
     sample: Pass
-    content: tuple[int, int]                        # height, width without the padding
-    permutation: tuple[int, ...] | None             # of the classes in a mirrored view
+    content: tuple[int, int]  # height, width without the padding
+    permutation: tuple[int, ...] | None  # of the classes in a mirrored view
     lane_classes: tuple[int, ...] = ()
     mirror_lanes: tuple[int, ...] | None = None
 
@@ -72,8 +73,9 @@ class Pixels:
         """Image, label, inside-mask and lane flags of one view."""
         rows = self.reader.read(self.sample, np.array([position]), np.array([0]))
         found = {name: torch.from_numpy(values) for name, values in rows.items()}
-        images, labels, inside = geometry.apply(found["image"], found["label"], matrix_23[None], content=self.content,
-                                                permutation=self.permutation)
+        images, labels, inside = geometry.apply(
+            found["image"], found["label"], matrix_23[None], content=self.content, permutation=self.permutation
+        )
         flags = None
         if self.lane_classes and "existence" in found:
             flags = geometry.existence(found["existence"], labels, self.lane_classes, matrix_23[None], self.mirror_lanes)[0]
@@ -83,8 +85,15 @@ class Pixels:
 class Cache(Dataset[Record]):
     """Records by (image id, view), for a notebook or for DataLoader; safe to hand to forked and spawned workers."""
 
-    def __init__(self, store: Store, targets: dict[str, tuple[TargetType, Pass]], ids: Sequence[str], num_views: int,
-                 pixels: Pixels | None, memory: Memory):
+    def __init__(
+        self,
+        store: Store,
+        targets: dict[str, tuple[TargetType, Pass]],
+        ids: Sequence[str],
+        num_views: int,
+        pixels: Pixels | None,
+        memory: Memory,
+    ):
         self.folder, self.identity, self.ids, self.num_views = store.folder, store.identity["record"], list(ids), num_views
         self.targets = {name: target for name, (target, _) in targets.items()}
         self._passes = {name: pass_ for name, (_, pass_) in targets.items()}
@@ -104,11 +113,14 @@ class Cache(Dataset[Record]):
         """`cache[image_id, view]`, or `cache[image_id]` for view 0. Raises StoreError on an unknown image or view."""
         image_id, view = key if isinstance(key, tuple) else (key, 0)
         if not isinstance(image_id, str):
-            raise StoreError(f"{self.folder}: {image_id!r} is no image id; ask for cache['id', view], and give DataLoader "
-                             f"sampler=cache.sampler(seed)")
+            raise StoreError(
+                f"{self.folder}: {image_id!r} is no image id; ask for cache['id', view], and give DataLoader "
+                f"sampler=cache.sampler(seed)"
+            )
         if image_id not in self._positions:
-            raise StoreError(f"{self.folder}: no image {image_id!r}{did_you_mean(image_id, self.ids)}; there are "
-                             f"{listed(self.ids)}")
+            raise StoreError(
+                f"{self.folder}: no image {image_id!r}{did_you_mean(image_id, self.ids)}; there are {listed(self.ids)}"
+            )
         if not 0 <= view < self.num_views:
             raise StoreError(f"{self.folder}: no view {view} of {image_id!r}; there are 0 to {self.num_views - 1}")
         position = self._positions[image_id]
@@ -169,21 +181,32 @@ class Epochs(Sampler[tuple[str, int]]):
 
 def collate(records: Sequence[Record]) -> Batch:
     """The batch of these records, at step 0: a loss that looks at the step (skd_holistic) wants `replace(batch, step=n)`."""
+
     def stacked(name: str) -> Tensor:
         tensors = [getattr(record, name) for record in records]
         if any(tensor is None for tensor in tensors):
-            raise StoreError(f"{records[0].id}: this record has no pixels; open the cache by its config, or beside its prepared store")
+            raise StoreError(
+                f"{records[0].id}: this record has no pixels; open the cache by its config, or beside its prepared store"
+            )
         return torch.stack(tensors)
 
-    rows = {name: {field: torch.stack([record.targets[name][field] for record in records]) for field in fields}
-            for name, fields in records[0].targets.items()}
+    rows = {
+        name: {field: torch.stack([record.targets[name][field] for record in records]) for field in fields}
+        for name, fields in records[0].targets.items()
+    }
     images_B3HW = stacked("image_3HW").contiguous(memory_format=torch.channels_last)
     existence_BL = None if records[0].existence_L is None else stacked("existence_L")
     return Batch(images_B3HW, stacked("label_HW"), stacked("inside_HW"), existence_BL, rows, step=0)
 
 
-def open_cache(where: str | os.PathLike[str], *, overrides: Sequence[str] = (), root: str | os.PathLike[str] | None = None,
-               targets: Sequence[str] | None = None, memory: Memory = "disk") -> Cache:
+def open_cache(
+    where: str | os.PathLike[str],
+    *,
+    overrides: Sequence[str] = (),
+    root: str | os.PathLike[str] | None = None,
+    targets: Sequence[str] | None = None,
+    memory: Memory = "disk",
+) -> Cache:
     """The cache that a config asks for, or the one in this folder or at this URL.
 
     Paths in a config count from where the process stands, as they do for the commands; `overrides` are those of `--set`,
@@ -207,17 +230,24 @@ def make_loss(name: str, cache: Cache, *, student: nn.Module, reads: Sequence[st
     accepted = find_class("losses", name).reads_types
     for target in reads:
         if target not in cache.targets:
-            raise ConfigError(f"{name}: reads: no target {target!r}{did_you_mean(target, cache.targets)}; there are {', '.join(cache.targets)}")
+            raise ConfigError(
+                f"{name}: reads: no target {target!r}{did_you_mean(target, cache.targets)}; there are {', '.join(cache.targets)}"
+            )
         if cache._passes[target].name not in accepted:
-            raise ConfigError(f"{name} cannot read {target!r} (type {cache._passes[target].name}); it reads "
-                              f"{' or '.join(accepted) or 'no target'}")
+            raise ConfigError(
+                f"{name} cannot read {target!r} (type {cache._passes[target].name}); it reads "
+                f"{' or '.join(accepted) or 'no target'}"
+            )
     if accepted and not reads:
         raise ConfigError(f"{name}: reads: name targets of type {' or '.join(accepted)}")
-    loss: LossModule = plugin.build(reads={target: cache.targets[target] for target in reads}, context=cache.context,
-                                    student=_context_of(student, cache))
+    loss: LossModule = plugin.build(
+        reads={target: cache.targets[target] for target in reads}, context=cache.context, student=_context_of(student, cache)
+    )
     if loss.needs_survey:
-        loss.survey({name: cache.targets[name].decode(cache._read(cache._passes[name], position, 0)) for name in reads}
-                    for position in surveyed(cache.ids))
+        loss.survey(
+            {name: cache.targets[name].decode(cache._read(cache._passes[name], position, 0)) for name in reads}
+            for position in surveyed(cache.ids)
+        )
     return loss
 
 
@@ -228,15 +258,23 @@ def _context_of(student: nn.Module, cache: Cache) -> Context:
         output = student.eval()(torch.zeros(1, 3, *cache.size, device=device))
     student.train(trained)
     if not isinstance(output, Output):
-        raise ConfigError(f"{type(student).__name__}: returns {type(output).__name__}; return pipeline.Output(logits, "
-                          f"{{'mid': ..., 'high': ...}})")
+        raise ConfigError(
+            f"{type(student).__name__}: returns {type(output).__name__}; return pipeline.Output(logits, "
+            f"{{'mid': ..., 'high': ...}})"
+        )
     named = output.features if output.logits is None else {**output.features, "logits": output.logits}
-    return Context(len(cache.classes), tuple(cache.identity["regions"]), cache.size,
-                   {role: (tensor.shape[-2], tensor.shape[-1]) for role, tensor in named.items()},
-                   {role: tensor.shape[1] for role, tensor in named.items()})
+    return Context(
+        len(cache.classes),
+        tuple(cache.identity["regions"]),
+        cache.size,
+        {role: (tensor.shape[-2], tensor.shape[-1]) for role, tensor in named.items()},
+        {role: tensor.shape[1] for role, tensor in named.items()},
+    )
 
 
-def _opened_by_config(cfg: config.Config, root: str | os.PathLike[str] | None, names: Sequence[str] | None, memory: Memory) -> Cache:
+def _opened_by_config(
+    cfg: config.Config, root: str | os.PathLike[str] | None, names: Sequence[str] | None, memory: Memory
+) -> Cache:
     top = place(os.fspath(root or os.environ.get("PIPELINE_CACHE_ROOT", "cache")))
     source = cfg.dataset.build()
     caches.check_views(cfg.views, source, cfg.dataset.name)
@@ -247,9 +285,21 @@ def _opened_by_config(cfg: config.Config, root: str | os.PathLike[str] | None, n
     named = caches.target_passes(chosen, caches.context(cfg.teacher.model, source, cfg.prepare.size))
     store, _ = caches.open_whole(top, cfg.dataset.name, identity, images, cfg.views.count, named, cfg.path)
     ids = [image.id for image in images]
-    return Cache(store, named, ids, cfg.views.count,
-                 Pixels(Reader(pixels, [sample], ids, 1, memory=memory), sample, cfg.prepare.size, source.mirror,
-                        source.lane_classes, source.mirror_lanes), memory)
+    return Cache(
+        store,
+        named,
+        ids,
+        cfg.views.count,
+        Pixels(
+            Reader(pixels, [sample], ids, 1, memory=memory),
+            sample,
+            cfg.prepare.size,
+            source.mirror,
+            source.lane_classes,
+            source.mirror_lanes,
+        ),
+        memory,
+    )
 
 
 def _opened_alone(folder: AnyPath, names: Sequence[str] | None, memory: Memory) -> Cache:
@@ -270,8 +320,12 @@ def _opened_alone(folder: AnyPath, names: Sequence[str] | None, memory: Memory) 
         by_labels = any(caches.by_labels(store.identity["record"], target) for target, _ in stored.values())
         Store.open(beside).check(images, range(1), [(sample, by_labels)])
         mirror = store.identity["record"]["views"]["permutation"]
-        pixels = Pixels(Reader(Store.open(beside), [sample], ids, 1, memory=memory), sample, tuple(record["size"]),
-                        tuple(mirror) if mirror else None)
+        pixels = Pixels(
+            Reader(Store.open(beside), [sample], ids, 1, memory=memory),
+            sample,
+            tuple(record["size"]),
+            tuple(mirror) if mirror else None,
+        )
     return Cache(store, stored, ids, len(views), pixels, memory)
 
 
@@ -283,8 +337,7 @@ def _stored_target(store: Store, folder: str) -> tuple[TargetType, Pass]:
     target = config.plugin("targets", kind, fill_in(args, find_class("targets", kind))).build()
     if apart := difference(record, target.record(kind)):
         raise StoreError(f"{store.folder}: {folder} was stored by other code: {listed(apart)}; leave it out (targets=[...])")
-    fields = {name: Field(tuple(field["shape"]), field["dtype"], tuple(field["dims"]))
-              for name, field in content["fields"].items()}
+    fields = {name: Field(tuple(field["shape"]), field["dtype"], tuple(field["dims"])) for name, field in content["fields"].items()}
     pass_ = Pass(content["name"], record, fields, records.target_code(kind))
     store.refuse_other_code([pass_])
     return target, pass_

@@ -28,6 +28,7 @@ def sha256(data: bytes) -> str:
 
 def difference(here: dict, asked: dict) -> list[str]:
     """Where two records differ: ["teacher.weights: '1a2b' here, '9f8e' asked for"]. A tuple is a list, as in JSON."""
+
     def compare(mine: object, theirs: object, path: list[str]) -> Iterator[str]:
         if isinstance(mine, dict) and isinstance(theirs, dict):
             for key in [*mine, *(key for key in theirs if key not in mine)]:

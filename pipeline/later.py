@@ -24,9 +24,13 @@ class AddedLater:
 @functools.cache
 def added_later(made: type) -> Mapping[str, Any]:
     """The later keys of a section, a target, a model or a loss, with the values that records leave out."""
-    hints = typing.get_type_hints(made if is_dataclass(made) else made.__init__, include_extras=True)     # type: ignore[misc]
-    return {name: mark.as_if for name, hint in hints.items() for mark in getattr(hint, "__metadata__", ())
-            if isinstance(mark, AddedLater)}
+    hints = typing.get_type_hints(made if is_dataclass(made) else made.__init__, include_extras=True)  # type: ignore[misc]
+    return {
+        name: mark.as_if
+        for name, hint in hints.items()
+        for mark in getattr(hint, "__metadata__", ())
+        if isinstance(mark, AddedLater)
+    }
 
 
 def leave_out(args: Mapping[str, Any], made: type) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 from pipeline.errors import PipelineError, StoreError
 
-Place = TypeVar("Place", bound=Any)              # a Path, or one of object storage
-NAME = re.compile(r"\w[\w .,+=()-]*")            # letters and digits of any script
-NAME_BYTES = 100                                 # two names and a seed fit into the 255 bytes of a file's name
+Place = TypeVar("Place", bound=Any)  # a Path, or one of object storage
+NAME = re.compile(r"\w[\w .,+=()-]*")  # letters and digits of any script
+NAME_BYTES = 100  # two names and a seed fit into the 255 bytes of a file's name
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -24,8 +24,10 @@ DRIVE = re.compile(r"[A-Za-z]:")
 def name_fault(text: object) -> str | None:
     """Why the text is no name, in words that follow it; None if it is one."""
     if not isinstance(text, str) or not NAME.fullmatch(text) or text[-1] in " .":
-        return ("is no name: letters, digits, blanks and _ - + = . , ( ) make one, the first a letter, a digit or _, the last no "
-                "blank and no .")
+        return (
+            "is no name: letters, digits, blanks and _ - + = . , ( ) make one, the first a letter, a digit or _, the last no "
+            "blank and no ."
+        )
     if len(text.encode()) > NAME_BYTES:
         return f"is longer than the {NAME_BYTES} bytes that a name may have"
     return None
@@ -75,7 +77,7 @@ def _refuse_way_out(top: Path, text: str, error: type[PipelineError]) -> None:
         here = f"{here}/{part}"
         try:
             mode = os.lstat(here).st_mode
-        except OSError:                          # not there, or nobody may look: what opens it will say so
+        except OSError:  # not there, or nobody may look: what opens it will say so
             return
         if stat.S_ISLNK(mode):
             ground, found = os.path.realpath(top), os.path.realpath(f"{top}/{text}")

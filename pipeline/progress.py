@@ -36,7 +36,7 @@ def duration(seconds: float) -> str:
 class Progress:
     """`with Progress("filling", 120, "images") as progress: progress.advance(8)`; `note` adds a few words to the line."""
 
-    EVERY_S = 10.0                              # between plain lines, at first; a day's work says less often how it goes
+    EVERY_S = 10.0  # between plain lines, at first; a day's work says less often how it goes
     SHARE = 20
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0):
@@ -47,12 +47,17 @@ class Progress:
         self.start = self.last = time.monotonic()
         if verbosity >= 0 and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             from rich.console import Console
-            from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
 
-            columns = (TextColumn("{task.description}"), BarColumn(),
-                       TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
-                       TextColumn("{task.fields[rate]}"), TimeRemainingColumn(elapsed_when_finished=True))
-            self.bar = Bar(*columns, console=Console(stderr=True))       # rich knows NO_COLOR
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(elapsed_when_finished=True),
+            )
+            self.bar = Bar(*columns, console=Console(stderr=True))  # rich knows NO_COLOR
             self.bar.start()
             self.task = self.bar.add_task(self.what, total=self.total or None, completed=self.done, unit=self.unit, rate="")
         return self
@@ -83,5 +88,7 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
         elif self.said and kind is None:
-            say(f"{self.what}: {self.done}/{self.total} {self.unit} in {duration(time.monotonic() - self.start)}, "
-                f"{self.rate:.1f} {self.unit}/s")
+            say(
+                f"{self.what}: {self.done}/{self.total} {self.unit} in {duration(time.monotonic() - self.start)}, "
+                f"{self.rate:.1f} {self.unit}/s"
+            )

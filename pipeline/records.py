@@ -21,16 +21,28 @@ from pipeline.files import plain
 
 NOT_COUNTED = {
     # messages, files, names: none changes a number of a run that ends
-    "pipeline", "pipeline.errors", "pipeline.files", "pipeline.lookup", "pipeline.progress", "pipeline.stopping",
+    "pipeline",
+    "pipeline.errors",
+    "pipeline.files",
+    "pipeline.lookup",
+    "pipeline.progress",
+    "pipeline.stopping",
     # values, which the record holds, and records
-    "pipeline.config", "pipeline.identity", "pipeline.later", "pipeline.paths", "pipeline.records",
+    "pipeline.config",
+    "pipeline.identity",
+    "pipeline.later",
+    "pipeline.paths",
+    "pipeline.records",
     # rows, whose digests the record holds
-    "pipeline.teacher.cache", "pipeline.data.prepared", "pipeline.store",
+    "pipeline.teacher.cache",
+    "pipeline.data.prepared",
+    "pipeline.store",
     # weights to start from and the teacher in the loop: the stage names these modules where a run uses them
-    "pipeline.teacher.online", "pipeline.weights",
+    "pipeline.teacher.online",
+    "pipeline.weights",
 }
-ROOMS_NOT_COUNTED = ("pipeline.config.", "pipeline.store.")       # with all of their modules
-NO_MEANING = {"ctx", "kind", "type_comment"}            # of a syntax tree's fields: they repeat what stands elsewhere
+ROOMS_NOT_COUNTED = ("pipeline.config.", "pipeline.store.")  # with all of their modules
+NO_MEANING = {"ctx", "kind", "type_comment"}  # of a syntax tree's fields: they repeat what stands elsewhere
 
 
 def recorded(value: Any) -> Any:
@@ -44,15 +56,20 @@ def read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise PipelineError(f"{path}: cannot be read ({error}); bring back a copy, or delete the file: the run's folder is then "
-                            f"set aside and the run starts afresh") from None
+        raise PipelineError(
+            f"{path}: cannot be read ({error}); bring back a copy, or delete the file: the run's folder is then "
+            f"set aside and the run starts afresh"
+        ) from None
     if not isinstance(found, dict):
-        raise PipelineError(f"{path}: is no run's record; bring back a copy, or delete the file: the run's folder is then set "
-                            f"aside and the run starts afresh")
+        raise PipelineError(
+            f"{path}: is no run's record; bring back a copy, or delete the file: the run's folder is then set "
+            f"aside and the run starts afresh"
+        )
     return found
 
 
 # Code
+
 
 def code_digest(*modules: ModuleType) -> str:
     """16 hex digits over the syntax trees of these modules and of what they import of this package. Modules named here count
@@ -71,8 +88,11 @@ def _left_out(name: str) -> bool:
 
 def target_code(name: str) -> str:
     """The same of one target: its module and the helpers beside it. The contract in base.py computes no row."""
-    return _digest(_reached([f"pipeline.targets.{name}"],
-                            lambda name: name.startswith("pipeline.targets.") and name != "pipeline.targets.base"))
+    return _digest(
+        _reached(
+            [f"pipeline.targets.{name}"], lambda name: name.startswith("pipeline.targets.") and name != "pipeline.targets.base"
+        )
+    )
 
 
 def code_outside(model: type, args: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -123,7 +143,7 @@ def _imports(name: str) -> Iterator[str]:
 def _is_module(name: str) -> bool:
     try:
         spec = importlib.util.find_spec(name)
-    except (ImportError, AttributeError, ValueError):       # a name within a module; `__main__` has no spec
+    except (ImportError, AttributeError, ValueError):  # a name within a module; `__main__` has no spec
         return False
     return spec is not None and spec.origin is not None and spec.origin.endswith(".py")
 
@@ -152,13 +172,13 @@ def _shown(node: Any) -> str:
     if isinstance(node, list):
         return f"[{', '.join(_shown(part) for part in node if not _is_text(part))}]"
     if isinstance(node, ast.Constant):
-        return ascii(node.value)         # what repr shows as it is depends on the version's table of characters
+        return ascii(node.value)  # what repr shows as it is depends on the version's table of characters
     if not isinstance(node, ast.AST):
         return ascii(node)
     fields = {name: value for name, value in ast.iter_fields(node) if name not in NO_MEANING and value is not None}
     if isinstance(node, ast.JoinedStr):
         fields["values"] = _joined(node.values)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Field":       # a key's sentence
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Field":  # a key's sentence
         fields["keywords"] = [keyword for keyword in node.keywords if keyword.arg != "description"]
     shown = {name: _shown(value) for name, value in fields.items()}
     return f"{type(node).__name__}({', '.join(f'{name}={text}' for name, text in shown.items() if text != '[]')})"

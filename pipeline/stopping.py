@@ -2,16 +2,16 @@
 
 import contextlib
 import signal
-from typing import Iterator
+from collections.abc import Iterator
 
-_loops: list[list[int]] = []        # those that end in order, with the signals each has been given
+_loops: list[list[int]] = []  # those that end in order, with the signals each has been given
 
 
 class Stopped(BaseException):
     """SIGTERM or Ctrl-C; no Exception, so that nothing on its way takes it for a failure to be dealt with."""
 
     def __init__(self, number: int, said: str = "nothing finished is lost"):
-        self.number, self.said = number, said                # a stage that counts says how much is done
+        self.number, self.said = number, said  # a stage that counts says how much is done
 
     @property
     def exit_code(self) -> int:
@@ -23,6 +23,7 @@ class Stopped(BaseException):
 def stoppable() -> Iterator[None]:
     """While it lasts, SIGTERM and Ctrl-C raise Stopped in the main thread, wherever that is. What is in flight is abandoned:
     a fill's block may take longer than the half minute that batch systems wait, and stores bear even a SIGKILL."""
+
     def stop(number, frame):
         if not _loops or _loops[-1] and number == signal.SIGINT:
             raise Stopped(number)

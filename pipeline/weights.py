@@ -16,9 +16,9 @@ import os
 import pickle
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -28,10 +28,21 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 
 NAMES_SHOWN = 3
-CLASSIFIERS = {"fc", "classifier"}      # of torchvision's ImageNet networks
-CONTAINERS = ("state_dict", "model_state_dict", "model", "network", "net", "module", "weights",      # the first that is there
-              "state_dict_ema", "model_ema", "ema_state_dict", "ema")
-SEAL = b"sha256:"                       # and 64 digits, as the comment at the end of a zip file
+CLASSIFIERS = {"fc", "classifier"}  # of torchvision's ImageNet networks
+CONTAINERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "network",
+    "net",
+    "module",
+    "weights",  # the first that is there
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+)
+SEAL = b"sha256:"  # and 64 digits, as the comment at the end of a zip file
 
 Tell = Callable[[str], None]
 
@@ -66,16 +77,19 @@ def load_file(path: str | Path, tell: Tell | None = None) -> dict[str, Tensor]:
             with torch.serialization.safe_globals(numpy_values()):
                 found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ConfigError(f"{path}: not a weights file, or holds objects besides tensors and plain values; "
-                          f"save the state dict alone: torch.save(network.state_dict(), path)") from error
-    except Exception as error:      # damaged bytes fail anywhere in the parsers: UnicodeDecodeError, KeyError, EOFError
+        raise ConfigError(
+            f"{path}: not a weights file, or holds objects besides tensors and plain values; "
+            f"save the state dict alone: torch.save(network.state_dict(), path)"
+        ) from error
+    except Exception as error:  # damaged bytes fail anywhere in the parsers: UnicodeDecodeError, KeyError, EOFError
         reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         raise ConfigError(f"{path}: cannot be read as weights ({reason}); copy or save the file again") from error
     if path.suffix != ".safetensors" and seal_of(path) is False:
         raise ConfigError(f"{path}: cannot be read as weights (damaged, its checksum does not fit); copy or save the file again")
     state = contained(found, path, tell)
-    return {name.removeprefix("module.").replace("_orig_mod.", ""): tensor for name, tensor in state.items()
-            if name != "n_averaged"}             # a counter of torch.optim.swa_utils.AveragedModel
+    return {
+        name.removeprefix("module.").replace("_orig_mod.", ""): tensor for name, tensor in state.items() if name != "n_averaged"
+    }  # a counter of torch.optim.swa_utils.AveragedModel
 
 
 def contained(found: Any, path: Path, tell: Tell | None) -> Mapping[str, Tensor]:
@@ -83,18 +97,24 @@ def contained(found: Any, path: Path, tell: Tell | None) -> Mapping[str, Tensor]
     taken: list[str] = []
     while isinstance(found, dict) and not is_state(found):
         held = [key for key in CONTAINERS if isinstance(found.get(key), dict) and found[key]]
-        if "optimiser" in found and isinstance(found.get("mean"), dict):        # a run's checkpoint: it leaves its running mean
+        if "optimiser" in found and isinstance(found.get("mean"), dict):  # a run's checkpoint: it leaves its running mean
             held.insert(0, "mean")
         if not held:
             break
         taken.append(held[0])
         if tell is not None and (len(held) > 1 or held[0] not in ("state_dict", "model")):
-            others = f", not those under {' or '.join(map(repr, held[1:]))}, which you can save as a file of their own" if held[1:] else ""
+            others = (
+                f", not those under {' or '.join(map(repr, held[1:]))}, which you can save as a file of their own"
+                if held[1:]
+                else ""
+            )
             tell(f"{path}: takes the weights under {'.'.join(taken)!r}{others}")
         found = found[held[0]]
     if not is_state(found):
-        raise ConfigError(f"{path}: holds no state dict, bare or under {', '.join(map(repr, CONTAINERS[:-1]))} or {CONTAINERS[-1]!r}; "
-                          f"save one: torch.save(network.state_dict(), path)")
+        raise ConfigError(
+            f"{path}: holds no state dict, bare or under {', '.join(map(repr, CONTAINERS[:-1]))} or {CONTAINERS[-1]!r}; "
+            f"save one: torch.save(network.state_dict(), path)"
+        )
     return found
 
 
@@ -112,10 +132,11 @@ def numpy_values() -> list[Any]:
 
 # Files that say whether they are whole
 
+
 def seal(data: io.BytesIO) -> memoryview:
     """Puts into the comment of a zip file, as torch.save writes one, the SHA-256 of all that precedes the digits' own comment.
     Any zip reader reads it."""
-    data.seek(-2, os.SEEK_END)                   # the comment's length
+    data.seek(-2, os.SEEK_END)  # the comment's length
     data.write((len(SEAL) + 64).to_bytes(2, "little"))
     data.write(SEAL + hashlib.sha256(data.getbuffer()).hexdigest().encode())
     return data.getbuffer()
@@ -134,7 +155,7 @@ def seal_of(path: Path) -> bool | None:
         while left and (part := file.read(min(left, 1 << 20))):
             sha.update(part)
             left -= len(part)
-    return seal[len(SEAL):] == sha.hexdigest().encode()
+    return seal[len(SEAL) :] == sha.hexdigest().encode()
 
 
 def save_file(path: str | Path, state: Mapping[str, Tensor]) -> None:
@@ -154,7 +175,7 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)      # the rename itself is durable only with its folder
+    folder = os.open(path.parent, os.O_RDONLY)  # the rename itself is durable only with its folder
     try:
         os.fsync(folder)
     finally:
@@ -173,8 +194,10 @@ def renamed(model: Any, state: Mapping[str, Tensor], where: object = "") -> dict
         return dict(state)
     if not isinstance(model, type) and model.layout not in published.layouts:
         known = "; or ".join(f"`layout: {key}`, {whose}" for key, whose in published.layouts.items())
-        raise ConfigError(f"{where}: has the names of a published {type(model).__module__.rpartition('.')[2]}; say whose it is: "
-                          f"{known}; weights of that network for other pixels come in through `adapter`")
+        raise ConfigError(
+            f"{where}: has the names of a published {type(model).__module__.rpartition('.')[2]}; say whose it is: "
+            f"{known}; weights of that network for other pixels come in through `adapter`"
+        )
     found = {}
     for theirs, tensor in state.items():
         ours = published.name(theirs.removeprefix(prefixes[0]))
@@ -187,6 +210,7 @@ def renamed(model: Any, state: Mapping[str, Tensor], where: object = "") -> dict
 
 # Into a network
 
+
 def load_into(network: nn.Module, state: Mapping[str, Tensor], where: str | Path, tell: Tell | None = None) -> None:
     """Puts `state` into the network; `where` names its file. `tell` hears of a prefix that came off and of integers.
 
@@ -195,11 +219,15 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], where: str | Path
     found = fitted(renamed(network, state, where), own, where, tell)
     faults = differences(own, found)
     if faults and not own.keys() & found.keys():
-        raise ConfigError(f"{where}: does not fit the network: {faults}; not one name is the network's: use another code's network "
-                          f"through `adapter` (docs/models.md), with that code's weights as they are")
+        raise ConfigError(
+            f"{where}: does not fit the network: {faults}; not one name is the network's: use another code's network "
+            f"through `adapter` (docs/models.md), with that code's weights as they are"
+        )
     if faults:
-        raise ConfigError(f"{where}: does not fit the network: {faults}; name a file saved from this architecture with "
-                          f"the same width, head, lanes, input size and number of classes")
+        raise ConfigError(
+            f"{where}: does not fit the network: {faults}; name a file saved from this architecture with "
+            f"the same width, head, lanes, input size and number of classes"
+        )
     refuse_values(found, own, where)
     network.load_state_dict(found)
 
@@ -213,35 +241,44 @@ def load_backbone(network: nn.Module, path: str | Path, tell: Tell | None = None
     if not hasattr(network, "backbone"):
         kind = type(network).__module__.rpartition(".")[2]
         raise ConfigError(f"{path}: {kind} has no backbone to load; ImageNet weights are for the resnets, vgg16 and adapter")
-    wanted = {name: tensor for name, tensor in network.state_dict().items()
-              if name.partition(".")[0] in network.backbone}
+    wanted = {name: tensor for name, tensor in network.state_dict().items() if name.partition(".")[0] in network.backbone}
     counters = {name: tensor for name, tensor in wanted.items() if name.endswith(".num_batches_tracked")}
     state = fitted(load_file(path, tell), wanted, path, tell)
     found = counters | {name: tensor for name, tensor in state.items() if name.partition(".")[0] not in CLASSIFIERS}
     faults = differences(wanted, found)
     if faults:
-        raise ConfigError(f"{path}: does not fit the backbone: {faults}; name an ImageNet checkpoint of the same "
-                          f"depth, with torchvision's names, and leave the width at 64")
+        raise ConfigError(
+            f"{path}: does not fit the backbone: {faults}; name an ImageNet checkpoint of the same "
+            f"depth, with torchvision's names, and leave the width at 64"
+        )
     refuse_values(found, wanted, path)
     network.load_state_dict(found, strict=False)
 
 
-def fitted(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str | Path = "",
-           tell: Tell | None = None) -> dict[str, Tensor]:
+def fitted(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str | Path = "", tell: Tell | None = None
+) -> dict[str, Tensor]:
     """The state dict by the names and in the dtypes of `wanted`: without the prefix under which more than half of these names
     stand, and then without what stands under none. Raises ConfigError if two prefixes fit equally well."""
     prefix = common_prefix(state, wanted, where)
     found = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     if tell is not None and prefix:
         others = [name for name in state if not name.startswith(prefix)]
-        tell(f"{where}: takes the weights whose names begin with {prefix!r}, without it"
-             + (f"; leaves out {len(others)} others ({shown(others)})" if others else ""))
-    integers = [name for name, tensor in found.items() if name in wanted and wanted[name].is_floating_point()
-                and not (tensor.is_floating_point() or odd(tensor))]
+        tell(
+            f"{where}: takes the weights whose names begin with {prefix!r}, without it"
+            + (f"; leaves out {len(others)} others ({shown(others)})" if others else "")
+        )
+    integers = [
+        name
+        for name, tensor in found.items()
+        if name in wanted and wanted[name].is_floating_point() and not (tensor.is_floating_point() or odd(tensor))
+    ]
     if tell is not None and integers:
         kind = str(found[integers[0]].dtype).removeprefix("torch.")
-        tell(f"{where}: {len(integers)} weights are whole numbers, {kind} ({shown(integers)}), and are taken as they are; if they "
-             f"were quantised, save them dequantised")
+        tell(
+            f"{where}: {len(integers)} weights are whole numbers, {kind} ({shown(integers)}), and are taken as they are; if they "
+            f"were quantised, save them dequantised"
+        )
     return {name: tensor.to(wanted[name].dtype) if name in wanted and not odd(tensor) else tensor for name, tensor in found.items()}
 
 
@@ -253,8 +290,10 @@ def common_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], whe
     most = max(counts.values(), default=0)
     best = [prefix for prefix, count in counts.items() if count == most and 2 * count > len(wanted)]
     if len(best) > 1 and "" not in best:
-        raise ConfigError(f"{where}: the network's weights stand there under {' and under '.join(map(repr, sorted(best)))}; save "
-                          f"those you mean as a file of their own")
+        raise ConfigError(
+            f"{where}: the network's weights stand there under {' and under '.join(map(repr, sorted(best)))}; save "
+            f"those you mean as a file of their own"
+        )
     return best[0] if len(best) == 1 else ""
 
 
@@ -266,13 +305,22 @@ def odd(tensor: Tensor) -> bool:
 def refuse_values(found: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str | Path) -> None:
     """Raises ConfigError at what is no number, except where the network's own buffers hold infinity (a mask)."""
     if strange := [name for name, tensor in found.items() if odd(tensor) and not odd(own[name])]:
-        raise ConfigError(f"{where}: {len(strange)} weights are quantised, sparse or complex ({shown(strange)}); save them as dense "
-                          f"tensors of floats")
-    bad = [name for name, tensor in found.items() if tensor.is_floating_point() and not own[name].is_meta
-           and bool((~tensor.isfinite() & own[name].to(tensor.device).isfinite()).any())]
+        raise ConfigError(
+            f"{where}: {len(strange)} weights are quantised, sparse or complex ({shown(strange)}); save them as dense "
+            f"tensors of floats"
+        )
+    bad = [
+        name
+        for name, tensor in found.items()
+        if tensor.is_floating_point()
+        and not own[name].is_meta
+        and bool((~tensor.isfinite() & own[name].to(tensor.device).isfinite()).any())
+    ]
     if bad:
-        raise ConfigError(f"{where}: {len(bad)} weights are not finite ({shown(bad)}); the training that made them diverged, or "
-                          f"the file is damaged: take an earlier checkpoint")
+        raise ConfigError(
+            f"{where}: {len(bad)} weights are not finite ({shown(bad)}); the training that made them diverged, or "
+            f"the file is damaged: take an earlier checkpoint"
+        )
 
 
 def has_existence(state: Mapping[str, Tensor]) -> bool:
@@ -282,10 +330,12 @@ def has_existence(state: Mapping[str, Tensor]) -> bool:
 
 def differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """What keeps one state dict from being loaded as another, in a few words; empty if nothing does."""
-    misshaped = [f"{name} {list(found[name].shape)} instead of {list(tensor.shape)}"
-                 for name, tensor in wanted.items() if name in found and found[name].shape != tensor.shape]
-    groups = {"missing": wanted.keys() - found.keys(), "unexpected": found.keys() - wanted.keys(),
-              "misshaped": misshaped}
+    misshaped = [
+        f"{name} {list(found[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    groups = {"missing": wanted.keys() - found.keys(), "unexpected": found.keys() - wanted.keys(), "misshaped": misshaped}
     return "; ".join(f"{len(names)} {fault} ({shown(names)})" for fault, names in groups.items() if names)
 
 

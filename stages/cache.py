@@ -24,7 +24,7 @@ class Line:
     """A store in a list. `filled` of `blocks`: over all its passes and views."""
 
     folder: AnyPath
-    store: Store | None                          # None: damaged, and why
+    store: Store | None  # None: damaged, and why
     why: str
     passes: list[str]
     views: int
@@ -76,14 +76,16 @@ def run(*, root: AnyPath) -> str:
             rows.append(f"{head} {found.why} | | | | {words(found.num_bytes)} |")
             continue
         share = f"{found.filled}/{found.blocks} blocks" if found.filled < found.blocks else "all"
-        rows.append(f"{head} {len(found.store.row_of)} | {found.views} | {', '.join(found.passes)} | {share} | "
-                    f"{words(found.num_bytes)} |")
+        rows.append(
+            f"{head} {len(found.store.row_of)} | {found.views} | {', '.join(found.passes)} | {share} | {words(found.num_bytes)} |"
+        )
     return "\n".join([*rows, f"{words(sum(found.num_bytes for found in lines))} in all"])
 
 
 def check_is_store(folder: AnyPath) -> Line:
     """What is to be removed. Raises StoreError if it is no store, or a link, or holds a link or anything else that no store
     has: then it is not this project's to remove."""
+
     def refuse(place: AnyPath, what: str, to_do: str) -> StoreError:
         return StoreError(f"{place}: {what}, so nothing was removed; {to_do}")
 
@@ -133,8 +135,7 @@ def pull(*, source: AnyPath, root: AnyPath, num_views: int | None) -> str:
     where it stopped, and what is there can be used. A store that is there already gets what it lacks. StoreError if it
     is another.
     """
-    folders = [source] if (source / "store.json").exists() else [
-        path.parent for path in sorted(source.glob("*/*/store.json"))]
+    folders = [source] if (source / "store.json").exists() else [path.parent for path in sorted(source.glob("*/*/store.json"))]
     if not folders:
         raise StoreError(f"{source}: no store, nor a root with stores below; check the address")
     return "\n".join(pull_one(Store.open(folder), destination(folder, root), num_views) for folder in folders)
@@ -177,7 +178,7 @@ def same_extent(theirs: Store, folder: AnyPath, groups: list[tuple[str, str]]) -
     passes = sorted({pass_ for _, pass_ in groups})
     copied = [*theirs.image_files(), *map(theirs.pass_path, passes)]
     for pass_ in passes:
-        theirs.pass_file(pass_)                  # refused before anything is written
+        theirs.pass_file(pass_)  # refused before anything is written
     beside = [theirs.path(name) for name in NOTES if theirs.path(name).exists()]
     if faults := [fault for path in beside for fault in note_faults(theirs, path.name)]:
         raise StoreError(faults[0])
@@ -189,18 +190,20 @@ def same_extent(theirs: Store, folder: AnyPath, groups: list[tuple[str, str]]) -
         if (folder / "store.json").exists():
             apart = difference(Store.open(folder).head(), theirs.head())
             if apart:
-                raise StoreError(f"{folder}: is another store than {theirs.folder}: {listed(apart)}; pull into another "
-                                 f"root")
+                raise StoreError(f"{folder}: is another store than {theirs.folder}: {listed(apart)}; pull into another root")
         places = [below(folder, str(path.relative_to(theirs.folder))) for path in copied]
-        new = {here: data for here, data in zip(places, each(read, copied, theirs.folder))
-               if not here.exists() or read(here) != data}
+        new = {
+            here: data for here, data in zip(places, each(read, copied, theirs.folder)) if not here.exists() or read(here) != data
+        }
         for here in new:
             if here.exists():
-                raise StoreError(f"{here}: is another file in {theirs.folder}; one of them is damaged, or both have "
-                                 f"grown apart; pull into another root")
+                raise StoreError(
+                    f"{here}: is another file in {theirs.folder}; one of them is damaged, or both have "
+                    f"grown apart; pull into another root"
+                )
         write(new.items())
         write([(below(folder, path.name), read(path)) for path in beside])
-        if codes := theirs.codes():              # what is known here of a pass stays: rows may have been compared since
+        if codes := theirs.codes():  # what is known here of a pass stays: rows may have been compared since
             known = Store.open(folder).codes() if (folder / "store.json").exists() else {}
             if known != codes | known:
                 head = {"format": FORMAT, "store": theirs.identity["digest"]}

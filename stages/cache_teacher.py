@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import Plugin, Prepare, Teacher, Views
-from pipeline.data import prepared, views as geometry
+from pipeline.data import prepared
+from pipeline.data import views as geometry
 from pipeline.errors import StoreError
 from pipeline.files import write_json
 from pipeline.identity import listed
@@ -25,9 +26,23 @@ from pipeline.store.store import runs
 from pipeline.teacher import cache
 
 
-def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin],
-        weights_file: Path, root: Path, report: Path, device: str, batch: int, workers: int = 1,
-        threads: int | None = None, scheduler: str | None = None, share: tuple[int, int] = (0, 1)) -> str:
+def run(
+    *,
+    dataset: Plugin,
+    prepare: Prepare,
+    views: Views,
+    teacher: Teacher,
+    targets: dict[str, Plugin],
+    weights_file: Path,
+    root: Path,
+    report: Path,
+    device: str,
+    batch: int,
+    workers: int = 1,
+    threads: int | None = None,
+    scheduler: str | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> str:
     """Fills every (block, view) not marked as done, in fixed batches, and writes the report that training depends on.
 
     The report holds the identity and a digest of just the rows asked for here: no time, host or version. `share` (i, n)
@@ -38,57 +53,92 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     source = dataset.build()
     cache.check_views(views, source, dataset.name)
     pixels, sample, images = prepared.open_whole(root, dataset, source, prepare, source.ids("train"))
-    _, weights_digest = load_teacher(teacher, source, prepare, weights_file)     # refused before a store is made for it
+    _, weights_digest = load_teacher(teacher, source, prepare, weights_file)  # refused before a store is made for it
     context = cache.context(teacher.model, source, prepare.size)
     named = cache.target_passes(targets, context)
     every = [cache.MATRIX, *{pass_.folder: pass_ for _, pass_ in named.values()}.values()]
 
     identity = cache.identity(source, prepare, views, teacher, weights_digest)
     store = Store.create_or_open(
-        root, "targets", dataset.name, identity,
+        root,
+        "targets",
+        dataset.name,
+        identity,
         block_rows=plan.block_rows(len(images), every[1:]),
-        card={"dataset": dataset.name, "classes": list(source.classes), "teacher": teacher.model.name})
+        card={"dataset": dataset.name, "classes": list(source.classes), "teacher": teacher.model.name},
+    )
     store.grow(images)
     for pass_ in every:
         store.add_pass(pass_, range(views.count))
     try:
         store.check(images, range(0), [(pass_, cache.by_labels(identity, target)) for target, pass_ in named.values()])
     except StoreError as error:
-        raise StoreError(f"{error}; rows that were made from other labels can't be mended: remove that folder with "
-                         f"`pipeline cache rm` and fill it again") from None
+        raise StoreError(
+            f"{error}; rows that were made from other labels can't be mended: remove that folder with "
+            f"`pipeline cache rm` and fill it again"
+        ) from None
     asked_for = {store.row_of[image.id] // store.block_rows for image in images}
 
     def missing() -> list[plan.Task]:
         """All views of a block in a row, so that its images are read once."""
-        found = plan.tasks({(view, pass_.folder): sorted(asked_for.intersection(store.missing(pass_, view)))
-                            for view in range(views.count) for pass_ in every})
+        found = plan.tasks(
+            {
+                (view, pass_.folder): sorted(asked_for.intersection(store.missing(pass_, view)))
+                for view in range(views.count)
+                for pass_ in every
+            }
+        )
         return sorted(found, key=lambda task: (task.block, task.view))
 
     tasks = [task for task in missing() if task.block % share[1] == share[0] % share[1]]
-    spec = Spec(dataset=rooted(dataset), prepare=prepare, views=views, teacher=teacher, targets=targets,
-                weights_file=weights_file.absolute(), root=root.absolute(), batch=batch, store=store.folder.absolute(),
-                passes=frozenset(pass_.folder for pass_ in every), rows=pixels.digest_of(images, range(1), [sample]))
+    spec = Spec(
+        dataset=rooted(dataset),
+        prepare=prepare,
+        views=views,
+        teacher=teacher,
+        targets=targets,
+        weights_file=weights_file.absolute(),
+        root=root.absolute(),
+        batch=batch,
+        store=store.folder.absolute(),
+        passes=frozenset(pass_.folder for pass_ in every),
+        rows=pixels.digest_of(images, range(1), [sample]),
+    )
     with Progress("teacher", sum(len(store.block_images(task.block)) for task in tasks), "views") as progress:
         try:
-            for count in executors.processes(tasks, Filler, spec, device=device, workers=workers, num_threads=threads,
-                                             scheduler=scheduler):
+            for count in executors.processes(
+                tasks, Filler, spec, device=device, workers=workers, num_threads=threads, scheduler=scheduler
+            ):
                 progress.advance(count)
         except Stopped as stopped:
             stopped.said = f"{store.folder}: {progress.done} of the {progress.total} views that were missing are filled"
             raise
     left = missing()
     if left:
-        return (f"{store.folder}: {len(tasks)} blocks filled now; {len(left)} of {len(asked_for) * views.count} are "
-                f"still missing ({blocks(left)}); {report} is written by the share that finds none")
+        return (
+            f"{store.folder}: {len(tasks)} blocks filled now; {len(left)} of {len(asked_for) * views.count} are "
+            f"still missing ({blocks(left)}); {report} is written by the share that finds none"
+        )
     store.finalise()
-    with locked(store.folder):                   # two shares may end at the same moment
-        write_json(report, {"identity": store.identity, "images": len(images), "views": views.count, "targets": {
-            name: {"pass": pass_.folder, "digest": store.digest_of(images, range(views.count), [cache.MATRIX, pass_])}
-            for name, (_, pass_) in named.items()}})
+    with locked(store.folder):  # two shares may end at the same moment
+        write_json(
+            report,
+            {
+                "identity": store.identity,
+                "images": len(images),
+                "views": views.count,
+                "targets": {
+                    name: {"pass": pass_.folder, "digest": store.digest_of(images, range(views.count), [cache.MATRIX, pass_])}
+                    for name, (_, pass_) in named.items()
+                },
+            },
+        )
     row = sum(plan.row_bytes(pass_) for pass_ in every)
     answers_bytes = 2 * context.num_classes * int(np.prod(context.size))
-    return (f"{store.folder}: {len(images)} images x {views.count} views, {row} bytes each "
-            f"({answers_bytes / row:.0f}x less than float16 probability maps), {len(tasks)} blocks filled now")
+    return (
+        f"{store.folder}: {len(images)} images x {views.count} views, {row} bytes each "
+        f"({answers_bytes / row:.0f}x less than float16 probability maps), {len(tasks)} blocks filled now"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +153,9 @@ class Spec:
     weights_file: Path
     root: Path
     batch: int
-    store: Path                      # the cache to fill,
-    passes: frozenset[str]           # and what of it
-    rows: str                        # digest of the prepared rows: a worker that stays must not answer from older ones
+    store: Path  # the cache to fill,
+    passes: frozenset[str]  # and what of it
+    rows: str  # digest of the prepared rows: a worker that stays must not answer from older ones
 
 
 class Filler:
@@ -120,18 +170,21 @@ class Filler:
         model, weights_digest = load_teacher(spec.teacher, source, spec.prepare, spec.weights_file)
         self.views, self.context = spec.views, cache.context(spec.teacher.model, source, spec.prepare.size)
         self.named = cache.target_passes(spec.targets, self.context)
-        self.answers = cache.Answers(model, source, self.context, spec.prepare.size, precision=spec.teacher.precision,
-                                     batch=spec.batch, device=device)
+        self.answers = cache.Answers(
+            model, source, self.context, spec.prepare.size, precision=spec.teacher.precision, batch=spec.batch, device=device
+        )
         own = cache.identity(source, spec.prepare, spec.views, spec.teacher, weights_digest)
         self.store = Store.find(spec.root, "targets", spec.dataset.name, own)
         folders = {cache.MATRIX.folder, *(pass_.folder for _, pass_ in self.named.values())}
         if self.store.folder != spec.store or folders != spec.passes:
-            raise StoreError(f"{spec.store}: is to be filled, but this worker would answer for {self.store.folder} "
-                             f"({listed(sorted(folders))}); start it again with the same code and weights file")
+            raise StoreError(
+                f"{spec.store}: is to be filled, but this worker would answer for {self.store.folder} "
+                f"({listed(sorted(folders))}); start it again with the same code and weights file"
+            )
         self.store.refuse_other_code(pass_ for _, pass_ in self.named.values())
         self.pixels = Store.find(spec.root, "prepared", spec.dataset.name, prepared.identity(source, spec.prepare))
         self.sample = prepared.sample_pass(spec.prepare.size, source.lanes)
-        self.held: tuple[int, dict] = (-1, {})   # the last block's images, for its other views
+        self.held: tuple[int, dict] = (-1, {})  # the last block's images, for its other views
 
     def __call__(self, task: plan.Task) -> int:
         return self.begin(task)()
@@ -169,6 +222,7 @@ class Filler:
             for pass_, values in answered:
                 self.store.write_block(pass_, task.view, task.block, values)
             return len(block)
+
         return write
 
     def checked(self, task: plan.Task, wanted, answers: Callable[[], list[dict]]) -> list[tuple[Pass, dict]]:
@@ -178,9 +232,11 @@ class Filler:
         except cache.BadAnswer as bad:
             image = self.store.block_images(task.block)[bad.image]
             names = [name for name, (target, _) in self.named.items() if target in [targets[i] for i in bad.targets]]
-            raise StoreError(f"{self.store.folder}: image {image.id!r}, view {task.view}, target {listed(names)}: "
-                             f"{bad.what}; check the teacher's weights and teacher.precision (nothing of this block "
-                             f"was written)") from None
+            raise StoreError(
+                f"{self.store.folder}: image {image.id!r}, view {task.view}, target {listed(names)}: "
+                f"{bad.what}; check the teacher's weights and teacher.precision (nothing of this block "
+                f"was written)"
+            ) from None
         return [(pass_, values) for (_, pass_), values in zip(wanted, found)]
 
     def images(self, block: int) -> dict[str, np.ndarray]:

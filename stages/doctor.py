@@ -1,6 +1,6 @@
 """Check a dataset on disk; no stage of dvc.yaml, but what one runs before the first of them."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 from pipeline.config import Plugin
 from pipeline.data import doctor
@@ -8,8 +8,7 @@ from pipeline.errors import DatasetError
 from pipeline.progress import Progress
 
 
-def run(*, dataset: Plugin, splits: Sequence[str], workers: int, needs_labels: str | None = None,
-        scored: str | None = None) -> str:
+def run(*, dataset: Plugin, splits: Sequence[str], workers: int, needs_labels: str | None = None, scored: str | None = None) -> str:
     """Returns the counts in words. Raises DatasetError with every fault, one a line. `needs_labels`: what learns from the
     labels of train, if nothing could be learned without; `scored`: the split that is."""
     source = dataset.build()

@@ -17,14 +17,30 @@ from pipeline.metrics.names import WORDS
 from pipeline.metrics.segmentation import Confusion
 from pipeline.models.base import ModelBase
 from pipeline.progress import Progress
-from pipeline.scoring import load as trained, predict as prediction, scores as official, submission
+from pipeline.scoring import load as trained
+from pipeline.scoring import predict as prediction
+from pipeline.scoring import scores as official
+from pipeline.scoring import submission
 
 PICTURES = 6
 
 
-def run(*, dataset: Plugin, prepare: Prepare, training: Training | None, evaluate: Evaluate, model: Plugin,
-        weights_file: Path, report: Path, picture: Path, predictions: Path, device: str, batch: int,
-        workers: int, flip_average: bool = False) -> str:
+def run(
+    *,
+    dataset: Plugin,
+    prepare: Prepare,
+    training: Training | None,
+    evaluate: Evaluate,
+    model: Plugin,
+    weights_file: Path,
+    report: Path,
+    picture: Path,
+    predictions: Path,
+    device: str,
+    batch: int,
+    workers: int,
+    flip_average: bool = False,
+) -> str:
     """Writes the scores as JSON, a picture of some predictions, and the files that the official evaluator reads.
 
     Frames without a label are left out of the mean IoU. Where there is no truth at all the files are written all the
@@ -36,11 +52,13 @@ def run(*, dataset: Plugin, prepare: Prepare, training: Training | None, evaluat
     passed = answer_all(network, source, ids, prepare.size, folder, device=device, batch=batch, workers=workers)
     scores = scores_of(source, evaluate.split, ids, folder, passed, workers)
     if scores["images"] == 0 and source.metric == "miou":
-        raise DatasetError(f"{dataset.name}: the split {evaluate.split!r} has no labels to score against; choose "
-                           f"another with --set evaluate.split=val")
+        raise DatasetError(
+            f"{dataset.name}: the split {evaluate.split!r} has no labels to score against; choose "
+            f"another with --set evaluate.split=val"
+        )
     if network.uses_labels:
         scores["reconstruction"] = True
-    scores["weights"] = sha256(weights_file.read_bytes())[:16]              # so that a later reader sees a score that is out of date
+    scores["weights"] = sha256(weights_file.read_bytes())[:16]  # so that a later reader sees a score that is out of date
     write_json(report, scores)
     prediction.write_sheet(picture, passed.shown, source)
     written = "" if source.metric == "miou" else f"; files for its evaluator in {folder}"
@@ -54,12 +72,21 @@ class Passed:
 
     confusion: Confusion
     labelled: list[str] = field(default_factory=list)
-    size: tuple[int, int] | None = None         # of the frames, (height, width)
+    size: tuple[int, int] | None = None  # of the frames, (height, width)
     shown: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = field(default_factory=list)
 
 
-def answer_all(network: ModelBase, source: DatasetBase, ids: list[str], size: tuple[int, int], folder: Path, *,
-               device: str, batch: int, workers: int) -> Passed:
+def answer_all(
+    network: ModelBase,
+    source: DatasetBase,
+    ids: list[str],
+    size: tuple[int, int],
+    folder: Path,
+    *,
+    device: str,
+    batch: int,
+    workers: int,
+) -> Passed:
     """The network's answer on every frame: counted, written to `folder`, some kept for the picture.
 
     Threads read ahead of the network and count and write behind it.
@@ -100,8 +127,13 @@ def scores_of(source: DatasetBase, split: str, ids: list[str], folder: Path, pas
     """`metric` names the entry that is the dataset's official score; None where there is no truth for it."""
     iou = {name: rounded(value) for name, value in zip(source.classes, passed.confusion.iou())}
     headline = official.HEADLINES[source.metric]
-    scores = {"metric": headline, "images": len(passed.labelled), "mean_iou": rounded(passed.confusion.mean_iou()),
-              "iou": iou, "one_class": only_class(source, passed.confusion)}
+    scores = {
+        "metric": headline,
+        "images": len(passed.labelled),
+        "mean_iou": rounded(passed.confusion.mean_iou()),
+        "iou": iou,
+        "one_class": only_class(source, passed.confusion),
+    }
     if source.metric == "culane":
         scores |= official.line_scores(source, split, ids, folder, passed.size, workers) | {"images": len(ids)}
     elif source.metric == "llamas" and passed.labelled:
@@ -122,7 +154,8 @@ def rounded(value: float) -> float | None:
 
 
 def in_words(scores: dict) -> str:
-    values = [f"{words} {'-' if scores[name] is None else format(scores[name], '.4f')}"
-              for name, words in WORDS.items() if name in scores]
+    values = [
+        f"{words} {'-' if scores[name] is None else format(scores[name], '.4f')}" for name, words in WORDS.items() if name in scores
+    ]
     classes = ", ".join(f"{name} {v:.3f}" for name, v in scores["iou"].items() if v is not None)
     return f"{', '.join(values)} on {scores['images']} images ({classes or 'no labels'})"

@@ -16,8 +16,20 @@ from pipeline.identity import identity_digest
 from pipeline.scoring import load as trained
 
 
-def run(*, dataset: Plugin, prepare: Prepare, training: Training | None, model: Plugin, weights_file: Path, out: Path,
-        takes: exporting.Input, split: str, images: int, force: bool, flip_average: bool = False) -> str:
+def run(
+    *,
+    dataset: Plugin,
+    prepare: Prepare,
+    training: Training | None,
+    model: Plugin,
+    weights_file: Path,
+    out: Path,
+    takes: exporting.Input,
+    split: str,
+    images: int,
+    force: bool,
+    flip_average: bool = False,
+) -> str:
     """Writes `out`. Raises PipelineError, and leaves nothing behind, if ONNX Runtime and torch disagree."""
     if out.exists() and not force:
         raise PipelineError(f"{out}: is there already; choose another --out, or replace it with --force")
@@ -41,6 +53,6 @@ def batches(source: DatasetBase, split: str, images: int, size: tuple[int, int])
     """Frames [B, h, w, 3] evenly from the split: the first alone, the others four at a time."""
     ids = source.ids(split)
     chosen = [ids[number] for number in np.linspace(0, len(ids) - 1, min(images, len(ids))).round().astype(int)]
-    for group in (chosen[:1], *(chosen[start:start + 4] for start in range(1, len(chosen), 4))):
+    for group in (chosen[:1], *(chosen[start : start + 4] for start in range(1, len(chosen), 4))):
         shown = np.stack([frame(source.image(image_id), None, source.crop_top, size)[0] for image_id in group])
-        yield shown[:, :size[0], :size[1]]
+        yield shown[:, : size[0], : size[1]]

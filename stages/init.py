@@ -9,7 +9,8 @@ EXAMPLES = Path(pipeline.__file__).parent / "configs"
 
 
 def run(*, folder: Path) -> str:
-    """Writes `folder`/configs/*.yaml, the schema that editors complete them from, and the demo's teacher. A file that is there already stays as it is."""
+    """Writes `folder`/configs/*.yaml, the schema that editors complete them from, and the demo's teacher. A file that is there
+    already stays as it is."""
     copied, kept = [], []
     for source in sorted([*EXAMPLES.rglob("*.yaml"), EXAMPLES / "schema.json", *EXAMPLES.rglob("*.safetensors")]):
         target = folder / "configs" / source.relative_to(EXAMPLES)

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from pipeline.config import Plugin, Prepare, Teacher, Views
-from pipeline.data import prepared, views as geometry
+from pipeline.data import prepared
+from pipeline.data import views as geometry
 from pipeline.errors import StoreError
 from pipeline.identity import listed
 from pipeline.lookup import did_you_mean
@@ -16,19 +17,33 @@ from pipeline.store import Reader, Store, plan
 from pipeline.teacher import cache
 
 
-def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], weights_file: Path,
-        root: Path, image_id: str | None, view: int, out: Path) -> str:
+def run(
+    *,
+    dataset: Plugin,
+    prepare: Prepare,
+    views: Views,
+    teacher: Teacher,
+    targets: dict[str, Plugin],
+    weights_file: Path,
+    root: Path,
+    image_id: str | None,
+    view: int,
+    out: Path,
+) -> str:
     """A summary in words; with an image id, a figure of that record in `out`. Raises StoreError on an unknown id or view."""
     source = dataset.build()
-    store = Store.find(root, "targets", dataset.name,
-                       cache.identity(source, prepare, views, teacher, cache.weights_digest(teacher, weights_file)))
+    store = Store.find(
+        root, "targets", dataset.name, cache.identity(source, prepare, views, teacher, cache.weights_digest(teacher, weights_file))
+    )
     context = cache.context(teacher.model, source, prepare.size)
     named = cache.target_passes(targets, context)
     if image_id is None:
         return summary(store, named, views)
     if image_id not in store.row_of:
-        raise StoreError(f"{store.folder}: no image {image_id!r}{did_you_mean(image_id, store.row_of)}; there are "
-                         f"{listed([image.id for image in store.images if image.id])}")
+        raise StoreError(
+            f"{store.folder}: no image {image_id!r}{did_you_mean(image_id, store.row_of)}; there are "
+            f"{listed([image.id for image in store.images if image.id])}"
+        )
     if view >= views.count:
         raise StoreError(f"--view {view}: there are {views.count} views, counted from 0; ask for one of 0..{views.count - 1}")
     pixels, sample, _ = prepared.open_whole(root, dataset, source, prepare, [image_id])
@@ -36,20 +51,35 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     reader = Reader(store, [cache.MATRIX, *(pass_ for _, pass_ in named.values())], [image_id], view + 1, memory="disk")
     here = np.array([0]), np.array([view])
     matrix = reader.read(cache.MATRIX, *here)["matrix"]
-    shown, labels, _ = geometry.apply(torch.from_numpy(rows["image"]), torch.from_numpy(rows["label"]), torch.from_numpy(matrix),
-                                      content=prepare.size, permutation=source.mirror)
+    shown, labels, _ = geometry.apply(
+        torch.from_numpy(rows["image"]),
+        torch.from_numpy(rows["label"]),
+        torch.from_numpy(matrix),
+        content=prepare.size,
+        permutation=source.mirror,
+    )
     image = shown[0].permute(1, 2, 0).round().numpy().astype(np.uint8)
-    found = {name: target.decode({field: torch.from_numpy(values) for field, values in reader.read(pass_, *here).items()})
-             for name, (target, pass_) in named.items()}
+    found = {
+        name: target.decode({field: torch.from_numpy(values) for field, values in reader.read(pass_, *here).items()})
+        for name, (target, pass_) in named.items()
+    }
     kinds = {name: plugin.name for name, plugin in targets.items()}
     logits = next((rows["logits"][0] for name, rows in found.items() if kinds[name] == "logits"), None)
-    prediction = None if logits is None else cv2.resize(
-        logits.argmax(0).numpy().astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    prediction = (
+        None
+        if logits is None
+        else cv2.resize(logits.argmax(0).numpy().astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    )
     figure = pictures.record_figure(
-        f"{image_id}, view {view}", image, labels[0].numpy(), prediction,
+        f"{image_id}, view {view}",
+        image,
+        labels[0].numpy(),
+        prediction,
         {name: rows["energy"][0].numpy() for name, rows in found.items() if kinds[name] == "attention"},
         {name: (rows["graph"][0].numpy(), rows["cells"][0].numpy()) for name, rows in found.items() if kinds[name] == "affinity"},
-        source, context.regions)
+        source,
+        context.regions,
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     return str(out)
@@ -57,11 +87,17 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
 
 def summary(store: Store, named, views: Views) -> str:
     record = store.identity["record"]
-    lines = [f"{store.folder}: {len(store.row_of)} images in {store.num_blocks} blocks of {store.block_rows}, codec {store.codec}",
-             f"teacher {record['teacher']['name']}, weights {record['teacher']['weights'][:12]}, {record['teacher']['precision']}; "
-             f"input {record['prepare']['canvas']}",
-             "", "| target | bytes a view | filled blocks, by view |", "|---|---|---|"]
+    lines = [
+        f"{store.folder}: {len(store.row_of)} images in {store.num_blocks} blocks of {store.block_rows}, codec {store.codec}",
+        f"teacher {record['teacher']['name']}, weights {record['teacher']['weights'][:12]}, {record['teacher']['precision']}; "
+        f"input {record['prepare']['canvas']}",
+        "",
+        "| target | bytes a view | filled blocks, by view |",
+        "|---|---|---|",
+    ]
     for name, (_, pass_) in named.items():
         filled = [store.num_blocks - len(store.missing(pass_, view)) if store.has_pass(pass_) else 0 for view in range(views.count)]
-        lines.append(f"| {name} ({pass_.folder}) | {plan.row_bytes(pass_)} | {' '.join(f'{n}/{store.num_blocks}' for n in filled)} |")
+        lines.append(
+            f"| {name} ({pass_.folder}) | {plan.row_bytes(pass_)} | {' '.join(f'{n}/{store.num_blocks}' for n in filled)} |"
+        )
     return "\n".join(lines)

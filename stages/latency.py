@@ -7,8 +7,8 @@ included; decoding, cropping and resizing are not. Weights are initial ones: the
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
@@ -23,8 +23,18 @@ WARM_UP = 5
 CUDA = "CUDAExecutionProvider"
 
 
-def run(*, dataset: Plugin, prepare: Prepare, training: Training | None, model: Plugin, takes: exporting.Input,
-        batches: tuple[int, ...], runs: int, threads: int, device: str) -> str:
+def run(
+    *,
+    dataset: Plugin,
+    prepare: Prepare,
+    training: Training | None,
+    model: Plugin,
+    takes: exporting.Input,
+    batches: tuple[int, ...],
+    runs: int,
+    threads: int,
+    device: str,
+) -> str:
     """A table of medians and 99th percentiles. The runtimes take turns, so that what else the machine does falls on both."""
     source = dataset.build()
     torch.manual_seed(0)
@@ -50,8 +60,14 @@ def run(*, dataset: Plugin, prepare: Prepare, training: Training | None, model: 
             p99 = np.percentile(times_ms, 99)
             rows.append(f"| {name} | {batch} | {median:.2f} | {p99:.2f} | {1e3 * batch / median:.1f} |")
     height, width = prepare.size
-    return "\n".join([*rows, "", f"{model.name}, {height} x {width}, {len(source.classes)} classes, {takes}, fp32, {runs} runs; "
-                                 f"{machine(device, threads)}{left_out}"])
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"{model.name}, {height} x {width}, {len(source.classes)} classes, {takes}, fp32, {runs} runs; "
+            f"{machine(device, threads)}{left_out}",
+        ]
+    )
 
 
 def in_torch(network: exporting.Deployed, device: str) -> Callable:
@@ -77,10 +93,12 @@ def timed(runtimes: dict[str, Callable], images: np.ndarray, runs: int) -> dict[
 
 
 def machine(device: str, threads: int) -> str:
-    info = Path("/proc/cpuinfo")                        # Linux; elsewhere Python knows
+    info = Path("/proc/cpuinfo")  # Linux; elsewhere Python knows
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processor = models[0] if models else platform.processor() or platform.machine()
     gpu = f", {torch.cuda.get_device_name(device)}" if device != "cpu" else ""
-    return (f"{processor}, {os.cpu_count()} cores{gpu}, {threads} thread{'s' * (threads > 1)}; torch {torch.__version__}, "
-            f"onnxruntime {exporting.required('onnxruntime').__version__}")
+    return (
+        f"{processor}, {os.cpu_count()} cores{gpu}, {threads} thread{'s' * (threads > 1)}; torch {torch.__version__}, "
+        f"onnxruntime {exporting.required('onnxruntime').__version__}"
+    )

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from pipeline.config import Plugin, Prepare, Teacher, Training, Views
-from pipeline.data import prepared, views as geometry
+from pipeline.data import prepared
+from pipeline.data import views as geometry
 from pipeline.errors import StoreError
 from pipeline.models.base import ModelBase, set_precision
 from pipeline.progress import say
@@ -21,63 +22,97 @@ from pipeline.store.files import AnyPath, local
 from pipeline.teacher import cache
 from pipeline.training import step as steps
 
-MEASURE_S = 4.0                                  # for each of the things measured
-WRITTEN_VIEWS = 16                               # at most
+MEASURE_S = 4.0  # for each of the things measured
+WRITTEN_VIEWS = 16  # at most
 
 
-def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], training: Training,
-        students: dict[str, Plugin], root: AnyPath, images: int | None, measure: bool, device: str, batch: int) -> str:
+def run(
+    *,
+    dataset: Plugin,
+    prepare: Prepare,
+    views: Views,
+    teacher: Teacher,
+    targets: dict[str, Plugin],
+    training: Training,
+    students: dict[str, Plugin],
+    root: AnyPath,
+    images: int | None,
+    measure: bool,
+    device: str,
+    batch: int,
+) -> str:
     """Returns the plan in words. `images` plans for that many without a dataset on disk. Says it, and raises
     StoreError, if it exceeds the free disk; object storage is not asked."""
     source = dataset.build()
     count = images or len(source.ids("train"))
     context = cache.context(teacher.model, source, prepare.size)
-    if measure:                                  # a step of the first student is timed
-        steps.check_batch(lambda: next(iter(students.values())).build(num_classes=context.num_classes, size=context.size, lanes=0),
-                          context.size, training, device, "training")
+    if measure:  # a step of the first student is timed
+        steps.check_batch(
+            lambda: next(iter(students.values())).build(num_classes=context.num_classes, size=context.size, lanes=0),
+            context.size,
+            training,
+            device,
+            "training",
+        )
     named = cache.target_passes(targets, context)
     sizes = plan.sizes(count, views.count, {name: pass_ for name, (_, pass_) in named.items()}, cache.MATRIX, context)
     pixel_bytes = count * plan.row_bytes(prepared.sample_pass(prepare.size, source.lanes))
-    lines = [f"{count} images x {sizes.num_views} views in {sizes.num_blocks} blocks of {sizes.rows_of_block} rows, "
-             f"{sizes.num_files} files", "", "| target | bytes a view |", "|---|---|"]
+    lines = [
+        f"{count} images x {sizes.num_views} views in {sizes.num_blocks} blocks of {sizes.rows_of_block} rows, "
+        f"{sizes.num_files} files",
+        "",
+        "| target | bytes a view |",
+        "|---|---|",
+    ]
     lines += [f"| {name} | {size} |" for name, size in sizes.target_bytes.items()]
-    lines += [f"| all | {sizes.row_bytes} |", "",
-              f"cache: {words(sizes.total_bytes)}; prepared images: {words(pixel_bytes)}",
-              f"instead of {words(sizes.probability_bytes * count * sizes.num_views)} of probability maps "
-              f"({times(sizes.probability_bytes / sizes.row_bytes)}) or {words(sizes.feature_bytes * count * sizes.num_views)} of "
-              f"features ({times(sizes.feature_bytes / sizes.row_bytes)})"]
+    lines += [
+        f"| all | {sizes.row_bytes} |",
+        "",
+        f"cache: {words(sizes.total_bytes)}; prepared images: {words(pixel_bytes)}",
+        f"instead of {words(sizes.probability_bytes * count * sizes.num_views)} of probability maps "
+        f"({times(sizes.probability_bytes / sizes.row_bytes)}) or {words(sizes.feature_bytes * count * sizes.num_views)} of "
+        f"features ({times(sizes.feature_bytes / sizes.row_bytes)})",
+    ]
     if measure:
         cost = measured(source, prepare, views, teacher, named, context, training, students, root, device, batch, sizes)
-        lines += ["", f"measured here ({device}): teacher {1 / cost.teacher_s:.1f} views/s, fill {1 / cost.view_s(sizes):.1f} "
-                      f"views/s, of which writing takes {cost.write_s / sizes.rows_of_block / cost.view_s(sizes):.0%}; student "
-                      f"{1 / cost.student_s:.1f} images/s",
-                  f"time to fill, with one process: {duration(cost.fill_total_s(sizes))}; to verify what is in memory: "
-                  f"{duration(cost.verify_total_s(sizes))}",
-                  f"paid for itself after {cost.break_even_epochs(sizes):.1f} student epochs, whatever the number of students; "
-                  f"a step with the teacher in it would take {1 + cost.teacher_s / cost.student_s:.2f}x a plain one"]
+        lines += [
+            "",
+            f"measured here ({device}): teacher {1 / cost.teacher_s:.1f} views/s, fill {1 / cost.view_s(sizes):.1f} "
+            f"views/s, of which writing takes {cost.write_s / sizes.rows_of_block / cost.view_s(sizes):.0%}; student "
+            f"{1 / cost.student_s:.1f} images/s",
+            f"time to fill, with one process: {duration(cost.fill_total_s(sizes))}; to verify what is in memory: "
+            f"{duration(cost.verify_total_s(sizes))}",
+            f"paid for itself after {cost.break_even_epochs(sizes):.1f} student epochs, whatever the number of students; "
+            f"a step with the teacher in it would take {1 + cost.teacher_s / cost.student_s:.2f}x a plain one",
+        ]
     if not local(root):
         return "\n".join([*lines, f"free at {root}: object storage doesn't say"])
     free = shutil.disk_usage(there(root)).free
     if sizes.total_bytes > free:
         say("\n".join(lines))
-        raise StoreError(f"{root}: {words(sizes.total_bytes)} are needed, {words(free)} are free; choose another --root, fewer "
-                         f"views, or smaller targets")
+        raise StoreError(
+            f"{root}: {words(sizes.total_bytes)} are needed, {words(free)} are free; choose another --root, fewer "
+            f"views, or smaller targets"
+        )
     return "\n".join([*lines, f"free at {root}: {words(free)}"])
 
 
 def measured(source, prepare, views, teacher, named, context, training, students, root, device, batch, sizes) -> plan.Cost:
     """Times the very code of the fill on random pictures: teacher alone, its answers, real blocks read from and written to
     this root, then a plain step of the first student."""
+
     def timed(what: str, work: Callable, **limits) -> float:
-        say(f"measuring {what} ...")             # no bar, as verifying has one of its own
+        say(f"measuring {what} ...")  # no bar, as verifying has one of its own
         return seconds(work, device, **limits)
 
     say(f"measuring: {6 * MEASURE_S:.0f} s and more on {device}, with random pictures")
     set_precision(teacher.precision)
     rng = np.random.default_rng(0)
-    pixels = {"image": rng.integers(0, 256, (max(2, batch), *context.size, 3), dtype=np.uint8),
-              "label": rng.integers(0, context.num_classes, (max(2, batch), *context.size), dtype=np.uint8),
-              "existence": np.zeros((max(2, batch), source.lanes), np.uint8)}
+    pixels = {
+        "image": rng.integers(0, 256, (max(2, batch), *context.size, 3), dtype=np.uint8),
+        "label": rng.integers(0, context.num_classes, (max(2, batch), *context.size), dtype=np.uint8),
+        "existence": np.zeros((max(2, batch), source.lanes), np.uint8),
+    }
     model = settled(cache.build_teacher(teacher, source, prepare.size, source.lanes), pixels["image"])
     model = cache.as_it_answers(model, teacher, source)
     answers = cache.Answers(model, source, context, prepare.size, precision=teacher.precision, batch=batch, device=device)
@@ -96,7 +131,7 @@ def measured(source, prepare, views, teacher, named, context, training, students
         store = new_store(folder, "targets", ids, len(ids))
         for pass_, _ in values.values():
             store.add_pass(pass_, range(WRITTEN_VIEWS))
-        fresh = iter(range(WRITTEN_VIEWS))       # a block that is whole would not be written again
+        fresh = iter(range(WRITTEN_VIEWS))  # a block that is whole would not be written again
 
         def write():
             view = next(fresh)
@@ -121,18 +156,26 @@ def measured(source, prepare, views, teacher, named, context, training, students
     plugin = next(iter(students.values()))
     network = plugin.build(num_classes=context.num_classes, size=context.size, lanes=0).to(device)
     step = steps.Step(network, [], [], training, torch.ones(context.num_classes, device=device), 0)
-    shown, labels_BHW = (torch.from_numpy(rows).to(device) for rows in
-                         tiled({name: pixels[name] for name in ("image", "label")}, training.batch).values())
+    shown, labels_BHW = (
+        torch.from_numpy(rows).to(device)
+        for rows in tiled({name: pixels[name] for name in ("image", "label")}, training.batch).values()
+    )
     seen = steps.Batch(shown.permute(0, 3, 1, 2).float(), labels_BHW, labels_BHW < 255, None, {}, 1)
-    return plan.Cost(teacher_s=teacher_s, answer_s=answer_s, read_s=read_s, write_s=write_s, verify_s=verify_s,
-                     student_s=timed("a student's step", lambda: step(seen)) / len(shown))
+    return plan.Cost(
+        teacher_s=teacher_s,
+        answer_s=answer_s,
+        read_s=read_s,
+        write_s=write_s,
+        verify_s=verify_s,
+        student_s=timed("a student's step", lambda: step(seen)) / len(shown),
+    )
 
 
 def settled(model: ModelBase, images: np.ndarray) -> ModelBase:
     """With batch norms that know their input: a deep network from scratch overflows without, and no fill takes that."""
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.momentum = None               # the mean of all passes, here of one
+            module.momentum = None  # the mean of all passes, here of one
     with torch.no_grad():
         model.train()(torch.from_numpy(images).permute(0, 3, 1, 2).float())
     return model
@@ -170,6 +213,7 @@ def there(root: Path) -> Path:
 def seconds(work: Callable, device: str, most: float = float("inf")) -> float:
     """Of one call: the mean of those that fit into MEASURE_S, `most` at most, after one to warm up. A mean, not the
     fastest, since a fill meets the slow ones too."""
+
     def finished() -> float:
         if device.startswith("cuda"):
             torch.cuda.synchronize()

@@ -1,8 +1,8 @@
 """Show a trained network pictures or a video, and write what it sees. No stage of dvc.yaml."""
 
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Iterable, Iterator
 
 from pipeline import weights
 from pipeline.config import Plugin, Prepare, Training
@@ -13,13 +13,27 @@ from pipeline.errors import DatasetError, PipelineError
 from pipeline.files import plain, read_json, write_json
 from pipeline.identity import difference, listed
 from pipeline.progress import Progress
-from pipeline.scoring import load as trained, predict as prediction
+from pipeline.scoring import load as trained
+from pipeline.scoring import predict as prediction
 from pipeline.scoring.predict import Sample, ahead
 
 
-def run(*, dataset: Plugin, prepare: Prepare, training: Training | None, model: Plugin, weights_file: Path, place: Path,
-        out: Path, kinds: tuple[str, ...], crop_top: int | None, device: str, batch: int, workers: int,
-        flip_average: bool = False) -> str:
+def run(
+    *,
+    dataset: Plugin,
+    prepare: Prepare,
+    training: Training | None,
+    model: Plugin,
+    weights_file: Path,
+    place: Path,
+    out: Path,
+    kinds: tuple[str, ...],
+    crop_top: int | None,
+    device: str,
+    batch: int,
+    workers: int,
+    flip_average: bool = False,
+) -> str:
     """Writes the frames of `place`, each at its own resolution, below `out` as `kinds` ask (pipeline/deployment/outputs.py).
 
     A frame that can't be read doesn't stop the others; at the end DatasetError lists all such. `crop_top` are rows to cut
@@ -31,12 +45,25 @@ def run(*, dataset: Plugin, prepare: Prepare, training: Training | None, model: 
     shown = footage.opened(place, source.picture_bits)
     writer = Writer(out, kinds, source, shown)
     network = trained.load(model, source, prepare, training, weights_file, device, flip_average)
-    claim(out, {"input": place.absolute(), "dataset": dataset.name, "classes": source.classes, "model": model,
-                "size": prepare.size, "crop_top": source.crop_top, "weights": weights.digest(network.state_dict())})
+    claim(
+        out,
+        {
+            "input": place.absolute(),
+            "dataset": dataset.name,
+            "classes": source.classes,
+            "model": model,
+            "size": prepare.size,
+            "crop_top": source.crop_top,
+            "weights": weights.digest(network.state_dict()),
+        },
+    )
     bad: list[str] = []
     written = 0
-    with (ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as follower,
-          Progress("predicting", shown.total, shown.unit) as progress):
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        ThreadPoolExecutor(1) as follower,
+        Progress("predicting", shown.total, shown.unit) as progress,
+    ):
         samples = readable(shown.read(pool, workers), source.crop_top, bad)
         pairs = prediction.answered(network, source, samples, prepare.size, device=device, batch=batch)
         for _ in ahead(follower, writer.follow, ahead(pool, writer.write, pairs, workers), workers):
@@ -44,8 +71,15 @@ def run(*, dataset: Plugin, prepare: Prepare, training: Training | None, model: 
             progress.reach(written + len(bad), shown.total)
     writer.close()
     if bad:
-        raise DatasetError("\n".join([*bad, f"{place}: {len(bad)} of {shown.total} {shown.unit} can't be shown to the "
-                                            f"network; mend or remove them; {written} are done, in {out}"]))
+        raise DatasetError(
+            "\n".join(
+                [
+                    *bad,
+                    f"{place}: {len(bad)} of {shown.total} {shown.unit} can't be shown to the "
+                    f"network; mend or remove them; {written} are done, in {out}",
+                ]
+            )
+        )
     others = f"; left {shown.others} other files alone" if shown.others else ""
     return f"{out}: {written} {shown.unit} as {', '.join(kinds)}, {progress.rate:.1f} {shown.unit}/s{others}"
 
@@ -55,8 +89,9 @@ def claim(out: Path, record: dict) -> None:
     path = out / "predict.json"
     if path.exists():
         if apart := difference(read_json(path), plain(record)):
-            raise PipelineError(f"{out}: holds predictions of something else ({listed(apart)}); choose another --out, or "
-                                f"remove that folder")
+            raise PipelineError(
+                f"{out}: holds predictions of something else ({listed(apart)}); choose another --out, or remove that folder"
+            )
     elif out.exists() and any(out.iterdir()):
         raise PipelineError(f"{out}: holds files that `pipeline predict` did not write; choose another --out")
     write_json(path, plain(record))
@@ -68,7 +103,9 @@ def readable(found: Iterable[Sample | DatasetError], crop_top: int, bad: list[st
         if isinstance(sample, DatasetError):
             bad.append(str(sample))
         elif not leaves_rows(len(sample.image), crop_top):
-            bad.append(f"{sample.image_id}: has {len(sample.image)} rows, of which {crop_top} would be cut at the top; say how "
-                       f"many with --crop-top")
+            bad.append(
+                f"{sample.image_id}: has {len(sample.image)} rows, of which {crop_top} would be cut at the top; say how "
+                f"many with --crop-top"
+            )
         else:
             yield sample

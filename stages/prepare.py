@@ -1,8 +1,8 @@
 """Decode, crop, resize and pad the training images once, into the prepared store."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -16,8 +16,16 @@ from pipeline.store import ImageRow, Store, executors, image_row, plan
 from pipeline.store.files import append, local, locked, write, writing
 
 
-def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers: int,
-        skip_bad: bool | None = None, needs_labels: str | None = None) -> str:
+def run(
+    *,
+    dataset: Plugin,
+    prepare: Prepare,
+    root: Path,
+    report: Path,
+    workers: int,
+    skip_bad: bool | None = None,
+    needs_labels: str | None = None,
+) -> str:
     """Fills what is missing and writes the report.
 
     An image that can't be read doesn't stop the others; at the end DatasetError lists all such. With `skip_bad` they
@@ -30,10 +38,16 @@ def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers:
     ids = source.ids("train")
     sample = prepared.sample_pass(prepare.size, source.lanes)
     store = Store.create_or_open(
-        root, "prepared", dataset.name, prepared.identity(source, prepare), codec=prepare.codec,
-        block_rows=plan.block_rows(len(ids), [sample]), card={"dataset": dataset.name, "classes": list(source.classes)})
+        root,
+        "prepared",
+        dataset.name,
+        prepared.identity(source, prepare),
+        codec=prepare.codec,
+        block_rows=plan.block_rows(len(ids), [sample]),
+        card={"dataset": dataset.name, "classes": list(source.classes)},
+    )
     sources = _Sources(store.path("sources.tsv"), source, ids)
-    bad: dict[str, str] = {}                     # image id -> file and reason, of this run
+    bad: dict[str, str] = {}  # image id -> file and reason, of this run
 
     def read(image_id: str):
         try:
@@ -64,17 +78,19 @@ def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers:
                 lines = [line for line, _ in done]
                 store.grow(lines)
                 block = store.row_of[lines[0].id] // store.block_rows
-                if store.block_images(block) == lines:       # or a run beside this one has put them into blocks otherwise
+                if store.block_images(block) == lines:  # or a run beside this one has put them into blocks otherwise
                     store.write_block(sample, 0, block, _stack(done))
                 sources.seen(_compared(store, done))
                 progress.advance(len(done))
-            for block in store.missing(sample, 0):           # begun by a run that was broken off, or is at work there now
+            for block in store.missing(sample, 0):  # begun by a run that was broken off, or is at work there now
                 block_ids = [image.id for image in store.block_images(block)]
                 done = list(readable(block_ids))
                 if len(done) < len(block_ids):
                     first = next(bad[image_id] for image_id in block_ids if image_id in bad)
-                    raise StoreError(f"{store.folder}: block {block} was begun with an image that can't be read now: "
-                                     f"{first}; or delete that folder")
+                    raise StoreError(
+                        f"{store.folder}: block {block} was begun with an image that can't be read now: "
+                        f"{first}; or delete that folder"
+                    )
                 _compared(store, done)
                 store.write_block(sample, 0, block, _stack(done))
         except Stopped as stopped:
@@ -84,22 +100,34 @@ def run(*, dataset: Plugin, prepare: Prepare, root: Path, report: Path, workers:
             sources.save()
     store.finalise()
     before = {} if skip_bad is False else prepared.skipped(store)
-    left_out = {image_id: why for image_id, why in before.items() if image_id not in sources.now}    # of another list
+    left_out = {image_id: why for image_id, why in before.items() if image_id not in sources.now}  # of another list
     left_out |= {image_id: why for image_id, why in bad.items() if skip_bad or image_id in before}
     prepared.put_on_record(store, left_out)
     if refused := [why for image_id, why in bad.items() if image_id not in left_out]:
-        raise DatasetError("\n".join([
-            *refused, f"{dataset.name}: {len(refused)} of {len(ids)} images can't be prepared, the others are; mend "
-                      f"them and run this again, or leave them out with --skip-bad"]))
+        raise DatasetError(
+            "\n".join(
+                [
+                    *refused,
+                    f"{dataset.name}: {len(refused)} of {len(ids)} images can't be prepared, the others are; mend "
+                    f"them and run this again, or leave them out with --skip-bad",
+                ]
+            )
+        )
     wanted = [store.images[store.row_of[image_id]] for image_id in ids if image_id not in left_out]
     if not wanted:
-        raise DatasetError(f"{dataset.name}: not one of {len(ids)} images can be read; {store.folder}/skipped.tsv says "
-                           f"why")
+        raise DatasetError(f"{dataset.name}: not one of {len(ids)} images can be read; {store.folder}/skipped.tsv says why")
     if needs_labels is not None:
         prepared.require_labels(store, sample, wanted, source, needs_labels)
-    write_json(report, {"identity": store.identity, "images": len(wanted), "skipped": len(ids) - len(wanted),
-                        "dataset": prepared.meaning(source),
-                        "digest": store.digest_of(wanted, range(1), [sample])})
+    write_json(
+        report,
+        {
+            "identity": store.identity,
+            "images": len(wanted),
+            "skipped": len(ids) - len(wanted),
+            "dataset": prepared.meaning(source),
+            "digest": store.digest_of(wanted, range(1), [sample]),
+        },
+    )
     said = f" ({len(ids) - len(wanted)} left out: skipped.tsv)" if len(wanted) < len(ids) else ""
     return f"{store.folder}: {len(wanted)} images{said}, {len(wanted) * plan.row_bytes(sample) / 1e6:.1f} MB"
 
@@ -118,14 +146,14 @@ class _Sources:
     def seen(self, ids: Iterable[str]) -> None:
         fresh = {image_id: self.now[image_id] for image_id in ids}
         self.fresh |= fresh
-        if local(self.path):                     # at once: a killed run must not read these again
+        if local(self.path):  # at once: a killed run must not read these again
             with writing(self.path):
                 append(self.path, prepared.table(fresh))
 
     def save(self) -> None:
         if not self.fresh:
             return
-        with locked(self.path.parent):           # a run beside this one has its own
+        with locked(self.path.parent):  # a run beside this one has its own
             write([(self.path, prepared.table(prepared.known_files(self.path) | self.fresh))])
 
 
@@ -141,9 +169,11 @@ def _compared(store: Store, read: Iterable[tuple[ImageRow, dict]]) -> list[str]:
     for line, _ in read:
         (same if store.images[store.row_of[line.id]] == line else changed).append(line.id)
     if changed:
-        raise StoreError(f"{store.folder}: {len(changed)} prepared images have other content on disk now, or are read otherwise, "
-                         f"{changed[0]!r} first; delete that folder and run `pipeline prepare` again, or, if this is "
-                         f"another dataset than the store was made from, give it a --root of its own")
+        raise StoreError(
+            f"{store.folder}: {len(changed)} prepared images have other content on disk now, or are read otherwise, "
+            f"{changed[0]!r} first; delete that folder and run `pipeline prepare` again, or, if this is "
+            f"another dataset than the store was made from, give it a --root of its own"
+        )
     return same
 
 

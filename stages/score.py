@@ -1,9 +1,9 @@
 """Score files of predictions, of whatever origin, as the official evaluators do; dvc.yaml has `evaluate` for that."""
 
 import json
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -12,18 +12,28 @@ from pipeline.datasets._images import image_size, read_index_png, require_size
 from pipeline.datasets._lists import found_files
 from pipeline.datasets.llamas import drawn, read_lanes
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.metrics import culane as culane_metric, llamas as llamas_metric
+from pipeline.metrics import culane as culane_metric
+from pipeline.metrics import llamas as llamas_metric
 from pipeline.metrics.segmentation import Confusion
 from pipeline.paths import below
 from pipeline.progress import Progress, say
 from pipeline.scoring import scores as official
 from pipeline.scoring.predict import ahead
 
-FOREIGN = 254                   # an official id without a train id, as a prediction: wrong wherever it stands
+FOREIGN = 254  # an official id without a train id, as a prediction: wrong wherever it stands
 
 
-def culane(*, predictions: Path, truth: Path, lists: Sequence[Path], ious: Sequence[float], width: int, size: tuple[int, int],
-           workers: int, as_json: bool) -> str:
+def culane(
+    *,
+    predictions: Path,
+    truth: Path,
+    lists: Sequence[Path],
+    ious: Sequence[float],
+    width: int,
+    size: tuple[int, int],
+    workers: int,
+    as_json: bool,
+) -> str:
     """The official counts as a table or as JSON, one for each threshold if there are several. A frame without a file
     counts as without lanes; a warning says so."""
     by_name = named_lists(lists)
@@ -33,8 +43,10 @@ def culane(*, predictions: Path, truth: Path, lists: Sequence[Path], ious: Seque
     if not frames:
         raise DatasetError(f"{', '.join(map(str, lists))}: the list names no frame; write one a line, or name another with --list")
     if missing == frames:
-        raise DatasetError(f"{predictions}: holds a .lines.txt for none of the {frames} frames of the lists; "
-                           f"it should have them at the same paths as {truth}")
+        raise DatasetError(
+            f"{predictions}: holds a .lines.txt for none of the {frames} frames of the lists; "
+            f"it should have them at the same paths as {truth}"
+        )
     if missing:
         say(f"Warning: {predictions}: {missing} of {frames} frames have no .lines.txt; they count as frames without lanes")
     if as_json:
@@ -56,8 +68,10 @@ def warn_of_frame_size(truth: Path, lists: Mapping[str, Path], size: tuple[int, 
         if path.is_file():
             height, width = image_size(path)
             if (height, width) != tuple(size):
-                say(f"Warning: {path}: is {width} x {height} pixels, but lanes are drawn in frames of {size[1]} x {size[0]}; "
-                    f"give the size of your frames: --size {height} {width}")
+                say(
+                    f"Warning: {path}: is {width} x {height} pixels, but lanes are drawn in frames of {size[1]} x {size[0]}; "
+                    f"give the size of your frames: --size {height} {width}"
+                )
             return
 
 
@@ -73,8 +87,9 @@ def named_lists(paths: Sequence[Path]) -> dict[str, Path]:
     return lists
 
 
-def llamas(*, predictions: Path, labels: Path, recordings: Sequence[str], size: tuple[int, int], workers: int,
-           as_json: bool) -> str:
+def llamas(
+    *, predictions: Path, labels: Path, recordings: Sequence[str], size: tuple[int, int], workers: int, as_json: bool
+) -> str:
     """AP of each class and their mean, as a table or as JSON. A missing map is an error, as officially."""
     culane_metric.require_frame_size(size)
     paths = [path for path in found_files(labels, "*/*.json") if not recordings or path.parent.name in recordings]
@@ -95,13 +110,12 @@ def segmentation(*, predictions: Path, dataset: Plugin, split: str, workers: int
     """Mean IoU of PNGs of official ids, at the paths where `evaluate` writes them, as a table or as JSON."""
     source = dataset.build()
     if source.metric not in ("apolloscape", "cityscapes"):
-        raise ConfigError(f"dataset {dataset.name!r} has no official form of PNGs; this scores apolloscape and "
-                          "cityscapes")
+        raise ConfigError(f"dataset {dataset.name!r} has no official form of PNGs; this scores apolloscape and cityscapes")
     train_ids = np.full(256, FOREIGN, np.uint8)
     train_ids[list(source.official_ids)] = range(len(source.official_ids))
     counted = np.zeros(256, bool)
     counted[list(source.evaluated)] = True
-    values = np.zeros(256, np.int64)                    # how often each is predicted where it counts
+    values = np.zeros(256, np.int64)  # how often each is predicted where it counts
     confusion, ids = Confusion(len(source.classes)), source.ids(split)
     paths = {image_id: below(predictions, source.prediction_path(image_id).as_posix(), DatasetError) for image_id in ids}
     require_all(paths.values(), "write it: every frame of the split counts")
@@ -109,8 +123,7 @@ def segmentation(*, predictions: Path, dataset: Plugin, split: str, workers: int
     def count(image_id):
         counts, label = Confusion(len(source.classes)), source.label(image_id)
         if label is None:
-            raise DatasetError(f"{paths[image_id]}: its frame {image_id!r} has no label to score against; choose "
-                               "another --split")
+            raise DatasetError(f"{paths[image_id]}: its frame {image_id!r} has no label to score against; choose another --split")
         predicted = read_index_png(paths[image_id], train_ids)
         require_size(paths[image_id], predicted.shape, label.shape, "its label")
         counts.add(label, train_ids[predicted])
@@ -122,14 +135,20 @@ def segmentation(*, predictions: Path, dataset: Plugin, split: str, workers: int
             values += found
             progress.advance()
     if foreign := values[train_ids == FOREIGN].sum():
-        say(f"Warning: {predictions}: {foreign / values.sum():.2%} of the pixels that count hold "
-            f"{what_foreign(values, train_ids, source.metric)}")
+        say(
+            f"Warning: {predictions}: {foreign / values.sum():.2%} of the pixels that count hold "
+            f"{what_foreign(values, train_ids, source.metric)}"
+        )
     found = {"images": len(ids), **official.class_scores(source, confusion)}
     if as_json:
         return json.dumps(found, indent=1)
     name = source.metric
-    rows = [*found[f"{name}_iou"].items(), ("mean of classes", found[f"{name}_miou"]),
-            *found[f"{name}_category_iou"].items(), ("mean of categories", found[f"{name}_category_miou"])]
+    rows = [
+        *found[f"{name}_iou"].items(),
+        ("mean of classes", found[f"{name}_miou"]),
+        *found[f"{name}_category_iou"].items(),
+        ("mean of categories", found[f"{name}_category_miou"]),
+    ]
     return table(("", "iou"), rows)
 
 
@@ -150,10 +169,12 @@ def require_all(paths: Collection[Path], to_do: str) -> None:
 
 def table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
     """Names to the left, numbers to the right; a dash where a number does not exist."""
+
     def cell(value):
         return "-" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
 
     lines = [[cell(value) for value in row] for row in (head, *rows)]
     first, *others = (max(map(len, column)) for column in zip(*lines))
-    return "\n".join(name.ljust(first) + "".join(text.rjust(width + 2) for text, width in zip(cells, others))
-                     for name, *cells in lines)
+    return "\n".join(
+        name.ljust(first) + "".join(text.rjust(width + 2) for text, width in zip(cells, others)) for name, *cells in lines
+    )

@@ -9,13 +9,13 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 
@@ -37,12 +37,12 @@ class Cells:
     """What every cell needs; it travels to the processes."""
 
     study: Study
-    train: Callable                             # stages.train_student.run
-    evaluate: Callable                          # stages.evaluate.run
+    train: Callable  # stages.train_student.run
+    evaluate: Callable  # stages.evaluate.run
     root: Path
-    weights_file: Path                          # the teacher's
-    runs: Path                                  # a folder a study
-    scores: Path                                # likewise
+    weights_file: Path  # the teacher's
+    runs: Path  # a folder a study
+    scores: Path  # likewise
     device: str
 
     def run(self, arm: Arm, seed: int) -> None:
@@ -60,15 +60,34 @@ class Cells:
         torch.set_num_threads(1)
         config, folder, student = arm.config, self.runs / arm.study / f"{arm.name}-{seed}", arm.config.student(self.study.student)
         resumed, worked = (folder / "checkpoint.pt").exists(), time.process_time()
-        self.train(dataset=config.dataset, prepare=config.prepare, views=config.views, teacher=config.teacher,
-                   targets=config.targets, training=config.training, student=student, method=config.method(arm.method),
-                   seed=seed, root=self.root, folder=folder, weights_file=self.weights_file, config=config.path,
-                   settings=config.text, device=self.device, live=arm.live)
-        cost = {"cpu_seconds": time.process_time() - worked, "resumed": resumed,           # of the steps, whenever they were made:
-                "seconds": sum(json.loads(line)["seconds"] for line in (folder / "history.jsonl").read_text().splitlines())}
+        self.train(
+            dataset=config.dataset,
+            prepare=config.prepare,
+            views=config.views,
+            teacher=config.teacher,
+            targets=config.targets,
+            training=config.training,
+            student=student,
+            method=config.method(arm.method),
+            seed=seed,
+            root=self.root,
+            folder=folder,
+            weights_file=self.weights_file,
+            config=config.path,
+            settings=config.text,
+            device=self.device,
+            live=arm.live,
+        )
+        cost = {
+            "cpu_seconds": time.process_time() - worked,
+            "resumed": resumed,  # of the steps, whenever they were made:
+            "seconds": sum(json.loads(line)["seconds"] for line in (folder / "history.jsonl").read_text().splitlines()),
+        }
         found = self.scored(config, student, config.training, folder / "weights.safetensors", folder)
-        write_json(self.scores / arm.study / f"{folder.name}.json",
-                   {"scores": found, **cost, "device": self.device, "asked": asked(self.study, arm, seed)})
+        write_json(
+            self.scores / arm.study / f"{folder.name}.json",
+            {"scores": found, **cost, "device": self.device, "asked": asked(self.study, arm, seed)},
+        )
 
     def teacher(self) -> None:
         """Scores the teacher, once. Raises ConfigError if another one was scored."""
@@ -78,8 +97,10 @@ class Cells:
         if file.exists():
             scores, digest = read_json(file)["scores"], sha256(self.weights_file.read_bytes())[:16]
             if any(found.get("weights", digest) != digest for found in scores.values()):
-                raise ConfigError(f"{file}: scores a teacher other than {self.weights_file}, and the cells beside it learned from "
-                                  f"that one; move {file.parent} and {self.runs / self.study.name} away")
+                raise ConfigError(
+                    f"{file}: scores a teacher other than {self.weights_file}, and the cells beside it learned from "
+                    f"that one; move {file.parent} and {self.runs / self.study.name} away"
+                )
             return
         config = self.study.config
         found = self.scored(config, config.teacher.model, None, self.weights_file, self.runs / self.study.name / "teacher")
@@ -90,14 +111,24 @@ class Cells:
         """Seconds that the teacher's pass takes for what the arm reads: those of a batch, times the number of batches. On the CPU
         seconds of work."""
         import torch
+
         config, clock = arm.config, time.process_time if self.device == "cpu" else time.monotonic
         source = config.dataset.build()
         pixels, sample, images = prepared.open_whole(self.root, config.dataset, source, config.prepare, source.ids("train"))
-        some = [image.id for image in images[:config.training.batch]]
-        targets = live_targets(config.teacher, {name: config.targets[name] for name in reads(arm)}, source, config.prepare,
-                               config.views, self.weights_file, Reader(pixels, [sample], some, 1), sample, batch=len(some),
-                               device=self.device)
-        for _ in range(2):                      # the first makes ready
+        some = [image.id for image in images[: config.training.batch]]
+        targets = live_targets(
+            config.teacher,
+            {name: config.targets[name] for name in reads(arm)},
+            source,
+            config.prepare,
+            config.views,
+            self.weights_file,
+            Reader(pixels, [sample], some, 1),
+            sample,
+            batch=len(some),
+            device=self.device,
+        )
+        for _ in range(2):  # the first makes ready
             began = clock()
             targets.rows(np.arange(len(some)), np.zeros(len(some), int), None)
             if self.device != "cpu":
@@ -109,25 +140,49 @@ class Cells:
         found = {}
         for split in self.study.splits:
             report = folder / "scores" / f"{split.replace('/', '-')}.json"
-            self.evaluate(dataset=config.dataset, prepare=config.prepare, training=training, evaluate=Evaluate(split=split),
-                          model=model, weights_file=weights_file, report=report, picture=report.with_suffix(".png"),
-                          predictions=folder / "predictions", device=self.device, batch=8, workers=1)
+            self.evaluate(
+                dataset=config.dataset,
+                prepare=config.prepare,
+                training=training,
+                evaluate=Evaluate(split=split),
+                model=model,
+                weights_file=weights_file,
+                report=report,
+                picture=report.with_suffix(".png"),
+                predictions=folder / "predictions",
+                device=self.device,
+                batch=8,
+                workers=1,
+            )
             found[split] = read_json(report)
         return found
 
 
-def run(*, study: Study, root: Path, weights_file: Path, runs: Path, report: Path, jobs: int, device: str,
-        train: Callable, evaluate: Callable) -> str:
+def run(
+    *,
+    study: Study,
+    root: Path,
+    weights_file: Path,
+    runs: Path,
+    report: Path,
+    jobs: int,
+    device: str,
+    train: Callable,
+    evaluate: Callable,
+) -> str:
     """Does what is left of the study; the teacher and its cache must be there. Returns the table and the verdict."""
     cells, scores = [(arm, seed) for seed in study.seeds for arm in study.arms.values()], report.parent
     left = [(arm, seed) for arm, seed in cells if answered(study, scores, arm, seed) is None]
     stored = {name: stored_bytes(arm) for name, arm in study.arms.items()}
-    work = Cells(study=study, train=train, evaluate=evaluate, root=root, weights_file=weights_file, runs=runs, scores=scores,
-                 device=device)
+    work = Cells(
+        study=study, train=train, evaluate=evaluate, root=root, weights_file=weights_file, runs=runs, scores=scores, device=device
+    )
     work.teacher()
     stop = get_context("spawn").Event()
-    with ProcessPoolExecutor(jobs, get_context("spawn"), leave_with_parent, [os.getpid(), stop]) as pool, \
-            Progress(study.name, len(cells), "cells", len(cells) - len(left)) as progress:
+    with (
+        ProcessPoolExecutor(jobs, get_context("spawn"), leave_with_parent, [os.getpid(), stop]) as pool,
+        Progress(study.name, len(cells), "cells", len(cells) - len(left)) as progress,
+    ):
         futures = [pool.submit(work.run, arm, seed) for arm, seed in left]
         try:
             for future in as_completed(futures):
@@ -139,8 +194,10 @@ def run(*, study: Study, root: Path, weights_file: Path, runs: Path, report: Pat
             stopped.said = f"{progress.done} of {len(cells)} cells are done, and every step of those begun is kept"
             raise
         except BrokenProcessPool:
-            raise PipelineError(f"{study.name}: a cell's process was killed, perhaps for want of memory; run the same command "
-                                f"again, with fewer --jobs than {jobs} if it was that") from None
+            raise PipelineError(
+                f"{study.name}: a cell's process was killed, perhaps for want of memory; run the same command "
+                f"again, with fewer --jobs than {jobs} if it was that"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
     return write(study, scores, report, stored)
@@ -155,14 +212,16 @@ def stored_bytes(arm: Arm) -> int:
     if arm.live or not reads(arm):
         return 0
     config, source = arm.config, arm.config.dataset.build()
-    named = cache.target_passes({name: config.targets[name] for name in reads(arm)},
-                                cache.context(config.teacher.model, source, config.prepare.size))
+    named = cache.target_passes(
+        {name: config.targets[name] for name in reads(arm)}, cache.context(config.teacher.model, source, config.prepare.size)
+    )
     passes = {pass_.folder: pass_ for pass_ in (cache.MATRIX, *(pass_ for _, pass_ in named.values()))}
     return config.views.count * sum(plan.row_bytes(pass_) for pass_ in passes.values())
 
 
 def leave_with_parent(parent: int, stop: Event) -> None:
     """A process that lost its parent, killed perhaps, would train to the end of its cell beside the one started again."""
+
     def watch():
         while not stop.wait(1) and os.getppid() == parent:
             pass
@@ -179,20 +238,26 @@ def answered(study: Study, scores: Path, arm: Arm, seed: int) -> dict | None:
     if cell is None or not (found := otherwise(cell, asked(study, arm, seed))):
         return cell
     if arm.study != study.name:
-        raise ConfigError(f"{path}: was scored for something else than {study.name} asks of its arm {arm.name!r}: {listed(found)}; "
-                          f"take `study: {arm.study}` out of the arm")
+        raise ConfigError(
+            f"{path}: was scored for something else than {study.name} asks of its arm {arm.name!r}: {listed(found)}; "
+            f"take `study: {arm.study}` out of the arm"
+        )
     return None
 
 
 def write(study: Study, scores: Path, report: Path, stored: dict[str, int]) -> str:
     file = scores / study.name / "teacher.json"
     teacher = read_json(file) if file.exists() else None
-    by_seed = {name: {seed: cell for seed in study.seeds if (cell := answered(study, scores, arm, seed))}
-               for name, arm in study.arms.items()}
+    by_seed = {
+        name: {seed: cell for seed in study.seeds if (cell := answered(study, scores, arm, seed))}
+        for name, arm in study.arms.items()
+    }
     write_tsv(report.with_suffix(".tsv"), every_cell(study, teacher, by_seed))
     cells = {name: [*found.values()] for name, found in by_seed.items()}
-    seconds = {arm: [took(cell) for cell in found if not cell.get("resumed")] or [took(cell) for cell in found]
-               for arm, found in cells.items()}          # one that was stopped did part of its work in another process
+    seconds = {
+        arm: [took(cell) for cell in found if not cell.get("resumed")] or [took(cell) for cell in found]
+        for arm, found in cells.items()
+    }  # one that was stopped did part of its work in another process
     lines = []
     for split in study.splits:
         values = {arm: [headline(cell, split) for cell in found] for arm, found in cells.items()}
@@ -208,8 +273,14 @@ def write(study: Study, scores: Path, report: Path, stored: dict[str, int]) -> s
 
 def every_cell(study: Study, teacher: dict | None, by_seed: dict[str, dict[int, dict]]) -> list[dict]:
     """For plots and tests of one's own: points on every split, and seconds."""
+
     def row(arm, seed, cell, seconds):
-        return {"arm": arm, "seed": seed, **{split: round(100 * headline(cell, split), 3) for split in study.splits}, "seconds": seconds}
+        return {
+            "arm": arm,
+            "seed": seed,
+            **{split: round(100 * headline(cell, split), 3) for split in study.splits},
+            "seconds": seconds,
+        }
 
     rows = [row("teacher", "", teacher, "")] if teacher else []
     return rows + [row(arm, seed, cell, round(took(cell))) for arm, found in by_seed.items() for seed, cell in found.items()]

@@ -11,8 +11,9 @@ from pipeline.progress import Progress
 def run(*, dataset: Plugin, workers: int) -> str:
     """Writes the images, labels and lists under the dataset's root; complete frames are kept. Returns a line for people."""
     if not hasattr(find_class("datasets", dataset.name), "generate"):
-        raise ConfigError(f"dataset {dataset.name!r} is not drawn by us but read from disk; `pipeline synth` is for roads and "
-                          f"markings")
+        raise ConfigError(
+            f"dataset {dataset.name!r} is not drawn by us but read from disk; `pipeline synth` is for roads and markings"
+        )
     roads = dataset.build()
     total = sum(roads.counts.values())
     with Progress("drawing roads", total, "images") as progress:

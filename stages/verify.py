@@ -18,9 +18,23 @@ from pipeline.teacher.online import live_targets
 from pipeline.training.loading import CachedTargets, Loader
 
 
-def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], training: Training,
-        students: dict[str, Plugin], methods: dict[str, tuple[Term, ...]], weights_file: Path, root: Path, recompute: int,
-        device: str, batch: int, workers: int) -> str:
+def run(
+    *,
+    dataset: Plugin,
+    prepare: Prepare,
+    views: Views,
+    teacher: Teacher,
+    targets: dict[str, Plugin],
+    training: Training,
+    students: dict[str, Plugin],
+    methods: dict[str, tuple[Term, ...]],
+    weights_file: Path,
+    root: Path,
+    recompute: int,
+    device: str,
+    batch: int,
+    workers: int,
+) -> str:
     """Returns what was found, in words and tables. Raises StoreError listing every fault: damage, gaps, or rows of another
     teacher. `recompute` rows, chosen at random, are answered again by the teacher."""
     source = dataset.build()
@@ -35,8 +49,11 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     named = cache.target_passes(targets, context)
     passes = [(cache.MATRIX, False), *((pass_, cache.by_labels(identity, target)) for target, pass_ in named.values())]
     store.check(images, range(views.count), passes, any_code=recompute > 0)
-    lines = [f"{store.folder}: whole and undamaged: {len(ids)} images x {views.count} views, {len(named)} targets",
-             *unvouched(pixels), *unvouched(store)]
+    lines = [
+        f"{store.folder}: whole and undamaged: {len(ids)} images x {views.count} views, {len(named)} targets",
+        *unvouched(pixels),
+        *unvouched(store),
+    ]
     if not recompute:
         return "\n".join(lines)
 
@@ -49,15 +66,17 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     online, offline = {name: [] for name in named}, {name: [] for name in named}
     with Progress("teacher again", len(positions), "views") as progress:
         for start in range(0, len(positions), batch):
-            here, view = positions[start:start + batch], numbers[start:start + batch]
+            here, view = positions[start : start + batch], numbers[start : start + batch]
             computed = live.answered(here, cached.matrices(here, view))
             stored = cached.rows(here, view, lambda rows: torch.from_numpy(rows).to(device))
             for name in named:
                 online[name].append(computed[name])
                 offline[name].append(stored[name])
             progress.advance(len(here))
-    errors = [parity.row_error(name, target, joined(offline[name]), joined(online[name]), context, teacher.precision)
-              for name, (target, _) in named.items()]
+    errors = [
+        parity.row_error(name, target, joined(offline[name]), joined(online[name]), context, teacher.precision)
+        for name, (target, _) in named.items()
+    ]
     lines += ["", parity.table(errors)]
 
     # one batch of each method, seen by a fresh student, with stored and with live rows
@@ -71,14 +90,23 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
             torch.manual_seed(0)
             network = plugin.build(num_classes=len(source.classes), size=context.size, lanes=lanes).to(device)
             own = cache.context(plugin, source, prepare.size, lanes)
-            loader = Loader(samples, sample, ids, dataset=source, content=prepare.size, views=views,
-                            training=dataclasses.replace(training, fresh_views=False), seed=0,
-                            device=device, cached=dataclasses.replace(cached, targets=wanted))
+            loader = Loader(
+                samples,
+                sample,
+                ids,
+                dataset=source,
+                content=prepare.size,
+                views=views,
+                training=dataclasses.replace(training, fresh_views=False),
+                seed=0,
+                device=device,
+                cached=dataclasses.replace(cached, targets=wanted),
+            )
             read = loader.batch(0)
             here, epochs = loader.positions(0)
             matrices = cached.matrices(here, loader.views_at(here, epochs))
             answered = read.with_rows(dataclasses.replace(live, targets=wanted).answered(here, matrices))
-            network.train(len(read.images_B3HW) > 1)        # of one image a pyramid's cell has no variance
+            network.train(len(read.images_B3HW) > 1)  # of one image a pyramid's cell has no variance
             output = network(read.images_B3HW)
             for i, term in enumerate(terms):
                 loss = term.loss.build(reads={n: wanted[n][0] for n in term.reads}, context=context, student=own).to(device)
@@ -88,14 +116,20 @@ def run(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, ta
     lines += ["", parity.loss_table(differences)]
     wrong = [error.target for error in errors if not error.holds]
     if wrong:
-        raise StoreError("\n".join([f"{store.folder}: rows of {', '.join(wrong)} are not this teacher's within what is declared",
-                                    parity.table(errors)]))
+        raise StoreError(
+            "\n".join(
+                [f"{store.folder}: rows of {', '.join(wrong)} are not this teacher's within what is declared", parity.table(errors)]
+            )
+        )
     if changed := store.other_code(pass_ for pass_, _ in passes):
         with locked(store.folder):
             store.vouch_for_code(changed)
             note(store.folder, "code", passes=[pass_.folder for pass_ in changed])
-        lines += ["", f"{store.folder}: the code of {', '.join(pass_.folder for pass_ in changed)} has changed since, and {recompute} rows "
-                      f"agree: taken as theirs"]
+        lines += [
+            "",
+            f"{store.folder}: the code of {', '.join(pass_.folder for pass_ in changed)} has changed since, and {recompute} rows "
+            f"agree: taken as theirs",
+        ]
     return "\n".join(lines)
 
 
@@ -106,23 +140,37 @@ def check_folder(*, folder: AnyPath, mend: bool, workers: int) -> tuple[str, lis
     lines = repair(store, workers=workers) if mend else []
     values = {}
     faults, notes = verify(store, True, values, workers), unvouched(store)
-    filled = sum(store.mark_path(view, pass_, block).exists()
-                 for view, pass_ in store.stored_groups() for block in range(store.num_blocks))
-    lines += [f"{folder}: {store.kind} of {store.card.get('dataset', folder.parent.name)}, {len(store.row_of)} images, "
-              f"{filled} of {store.num_blocks * len(store.stored_groups())} blocks filled, {len(faults)} faults", *notes]
+    filled = sum(
+        store.mark_path(view, pass_, block).exists() for view, pass_ in store.stored_groups() for block in range(store.num_blocks)
+    )
+    lines += [
+        f"{folder}: {store.kind} of {store.card.get('dataset', folder.parent.name)}, {len(store.row_of)} images, "
+        f"{filled} of {store.num_blocks * len(store.stored_groups())} blocks filled, {len(faults)} faults",
+        *notes,
+    ]
     return "\n".join([*lines, "", table(values)] if values else lines), faults + gaps(store)
 
 
-def mend(*, dataset: Plugin, prepare: Prepare, views: Views, teacher: Teacher, targets: dict[str, Plugin], weights_file: Path,
-         root: AnyPath, workers: int) -> tuple[list[str], set[str]]:
+def mend(
+    *,
+    dataset: Plugin,
+    prepare: Prepare,
+    views: Views,
+    teacher: Teacher,
+    targets: dict[str, Plugin],
+    weights_file: Path,
+    root: AnyPath,
+    workers: int,
+) -> tuple[list[str], set[str]]:
     """Mends what can be without the teacher. Returns what was done, and the kinds of store with blocks to fill again."""
     source = dataset.build()
     sample = prepared.sample_pass(prepare.size, source.lanes)
     identity = cache.identity(source, prepare, views, teacher, cache.weights_digest(teacher, weights_file))
     named = cache.target_passes(targets, cache.context(teacher.model, source, prepare.size))
-    stores = [(Store.find(root, "prepared", dataset.name, prepared.identity(source, prepare)), [sample], 1),
-              (Store.find(root, "targets", dataset.name, identity), [cache.MATRIX, *(pass_ for _, pass_ in named.values())],
-               views.count)]
+    stores = [
+        (Store.find(root, "prepared", dataset.name, prepared.identity(source, prepare)), [sample], 1),
+        (Store.find(root, "targets", dataset.name, identity), [cache.MATRIX, *(pass_ for _, pass_ in named.values())], views.count),
+    ]
     done, unfilled = [], set()
     for store, passes, num_views in stores:
         done += repair(store, passes, workers)

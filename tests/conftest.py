@@ -1,4 +1,5 @@
-"""A small experiment on disk, made once: thirteen road frames, a ResNet-18 teacher trained for a while, three views, blocks of 8."""
+"""A small experiment on disk, made once: thirteen road frames, a ResNet-18 teacher trained for a while, three views, blocks of
+8."""
 
 import os
 import shutil
@@ -9,9 +10,21 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-TRAINING = dict(steps=60, batch=4, lr=5.0e-2, momentum=0.9, weight_decay=1.0e-4, power=0.9, background_weight=0.4,
-                existence_weight=0.0, fresh_views=False, precision="fp32",
-                photometric=dict(brightness=0.1, contrast=0.1, noise=2.0), checkpoint_every=4, norm_every=3)
+TRAINING = dict(
+    steps=60,
+    batch=4,
+    lr=5.0e-2,
+    momentum=0.9,
+    weight_decay=1.0e-4,
+    power=0.9,
+    background_weight=0.4,
+    existence_weight=0.0,
+    fresh_views=False,
+    precision="fp32",
+    photometric=dict(brightness=0.1, contrast=0.1, noise=2.0),
+    checkpoint_every=4,
+    norm_every=3,
+)
 EXPERIMENT = {
     "dataset": dict(name="roads", root="data/toy", train=13, val=2, test=3, size=[148, 410], seed=1, difficulty=0.5),
     "prepare": dict(size=[44, 125], codec="raw"),
@@ -19,14 +32,18 @@ EXPERIMENT = {
     "teacher": dict(name="resnet18", width=8, head="pyramid", checkpoint=None, backbone=None, precision="fp32"),
     "teacher_training": {**TRAINING, "fresh_views": True},
     "targets": {
-        "graph_mid": dict(type="affinity", layer="mid"), "graph_high": dict(type="affinity", layer="high"),
-        "attention_high": dict(type="attention", layer="high"), "logits": dict(type="logits"),
+        "graph_mid": dict(type="affinity", layer="mid"),
+        "graph_high": dict(type="affinity", layer="high"),
+        "attention_high": dict(type="attention", layer="high"),
+        "logits": dict(type="logits"),
     },
     "students": {"erfnet": dict(width=4)},
     "methods": {
         "plain": [],
-        "intra": [dict(loss="affinity", reads=["graph_mid", "graph_high"], weight=0.1),
-                  dict(loss="attention", reads=["attention_high"], weight=0.1)],
+        "intra": [
+            dict(loss="affinity", reads=["graph_mid", "graph_high"], weight=0.1),
+            dict(loss="attention", reads=["attention_high"], weight=0.1),
+        ],
         "kd": [dict(loss="kd", reads=["logits"], weight=1.0, temperature=1.0)],
     },
     "training": {**TRAINING, "steps": 12},
@@ -54,6 +71,7 @@ class Experiment:
     def run(self, command: str, *arguments: str):
         """The click result of `pipeline COMMAND toy.yaml ...` in the folder; bugs keep their traceback."""
         from pipeline.cli import main
+
         before = os.getcwd()
         os.chdir(self.folder)
         try:
@@ -74,6 +92,7 @@ class Experiment:
 
     def load(self):
         from pipeline import config
+
         return config.load(self.config)
 
     def store(self, kind: str) -> Path:

@@ -33,11 +33,14 @@ def test_the_files_comment_and_its_methods_name_the_same_cells():
 
 def test_the_pages_queue_is_one_experiment_a_term_and_its_matrix_all_of_them():
     from dvc.utils.hydra import get_hydra_sweeps
+
     found = {}
     for words in commands():
         sweeps = get_hydra_sweeps({"params.yaml": overrides(words)})
-        found["--queue" in words] = [yaml.safe_load(next(value for value in sweep["params.yaml"] if "methods=" in value)
-                                                    .split("=", 1)[1]) for sweep in sweeps]
+        found["--queue" in words] = [
+            yaml.safe_load(next(value for value in sweep["params.yaml"] if "methods=" in value).split("=", 1)[1])
+            for sweep in sweeps
+        ]
     assert found == {False: [TERMS], True: [[term] for term in TERMS]}
 
 

@@ -23,6 +23,10 @@ def test_a_benchmark_without_its_extra_ends_in_one_line_that_names_the_extra(mod
 
 def test_the_extra_holds_what_benchmarks_ask_for():
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["bench"]
-    asked = {node.args[0].value for path in (ROOT / "bench").glob("*.py") for node in ast.walk(ast.parse(path.read_text()))
-             if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "need"}
+    asked = {
+        node.args[0].value
+        for path in (ROOT / "bench").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "need"
+    }
     assert asked == {line.split(">")[0] for line in extra}

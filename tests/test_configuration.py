@@ -32,7 +32,7 @@ def test_the_page_has_every_key_of_a_section_and_of_a_plug_in():
         assert f"\n## {section}\n" in page
     for kind in lookup.KINDS:
         for name in lookup.names(kind):
-            part = page[page.index(f"\n### {name}\n", page.index(f"\n## {reference.PLUGINS[kind]}\n")):]
+            part = page[page.index(f"\n### {name}\n", page.index(f"\n## {reference.PLUGINS[kind]}\n")) :]
             for key in reference.plugin_keys(kind, name).values():
                 assert f"\n| `{key.name}` | " in part.split("\n##")[1], (name, key.name)
     assert "| `warmup_steps` | a whole number, 0 or more | `0` |" in page
@@ -42,7 +42,8 @@ def test_the_page_has_every_key_of_a_section_and_of_a_plug_in():
 @pytest.fixture(scope="module")
 def fits():
     return pytest.importorskip("fastjsonschema", reason="pip install '.[test]'").compile(
-        json.loads((ROOT / reference.SCHEMA).read_text()), use_default=False)
+        json.loads((ROOT / reference.SCHEMA).read_text()), use_default=False
+    )
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -51,25 +52,29 @@ def test_editors_find_no_fault_in_a_shipped_configuration(path, fits):
     fits(yaml.safe_load(path.read_text()))
 
 
-@pytest.mark.parametrize("change", [
-    lambda raw: raw["training"].update(stesp=3),
-    lambda raw: raw["training"].update(power=-1),
-    lambda raw: raw["training"]["photometric"].update(noise="much"),
-    lambda raw: raw["dataset"].pop("size"),
-    lambda raw: raw["dataset"].update(name="rods"),
-    lambda raw: raw["prepare"].update(size=[0, 0]),
-    lambda raw: raw["targets"]["graph_mid"].update(type="afinity"),
-    lambda raw: raw["targets"]["graph_mid"].update(eps=0),
-    lambda raw: raw["methods"]["kd"][0].pop("temperature"),
-    lambda raw: raw["methods"]["intra"][0].update(moments=[4]),
-    lambda raw: raw["students"].update(mine={"width": 4}),
-    lambda raw: raw["students"]["erfnet"].update(width=3),
-    lambda raw: raw["students"]["erfnet"].update(input_scale=0.3),
-    lambda raw: raw["teacher"].pop("checkpoint"),
-    lambda raw: raw.pop("views"),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw["training"].update(stesp=3),
+        lambda raw: raw["training"].update(power=-1),
+        lambda raw: raw["training"]["photometric"].update(noise="much"),
+        lambda raw: raw["dataset"].pop("size"),
+        lambda raw: raw["dataset"].update(name="rods"),
+        lambda raw: raw["prepare"].update(size=[0, 0]),
+        lambda raw: raw["targets"]["graph_mid"].update(type="afinity"),
+        lambda raw: raw["targets"]["graph_mid"].update(eps=0),
+        lambda raw: raw["methods"]["kd"][0].pop("temperature"),
+        lambda raw: raw["methods"]["intra"][0].update(moments=[4]),
+        lambda raw: raw["students"].update(mine={"width": 4}),
+        lambda raw: raw["students"]["erfnet"].update(width=3),
+        lambda raw: raw["students"]["erfnet"].update(input_scale=0.3),
+        lambda raw: raw["teacher"].pop("checkpoint"),
+        lambda raw: raw.pop("views"),
+    ],
+)
 def test_editors_find_the_faults_of_a_configuration(change, fits):
     import fastjsonschema
+
     raw = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
     fits(raw)
     change(raw)

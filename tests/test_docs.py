@@ -69,6 +69,7 @@ def test_the_readme_names_every_command_and_every_page():
 
 # The tutorial, with a smaller road set and shorter trainings; then the Python page in the same folder
 
+
 @pytest.fixture(scope="module")
 def tutorial(tmp_path_factory):
     """The folder it leaves behind, and of each block of commands what it printed and what the page shows of that."""
@@ -122,7 +123,9 @@ def test_the_python_pages_blocks_run_as_they_stand(tutorial, monkeypatch, capsys
     folder, _ = tutorial
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MPLBACKEND", "agg")
-    blocks = [(needs, text) for needs, language, text in BLOCK.findall((ROOT / "docs/python.md").read_text()) if language == "python"]
+    blocks = [
+        (needs, text) for needs, language, text in BLOCK.findall((ROOT / "docs/python.md").read_text()) if language == "python"
+    ]
     names = {"__name__": "__main__"}
     for number, (needs, text) in enumerate(blocks):
         if not needs or importlib.util.find_spec(needs):
@@ -133,6 +136,7 @@ def test_the_python_pages_blocks_run_as_they_stand(tutorial, monkeypatch, capsys
 
 
 # Messages
+
 
 def templates():
     """Every text in the code, with a hole where a value goes."""

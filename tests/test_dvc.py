@@ -14,12 +14,34 @@ from pipeline import config
 ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 MODULES = {name: name.replace("-", "_").replace("evaluate_teacher", "evaluate") for name in STAGES}
-# words, errors, records (what they leave out, what they refuse), and the reading of the YAML (its values are the params) change no result
-ROOMS = {"pipeline/config", "pipeline/data", "pipeline/deployment", "pipeline/reporting",
-         "pipeline/scoring", "pipeline/store", "pipeline/teacher", "pipeline/training"}
-NO_RESULT = {"pipeline/__init__.py", "pipeline/errors.py", "pipeline/progress.py", "pipeline/stopping.py", "pipeline/files.py",
-             "pipeline/lookup.py", "pipeline/later.py", "pipeline/paths.py", "pipeline/records.py", "stages/__init__.py",
-             "pipeline/targets/__init__.py", "pipeline/models/__init__.py", "pipeline/synth/__init__.py", "pipeline/config"}
+# words, errors, records (what they leave out, what they refuse), and the reading of the YAML (its values are the params) change
+# no result
+ROOMS = {
+    "pipeline/config",
+    "pipeline/data",
+    "pipeline/deployment",
+    "pipeline/reporting",
+    "pipeline/scoring",
+    "pipeline/store",
+    "pipeline/teacher",
+    "pipeline/training",
+}
+NO_RESULT = {
+    "pipeline/__init__.py",
+    "pipeline/errors.py",
+    "pipeline/progress.py",
+    "pipeline/stopping.py",
+    "pipeline/files.py",
+    "pipeline/lookup.py",
+    "pipeline/later.py",
+    "pipeline/paths.py",
+    "pipeline/records.py",
+    "stages/__init__.py",
+    "pipeline/targets/__init__.py",
+    "pipeline/models/__init__.py",
+    "pipeline/synth/__init__.py",
+    "pipeline/config",
+}
 
 
 def body(name):
@@ -38,12 +60,18 @@ def unit(file):
 
 def loaded_files(module, plugins=()):
     """Project files that importing a stage, and finding its plug-ins, loads."""
-    code = (f"import json, sys; import stages.{module}; from pipeline.lookup import find\n"
-            f"for kind, name in {list(plugins)!r}: find(kind, name)\n"
-            "print(json.dumps([m.__file__ for m in list(sys.modules.values()) if getattr(m, '__file__', None)]))")
+    code = (
+        f"import json, sys; import stages.{module}; from pipeline.lookup import find\n"
+        f"for kind, name in {list(plugins)!r}: find(kind, name)\n"
+        "print(json.dumps([m.__file__ for m in list(sys.modules.values()) if getattr(m, '__file__', None)]))"
+    )
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
     files = {Path(file).resolve() for file in json.loads(output)}
-    return {str(file.relative_to(ROOT)) for file in files if file.is_relative_to(ROOT / "pipeline") or file.is_relative_to(ROOT / "stages")}
+    return {
+        str(file.relative_to(ROOT))
+        for file in files
+        if file.is_relative_to(ROOT / "pipeline") or file.is_relative_to(ROOT / "stages")
+    }
 
 
 PLUGINS = {
@@ -58,8 +86,16 @@ PLUGINS = {
 }
 # a dataset's reading is behind the prepared store's report, which later stages depend on; the stores' code checks itself
 BEHIND_A_REPORT = {
-    "train-teacher": ["pipeline/datasets", "pipeline/store", "pipeline/identity.py", "pipeline/teacher", "pipeline/targets/base.py",
-                      "pipeline/losses/base.py", "pipeline/targets/__init__.py", "pipeline/losses/__init__.py"],
+    "train-teacher": [
+        "pipeline/datasets",
+        "pipeline/store",
+        "pipeline/identity.py",
+        "pipeline/teacher",
+        "pipeline/targets/base.py",
+        "pipeline/losses/base.py",
+        "pipeline/targets/__init__.py",
+        "pipeline/losses/__init__.py",
+    ],
     "cache-teacher": ["pipeline/datasets", "pipeline/weights.py"],
     "train-student": ["pipeline/datasets", "pipeline/store", "pipeline/identity.py", "pipeline/weights.py"],
     "evaluate": ["pipeline/datasets", "pipeline/identity.py", "pipeline/seeds.py", "pipeline/weights.py"],
@@ -95,19 +131,23 @@ def test_stage_one_loads_no_loss_and_no_training():
 @pytest.mark.parametrize("stage", STAGES)
 def test_params_are_the_sections_the_stage_takes(stage):
     import importlib
+
     sections = {"student": "students", "method": "methods", "model": "teacher" if stage == "evaluate-teacher" else "students"}
-    taken = {sections.get(name, name) for name in inspect.signature(importlib.import_module(f"stages.{MODULES[stage]}").run).parameters}
+    taken = {
+        sections.get(name, name) for name in inspect.signature(importlib.import_module(f"stages.{MODULES[stage]}").run).parameters
+    }
     taken &= set(config.SECTIONS)
     if stage == "evaluate-teacher":
-        taken -= {"training"}                       # the teacher has no existence head to ask about
+        taken -= {"training"}  # the teacher has no existence head to ask about
     if stage == "train-student":
-        taken -= {"teacher"}                        # behind the cache's report
+        taken -= {"teacher"}  # behind the cache's report
     listed = [name.split(".")[0] for entry in body(stage).get("params", []) for name in next(iter(entry.values()))]
     assert taken == set(listed)
 
 
 def test_every_shipped_plugin_is_exercised_by_some_config():
     from pipeline import lookup
+
     used = {kind: set() for kind in lookup.KINDS}
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         cfg = config.load(path)

@@ -24,7 +24,7 @@ def dataset_of(cfg, root):
     """The config's dataset, with no more on disk than it needs to say what it is."""
     if cfg.dataset.name == "folder":
         (root / "classes.yaml").write_text(EXAMPLE)
-    if cfg.dataset.name == "culane":                    # its crop is a share of its frames' height
+    if cfg.dataset.name == "culane":  # its crop is a share of its frames' height
         (root / "list").mkdir()
         (root / "list" / "train.txt").write_text("/clip/00000.jpg\n")
         (root / "clip").mkdir()
@@ -36,16 +36,24 @@ def digests(cfg, root) -> dict[str, str]:
     """12 digits of each record that the configuration decides."""
     dataset, records = dataset_of(cfg, root), {}
     records["prepared"] = prepared.identity(dataset, cfg.prepare)
-    if cfg.teacher.model.name != "adapter":             # whose network, and its version, is another package's
+    if cfg.teacher.model.name != "adapter":  # whose network, and its version, is another package's
         records["cache"] = cache.identity(dataset, cfg.prepare, cfg.views, cfg.teacher, "0" * 64)
-    records["teacher's run"] = {"teacher": cfg.teacher.model, "training": cfg.teacher_training, "views": cfg.views,
-                                "dataset": prepared.meaning(dataset)}
+    records["teacher's run"] = {
+        "teacher": cfg.teacher.model,
+        "training": cfg.teacher_training,
+        "views": cfg.views,
+        "dataset": prepared.meaning(dataset),
+    }
     for name, target in cfg.targets.items():
         records[f"target {name}"] = target.build().record(target.name)
         records[f"live target {name}"] = {"targets": {name: target}}
     for name, student in cfg.students.items():
-        records[f"run of {name}"] = {"student": student, "training": cfg.training, "views": cfg.views,
-                                     "dataset": prepared.meaning(dataset)}
+        records[f"run of {name}"] = {
+            "student": student,
+            "training": cfg.training,
+            "views": cfg.views,
+            "dataset": prepared.meaning(dataset),
+        }
         records[f"exported {name}"] = {"model": student, "weights": "0" * 64}
     for name, method in cfg.methods.items():
         records[f"run with {name}"] = {"method": method}

@@ -15,7 +15,7 @@ LINE = """bench -> cli -> stages -> reporting -> deployment -> scoring -> api ->
 -> losses, metrics, store -> targets, config, datasets -> models
 -> lookup, records, stopping, weights -> files, paths -> errors, identity, later, progress, seeds"""
 PLACES = {room: place for place, rooms in enumerate(LINE.split("->")) for room in map(str.strip, rooms.split(","))}
-PART_OF = {"synth": "datasets"}     # the drawn datasets' pictures; it writes other datasets' layouts with their tables of classes
+PART_OF = {"synth": "datasets"}  # the drawn datasets' pictures; it writes other datasets' layouts with their tables of classes
 
 
 def imports(path):
@@ -28,8 +28,11 @@ def imports(path):
 
 
 def importers(module, files=FILES):
-    return {str(path.relative_to(ROOT)) for path in files
-            if any(name == module or name.startswith(module + ".") for name in imports(path))}
+    return {
+        str(path.relative_to(ROOT))
+        for path in files
+        if any(name == module or name.startswith(module + ".") for name in imports(path))
+    }
 
 
 def room(name):
@@ -77,18 +80,27 @@ def test_plugins_know_no_file_of_the_machinery():
     for kind in ("models", "targets", "losses"):
         for path in (ROOT / "pipeline" / kind).glob("*.py"):
             known = {name for name in imports(path) if name.startswith("pipeline.")}
-            allowed = ("pipeline.errors", "pipeline.models", "pipeline.targets", "pipeline.losses", "pipeline.later", "pipeline.records")
+            allowed = (
+                "pipeline.errors",
+                "pipeline.models",
+                "pipeline.targets",
+                "pipeline.losses",
+                "pipeline.later",
+                "pipeline.records",
+            )
             assert all(name.startswith(allowed) for name in known), (path, known)
 
 
 def test_help_answers_without_loading_torch():
-    code = "import sys; from pipeline.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(sorted({'torch', 'zarr', 'dask', 'numpy'} & set(sys.modules)))"
+    code = "import sys; from pipeline.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(sorted({'torch', 'zarr', 'dask', 'numpy'} & set(sys.modules)))"  # noqa: E501
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
     assert output.strip().endswith("[]") and "train-student" in output
 
 
 def test_bytes_are_stored_without_torch_or_dask():
-    code = ("import sys; from pipeline.store import Reader, Store; import pipeline.store.verification, pipeline.store.plan\n"
-            "print(sorted({'torch', 'dask', 'zarr'} & set(sys.modules)))")
+    code = (
+        "import sys; from pipeline.store import Reader, Store; import pipeline.store.verification, pipeline.store.plan\n"
+        "print(sorted({'torch', 'dask', 'zarr'} & set(sys.modules)))"
+    )
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
     assert output.strip() == "[]"

@@ -29,6 +29,7 @@ def shell(command: str) -> None:
 
 def figures() -> list[str]:
     from matplotlib import pyplot as plt
+
     found = []
     for number in plt.get_fignums():
         file = io.BytesIO()
@@ -42,10 +43,15 @@ def outputs_of(source: str, names: dict) -> list[dict]:
     """What a cell prints and draws, as a notebook keeps it."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        exec(compile(re.sub(r"^!(.*)$", lambda line: f"shell({line[1]!r})", source, flags=re.MULTILINE), NOTEBOOK.name, "exec"), names)
+        exec(
+            compile(re.sub(r"^!(.*)$", lambda line: f"shell({line[1]!r})", source, flags=re.MULTILINE), NOTEBOOK.name, "exec"),
+            names,
+        )
     printed = said.getvalue().splitlines(keepends=True)
     streams = [{"name": "stdout", "output_type": "stream", "text": printed}] if printed else []
-    return streams + [{"data": {"image/png": png, "text/plain": ["<Figure>"]}, "metadata": {}, "output_type": "display_data"} for png in figures()]
+    return streams + [
+        {"data": {"image/png": png, "text/plain": ["<Figure>"]}, "metadata": {}, "output_type": "display_data"} for png in figures()
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ print(len(cache), cache[cache.ids[0], 1].targets["graph_high"]["graph"].shape)
 def wheel(tmp_path_factory) -> Path:
     pytest.importorskip("build", reason="builds the wheel; pip install '.[test]'")
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    for name in ("pipeline", "stages", "configs"):                   # a copy: a build leaves folders behind
+    for name in ("pipeline", "stages", "configs"):  # a copy: a build leaves folders behind
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copyfile(ROOT / name, source / name)
@@ -66,7 +66,10 @@ def test_the_wheel_alone_runs_the_demos_stages_in_an_empty_folder(wheel, tmp_pat
     environment, work = tmp_path / "environment", tmp_path / "work"
     work.mkdir()
     run([sys.executable, "-m", "venv", "--without-pip", environment], tmp_path)
-    run([sys.executable, "-m", "pip", "--python", environment / "bin/python", "install", "-q", "--no-deps", "--no-index", wheel], tmp_path)
+    run(
+        [sys.executable, "-m", "pip", "--python", environment / "bin/python", "install", "-q", "--no-deps", "--no-index", wheel],
+        tmp_path,
+    )
     # what it depends on is taken from here; a .pth in a folder that a .pth names is not followed, so no editable install is
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
@@ -80,6 +83,7 @@ def test_init_copies_every_example_and_overwrites_none(tmp_path):
     from click.testing import CliRunner
 
     from pipeline.cli import main
+
     for _ in range(2):
         result = CliRunner().invoke(main, ["init", str(tmp_path)])
         assert result.exit_code == 0

@@ -22,13 +22,49 @@ from pipeline.store import plan
 from pipeline.teacher import cache
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-PAPER = {   # train_images: the paper's Table 1; positions: of the teacher's stride-8 maps
-    "culane": dict(crop=240, size=(208, 976), batch=12, steps=80_000, lr=0.01, background=0.4, existence=0.1,
-                   train_images=88_880, epochs=10.8, positions=26 * 122, outputs=5, nodes=5),
-    "llamas": dict(crop=333, size=(288, 960), batch=12, steps=80_000, lr=0.01, background=0.4, existence=0.1,
-                   train_images=58_269, epochs=16.5, positions=36 * 120, outputs=5, nodes=5),
-    "apolloscape": dict(crop=1700, size=(505, 1692), batch=8, steps=180_000, lr=0.01, background=0.05, existence=0.0,
-                        train_images=103_653, epochs=13.9, positions=64 * 212, outputs=36, nodes=36),
+PAPER = {  # train_images: the paper's Table 1; positions: of the teacher's stride-8 maps
+    "culane": dict(
+        crop=240,
+        size=(208, 976),
+        batch=12,
+        steps=80_000,
+        lr=0.01,
+        background=0.4,
+        existence=0.1,
+        train_images=88_880,
+        epochs=10.8,
+        positions=26 * 122,
+        outputs=5,
+        nodes=5,
+    ),
+    "llamas": dict(
+        crop=333,
+        size=(288, 960),
+        batch=12,
+        steps=80_000,
+        lr=0.01,
+        background=0.4,
+        existence=0.1,
+        train_images=58_269,
+        epochs=16.5,
+        positions=36 * 120,
+        outputs=5,
+        nodes=5,
+    ),
+    "apolloscape": dict(
+        crop=1700,
+        size=(505, 1692),
+        batch=8,
+        steps=180_000,
+        lr=0.01,
+        background=0.05,
+        existence=0.0,
+        train_images=103_653,
+        epochs=13.9,
+        positions=64 * 212,
+        outputs=36,
+        nodes=36,
+    ),
 }
 MODERN_EPOCHS = {"culane": 12, "llamas": 18}
 PREPARED = ("culane", "llamas", "apolloscape", "cityscapes")
@@ -51,7 +87,7 @@ def dataset_of(cfg, tmp_path):
     root.mkdir()
     if cfg.dataset.name == "folder":
         (root / "classes.yaml").write_text(EXAMPLE)
-    if cfg.dataset.name == "culane":                    # its crop is a share of its frames' height
+    if cfg.dataset.name == "culane":  # its crop is a share of its frames' height
         (root / "list").mkdir()
         (root / "list" / "train.txt").write_text("/clip/00000.jpg\n")
         (root / "clip").mkdir()
@@ -69,7 +105,7 @@ def test_the_papers_numbers_stand_in_its_configs(name):
     assert (training.momentum, training.weight_decay, training.power) == (0.9, 1e-4, 0.9)
     assert set(asdict(training.photometric).values()) == {0.0} and not cfg.views.mirror
     assert cfg.teacher.model.name == "resnet101" and cfg.teacher.model.args["head"] == "pyramid"
-    assert list(cfg.students) == ["erfnet", "enet", "resnet18"] + ["resnet34"] * (name == "culane")     # SAD's row
+    assert list(cfg.students) == ["erfnet", "enet", "resnet18"] + ["resnet34"] * (name == "culane")  # SAD's row
 
 
 @pytest.mark.parametrize("name", [*PREPARED, *(f"{name}-modern" for name in PREPARED)])
@@ -115,7 +151,7 @@ def test_the_cityscapes_recipe_is_cirkds():
     assert loaded("cityscapes").prepare.size == (512, 1024)
     assert (training.batch, training.steps, training.lr) == (16, 40_000, 0.02)
     assert (teacher.batch, teacher.steps, teacher.lr) == (8, 80_000, 0.01)
-    whole_frames, crops = loaded("cityscapes-modern").training, 8 * 80_000     # of a quarter of a frame
+    whole_frames, crops = loaded("cityscapes-modern").training, 8 * 80_000  # of a quarter of a frame
     assert whole_frames.batch * whole_frames.steps * 4 == crops
 
 
@@ -133,6 +169,7 @@ def test_views_are_mirrored_only_where_the_dataset_says_how(name, tmp_path):
 @pytest.mark.parametrize("name", ALL)
 def test_a_background_is_weighted_only_where_there_is_one(name, tmp_path):
     from pipeline.training.step import class_weights
+
     cfg = loaded(name)
     dataset = dataset_of(cfg, tmp_path)
     for training in (cfg.training, cfg.teacher_training):
@@ -153,10 +190,10 @@ def test_a_modern_recipe_differs_where_its_comment_says(name):
     different = {key for key in mine.keys() | paper.keys() if mine.get(key, ...) != paper.get(key, ...)}
     lines = comment(f"{name}-modern")
     listed = []
-    for line in lines[lines.index(f"Differs from {name}.yaml in") + 1:]:
+    for line in lines[lines.index(f"Differs from {name}.yaml in") + 1 :]:
         if not line.startswith("  "):
             break
-        if not line.startswith("    "):                 # deeper lines go on with the reason
+        if not line.startswith("    "):  # deeper lines go on with the reason
             listed += line.split(":")[0].strip().split(", ")
     assert sorted(listed) == sorted(different)
 
@@ -164,7 +201,7 @@ def test_a_modern_recipe_differs_where_its_comment_says(name):
 def test_the_papers_methods_are_one_table():
     tables = [settings(name) for name in PAPER]
     for name, method in tables[0]["methods"].items():
-        if name != "sad":                               # starts at another step of a longer training
+        if name != "sad":  # starts at another step of a longer training
             assert all(table["methods"][name] == method for table in tables)
     assert all(set(table["targets"]) == set(tables[0]["targets"]) for table in tables)
 
@@ -183,7 +220,9 @@ def test_the_comment_gives_the_bytes_that_the_fields_come_to(name, tmp_path):
     text = " ".join(comment(name)).replace(",", "")
     total, parts, images, views, gigabytes, store = re.search(
         r"Cache[^:]*: (\d+) bytes an image and view \((.*?)\); (\d+) images x (\d+) views: ([\d.]+) GB.*"
-        r"Prepared store: ([\d.]+) GB", text).groups()
+        r"Prepared store: ([\d.]+) GB",
+        text,
+    ).groups()
     sizes = plan.sizes(int(images), int(views), passes, cache.MATRIX, context)
     found = Counter()
     for target, size in sizes.target_bytes.items():
@@ -217,15 +256,19 @@ def test_the_page_scores_culane_predictions(tmp_path, monkeypatch, capsys):
     """Two frames: one lane found and one missed; a false lane on a crossroad."""
     (block,) = blocks("python")
     lane, other = "400 589 420 489 440 389\n", "1100 589 1000 489 900 389\n"
-    files = {"data/culane/clip/0.lines.txt": lane + other, "data/culane/clip/1.lines.txt": "",
-             "predictions/clip/0.lines.txt": lane, "predictions/clip/1.lines.txt": other,
-             "data/culane/list/test_split/test0_normal.txt": "/clip/0.jpg\n",
-             "data/culane/list/test_split/test7_cross.txt": "/clip/1.jpg\n"}
+    files = {
+        "data/culane/clip/0.lines.txt": lane + other,
+        "data/culane/clip/1.lines.txt": "",
+        "predictions/clip/0.lines.txt": lane,
+        "predictions/clip/1.lines.txt": other,
+        "data/culane/list/test_split/test0_normal.txt": "/clip/0.jpg\n",
+        "data/culane/list/test_split/test7_cross.txt": "/clip/1.jpg\n",
+    }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)      # no processes for two frames
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # no processes for two frames
     exec(block, {"__name__": "__main__"})
     printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert printed == {"normal": f"{2 / 3} 0", "cross": "None 1", "total": "0.5 1"}

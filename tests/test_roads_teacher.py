@@ -1,4 +1,5 @@
-"""The ResNet-101 that comes with the project: it has seen none of the scenes that others draw, and the demo's configuration takes it."""
+"""The ResNet-101 that comes with the project: it has seen none of the scenes that others draw, and the demo's configuration
+takes it."""
 
 from pathlib import Path
 

@@ -8,8 +8,11 @@ import pytest
 from bench import tables, teacher
 
 ROOT = Path(__file__).parents[1]
-WRITTEN = [("README.md", "demo-table", "demo.json", tables.text), ("docs/tutorial.md", "demo-table", "demo.json", tables.text),
-           ("docs/roads-teacher.md", "teacher", "teacher.json", teacher.table)]
+WRITTEN = [
+    ("README.md", "demo-table", "demo.json", tables.text),
+    ("docs/tutorial.md", "demo-table", "demo.json", tables.text),
+    ("docs/roads-teacher.md", "teacher", "teacher.json", teacher.table),
+]
 
 
 @pytest.mark.parametrize("page, name, result, table", WRITTEN, ids=lambda value: value if isinstance(value, str) else "")

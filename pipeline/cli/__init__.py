@@ -4,7 +4,7 @@ The only folder that imports click or a stage. Heavy imports happen inside comma
 are listed in the order in which their files are imported here.
 """
 
+from pipeline.cli import deployment, scoring, steps, stores  # noqa: F401 (each adds its commands to `main`)
 from pipeline.cli.group import main
-from pipeline.cli import steps, deployment, scoring, stores     # noqa: F401: each adds its commands to `main`
 
 __all__ = ["main"]

@@ -16,7 +16,7 @@ class Commands(click.Group):
         return list(self.commands)
 
 
-_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}     # the user's to mend, wherever raised
+_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # the user's to mend, wherever raised
 
 
 class Group(Commands):
@@ -27,14 +27,17 @@ class Group(Commands):
             return super().invoke(ctx)
         except PipelineError as error:
             for line in str(error).splitlines():
-                example = line.startswith("    ")                   # to be copied as it is printed
+                example = line.startswith("    ")  # to be copied as it is printed
                 click.echo(line if example else f"Error: {line}", err=True)
             ctx.exit(1)
         except OSError as error:
             if error.errno not in _MACHINE:
                 raise
-            click.echo(f"Error: {error.filename or 'disk'}: {error.strerror}; make room or give the right to write, and run "
-                       f"the same command again: what is finished is safe", err=True)
+            click.echo(
+                f"Error: {error.filename or 'disk'}: {error.strerror}; make room or give the right to write, and run "
+                f"the same command again: what is finished is safe",
+                err=True,
+            )
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("Stopped: nothing finished is lost; run the same command again", err=True)
@@ -55,5 +58,6 @@ def main(ctx, verbose, quiet):
     $ pipeline train-student configs/demo.yaml --student erfnet --method intra --seed 0
     """
     from pipeline import progress
+
     progress.verbosity = verbose - quiet
     ctx.obj = time.monotonic()

@@ -12,17 +12,23 @@ import click
 from pipeline.cli.group import main
 from pipeline.errors import ConfigError, PipelineError
 
-
-overriding = click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
-                          help="Override a value of the file; recorded with the run. May be repeated.")
+overriding = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Override a value of the file; recorded with the run. May be repeated.",
+)
 
 
 def command(name):
     """A command over one YAML file, with `--set`."""
+
     def wrap(function):
         function = overriding(function)
         function = click.argument("config", type=click.Path(path_type=Path))(function)
         return main.command(name)(function)
+
     return wrap
 
 
@@ -31,23 +37,42 @@ def place(text: str):
     if "://" not in str(text):
         return Path(text)
     from pipeline.store.files import place
+
     return place(text)
 
 
-root = click.option("--root", type=place, metavar="FOLDER|URL", envvar="PIPELINE_CACHE_ROOT", default="cache", show_default=True,
-                    show_envvar=True, help="Folder of the prepared stores and caches; may lie outside the checkout.")
-device = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
-deterministic = click.option("--deterministic", is_flag=True,
-                             help="Resume to the same bits on a GPU too, at some cost in speed; a CPU always does.")
-workers = click.option("--workers", type=click.IntRange(min=1), default=os.cpu_count(), show_default="cores",
-                       help="Threads or processes for decoding, drawing and checking.")
+root = click.option(
+    "--root",
+    type=place,
+    metavar="FOLDER|URL",
+    envvar="PIPELINE_CACHE_ROOT",
+    default="cache",
+    show_default=True,
+    show_envvar=True,
+    help="Folder of the prepared stores and caches; may lie outside the checkout.",
+)
+device = click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."
+)
+deterministic = click.option(
+    "--deterministic", is_flag=True, help="Resume to the same bits on a GPU too, at some cost in speed; a CPU always does."
+)
+workers = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=os.cpu_count(),
+    show_default="cores",
+    help="Threads or processes for decoding, drawing and checking.",
+)
 
 
 def entries(section):
     """Completion of a shell: the section's entries in the configuration that stands on the line already."""
+
     def complete(ctx, param, incomplete):
         import yaml
-        config = ctx.params.get("config") or next(iter(ctx.args), "")       # click parses nothing after an open option
+
+        config = ctx.params.get("config") or next(iter(ctx.args), "")  # click parses nothing after an open option
         try:
             entries = list(yaml.safe_load(Path(config).read_text())[section])
         except (OSError, KeyError, TypeError, yaml.YAMLError):
@@ -58,25 +83,36 @@ def entries(section):
 
 
 student = click.option("--student", required=True, shell_complete=entries("students"), help="An entry of the file's `students`.")
-method = click.option("--method", required=True, shell_complete=entries("methods"),
-                      help="An entry of the file's `methods`; `plain` is no distillation.")
+method = click.option(
+    "--method",
+    required=True,
+    shell_complete=entries("methods"),
+    help="An entry of the file's `methods`; `plain` is no distillation.",
+)
 seed = click.option("--seed", type=int, required=True, help="Seed of initial weights, order and dropout.")
-weights = click.option("--weights", type=click.Path(path_type=Path), metavar="FILE",
-                       help="Other weights for --student or --teacher than the run's: .safetensors, .pt, a run's checkpoint.pt.")
+weights = click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Other weights for --student or --teacher than the run's: .safetensors, .pt, a run's checkpoint.pt.",
+)
 
 
 def one_network(function):
     """A run's student, or the teacher."""
-    for option in (click.option("--teacher", is_flag=True, help="The teacher instead of a student."),
-                   click.option("--seed", type=int, help="The run's seed."),
-                   click.option("--method", shell_complete=entries("methods"), help="An entry of the file's `methods`."),
-                   click.option("--student", shell_complete=entries("students"), help="An entry of the file's `students`.")):
+    for option in (
+        click.option("--teacher", is_flag=True, help="The teacher instead of a student."),
+        click.option("--seed", type=int, help="The run's seed."),
+        click.option("--method", shell_complete=entries("methods"), help="An entry of the file's `methods`."),
+        click.option("--student", shell_complete=entries("students"), help="An entry of the file's `students`."),
+    ):
         function = option(function)
     return function
 
 
 def load(config, overrides):
     from pipeline.config import load
+
     return load(config, overrides)
 
 
@@ -84,6 +120,7 @@ def pick(device: str, deterministic: bool = False) -> str:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
+
     torch.use_deterministic_algorithms(deterministic)
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -98,6 +135,7 @@ def pick(device: str, deterministic: bool = False) -> str:
 def stoppable():
     """SIGTERM and Ctrl-C end the command with one line, and exit code 75 or 130."""
     from pipeline.stopping import Stopped, stoppable
+
     try:
         with stoppable():
             yield
@@ -112,7 +150,8 @@ def teacher_weights(cfg) -> Path:
 
 def run_name(student, method, seed) -> str:
     from pipeline.paths import name_fault
-    for name in filter(None, (student, method)):     # without a method where other weights are named
+
+    for name in filter(None, (student, method)):  # without a method where other weights are named
         if fault := name_fault(name):
             raise ConfigError(f"{name!r} {fault}; the configuration's students and methods are called so")
     return f"{student}-{method}-{seed}"
@@ -123,16 +162,24 @@ def network(cfg, student, method, seed, teacher, weights=None):
     if teacher == (student is not None) or weights is None and not teacher and (method is None or seed is None):
         raise click.UsageError("give either --teacher, or all of --student, --method and --seed")
     if teacher:
-        return "teacher", dict(model=cfg.teacher.model, training=None, weights_file=weights or teacher_weights(cfg),
-                               flip_average=cfg.teacher.flip_average)
+        return "teacher", dict(
+            model=cfg.teacher.model,
+            training=None,
+            weights_file=weights or teacher_weights(cfg),
+            flip_average=cfg.teacher.flip_average,
+        )
     name = run_name(student, method, seed)
-    return name, dict(model=cfg.student(student), training=cfg.training,
-                      weights_file=weights or Path("runs") / cfg.name / name / "weights.safetensors")
+    return name, dict(
+        model=cfg.student(student),
+        training=cfg.training,
+        weights_file=weights or Path("runs") / cfg.name / name / "weights.safetensors",
+    )
 
 
 def say_next(command, config, overrides=(), root=None, *arguments):
     """On stderr: how long it took, and what to run after this. `dvc repro` knows that by itself."""
     from pipeline.progress import duration, say
+
     if "DVC_STAGE" in os.environ:
         return
     words = ["pipeline", command, str(config), *map(str, arguments), *(word for text in overrides for word in ("--set", text))]

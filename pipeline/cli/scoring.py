@@ -23,10 +23,23 @@ def _size_option(*default):
 @score.command("culane")
 @click.argument("predictions", metavar="PRED", type=click.Path(path_type=Path))
 @click.argument("truth", metavar="TRUTH", type=click.Path(path_type=Path))
-@click.option("--list", "lists", multiple=True, required=True, type=click.Path(path_type=Path),
-              help="A list of frames, or a folder of lists, one a category. May be repeated.")
-@click.option("--iou", "ious", multiple=True, type=click.FloatRange(0, 1), default=[0.5], show_default=True,
-              help="A lane is found above it. May be repeated, at the cost of one.")
+@click.option(
+    "--list",
+    "lists",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A list of frames, or a folder of lists, one a category. May be repeated.",
+)
+@click.option(
+    "--iou",
+    "ious",
+    multiple=True,
+    type=click.FloatRange(0, 1),
+    default=[0.5],
+    show_default=True,
+    help="A lane is found above it. May be repeated, at the cost of one.",
+)
 @click.option("--width", type=click.IntRange(min=1), default=30, show_default=True, help="Of the drawn lanes, in pixels.")
 @_size_option(590, 1640)
 @options.workers
@@ -40,8 +53,12 @@ def score_culane(predictions, truth, lists, ious, width, size, workers, as_json)
     $ pipeline score culane runs/culane/erfnet-intra-0/predictions/test data/culane --list data/culane/list/test_split
     """
     from stages import score as stage
-    click.echo(stage.culane(predictions=predictions, truth=truth, lists=lists, ious=ious, width=width, size=size, workers=workers,
-                            as_json=as_json))
+
+    click.echo(
+        stage.culane(
+            predictions=predictions, truth=truth, lists=lists, ious=ious, width=width, size=size, workers=workers, as_json=as_json
+        )
+    )
 
 
 @score.command("llamas")
@@ -61,8 +78,10 @@ def score_llamas(predictions, labels, recordings, size, workers, as_json):
         --recording images-2014-12-22-14-19-07_mapping_280S_3rd_lane
     """
     from stages import score as stage
-    click.echo(stage.llamas(predictions=predictions, labels=labels, recordings=recordings, size=size, workers=workers,
-                            as_json=as_json))
+
+    click.echo(
+        stage.llamas(predictions=predictions, labels=labels, recordings=recordings, size=size, workers=workers, as_json=as_json)
+    )
 
 
 @score.command("segmentation")
@@ -80,6 +99,10 @@ def score_segmentation(predictions, config, split, workers, as_json):
     $ pipeline score segmentation runs/cityscapes/erfnet-intra-0/predictions/val configs/cityscapes.yaml
     """
     from stages import score as stage
+
     cfg = options.load(config, ())
-    click.echo(stage.segmentation(predictions=predictions, dataset=cfg.dataset, split=split or cfg.evaluate.split,
-                                  workers=workers, as_json=as_json))
+    click.echo(
+        stage.segmentation(
+            predictions=predictions, dataset=cfg.dataset, split=split or cfg.evaluate.split, workers=workers, as_json=as_json
+        )
+    )

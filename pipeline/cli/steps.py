@@ -18,6 +18,7 @@ def init(folder):
     $ pipeline init
     """
     from stages import init as stage
+
     click.echo(stage.run(folder=folder))
 
 
@@ -33,6 +34,7 @@ def synth(config, overrides, workers):
     $ pipeline synth configs/demo.yaml
     """
     from stages import synth as stage
+
     cfg = options.load(config, overrides)
     click.echo(stage.run(dataset=cfg.dataset, workers=workers))
     options.say_next("prepare", config, overrides)
@@ -45,25 +47,31 @@ def doctor(config, overrides, splits, workers):
     """Check a dataset on disk before a long run: every image and label is read, everything wrong is listed.
 
     Unreadable or truncated files, label values, sizes, lists that point nowhere, repeated frames, counts against the official
-    ones, splits without the labels that the file's teacher, methods or scores need. Exit code 1 if anything is wrong. About 30 images a second and core at full size.
+    ones, splits without the labels that the file's teacher, methods or scores need. Exit code 1 if anything is wrong. About 30
+    images a second and core at full size.
 
     \b
     $ pipeline doctor configs/demo.yaml
     """
     from pipeline.teacher.cache import needs_labels
     from stages import doctor as stage
+
     cfg = options.load(config, overrides)
-    click.echo(stage.run(dataset=cfg.dataset, splits=splits, workers=workers, needs_labels=needs_labels(cfg),
-                         scored=cfg.evaluate.split))
+    click.echo(
+        stage.run(dataset=cfg.dataset, splits=splits, workers=workers, needs_labels=needs_labels(cfg), scored=cfg.evaluate.split)
+    )
     options.say_next("prepare", config, overrides)
 
 
 @options.command("prepare")
 @options.root
 @options.workers
-@click.option("--skip-bad/--no-skip-bad", default=None,
-              help="Leave out images that can't be read, here and in all later stages, and put them on record in the "
-                   "store's skipped.tsv; or clear that record. Without either it stands, and other bad images are errors.")
+@click.option(
+    "--skip-bad/--no-skip-bad",
+    default=None,
+    help="Leave out images that can't be read, here and in all later stages, and put them on record in the "
+    "store's skipped.tsv; or clear that record. Without either it stands, and other bad images are errors.",
+)
 def prepare(config, overrides, root, workers, skip_bad):
     """Decode, crop and resize the training images once, into a Zarr store.
 
@@ -76,9 +84,19 @@ def prepare(config, overrides, root, workers, skip_bad):
     with options.stoppable():
         from pipeline.teacher.cache import needs_labels
         from stages import prepare as stage
+
         cfg = options.load(config, overrides)
-        click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, root=root, workers=workers, skip_bad=skip_bad,
-                             needs_labels=needs_labels(cfg), report=Path("reports/prepare") / f"{cfg.name}.json"))
+        click.echo(
+            stage.run(
+                dataset=cfg.dataset,
+                prepare=cfg.prepare,
+                root=root,
+                workers=workers,
+                skip_bad=skip_bad,
+                needs_labels=needs_labels(cfg),
+                report=Path("reports/prepare") / f"{cfg.name}.json",
+            )
+        )
         options.say_next("train-teacher", config, overrides, root)
 
 
@@ -96,11 +114,23 @@ def train_teacher(config, overrides, root, device, deterministic):
     """
     with options.stoppable():
         from stages import train_teacher as stage
+
         cfg = options.load(config, overrides)
-        click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher,
-                             teacher_training=cfg.teacher_training, root=root, folder=Path("runs") / cfg.name / "teacher",
-                             weights_file=options.teacher_weights(cfg), report=Path("reports/teacher") / f"{cfg.name}.json",
-                             settings=cfg.text, device=options.pick(device, deterministic)))
+        click.echo(
+            stage.run(
+                dataset=cfg.dataset,
+                prepare=cfg.prepare,
+                views=cfg.views,
+                teacher=cfg.teacher,
+                teacher_training=cfg.teacher_training,
+                root=root,
+                folder=Path("runs") / cfg.name / "teacher",
+                weights_file=options.teacher_weights(cfg),
+                report=Path("reports/teacher") / f"{cfg.name}.json",
+                settings=cfg.text,
+                device=options.pick(device, deterministic),
+            )
+        )
         options.say_next("cache-teacher", config, overrides, root)
 
 
@@ -119,10 +149,24 @@ def plan(config, overrides, root, device, images, measure, batch):
     $ pipeline plan configs/demo.yaml --images 200
     """
     from stages import plan as stage
+
     cfg = options.load(config, overrides)
-    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
-                         training=cfg.training, students=cfg.students, root=root, images=images, measure=measure,
-                         device=options.pick(device) if measure else "cpu", batch=batch))
+    click.echo(
+        stage.run(
+            dataset=cfg.dataset,
+            prepare=cfg.prepare,
+            views=cfg.views,
+            teacher=cfg.teacher,
+            targets=cfg.targets,
+            training=cfg.training,
+            students=cfg.students,
+            root=root,
+            images=images,
+            measure=measure,
+            device=options.pick(device) if measure else "cpu",
+            batch=batch,
+        )
+    )
 
 
 def _share(ctx, param, value) -> tuple[int, int]:
@@ -137,8 +181,13 @@ def _share(ctx, param, value) -> tuple[int, int]:
 @options.root
 @options.device
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images a teacher pass takes at a time.")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Processes, each with a teacher; one a GPU where there are several.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes, each with a teacher; one a GPU where there are several.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each teacher; if not given, they share the cores.")
 @click.option("--scheduler", metavar="ADDRESS", help="Let the workers of this Dask scheduler fill; they see the same files.")
 @click.option("--blocks", "share", metavar="I/N", callback=_share, help="Fill only the I-th of N shares: for array jobs.")
@@ -156,16 +205,31 @@ def cache_teacher(config, overrides, root, device, batch, workers, threads, sche
         raise click.UsageError("--workers is for this machine; a Dask scheduler has its own")
     with options.stoppable():
         from stages import cache_teacher as stage
+
         cfg = options.load(config, overrides)
-        click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
-                             weights_file=options.teacher_weights(cfg), root=root,
-                             report=Path("reports/cache") / f"{cfg.name}.json",
-                             device=options.pick(device) if scheduler is None else device, batch=batch, workers=workers,
-                             threads=threads, scheduler=scheduler, share=share))
+        click.echo(
+            stage.run(
+                dataset=cfg.dataset,
+                prepare=cfg.prepare,
+                views=cfg.views,
+                teacher=cfg.teacher,
+                targets=cfg.targets,
+                weights_file=options.teacher_weights(cfg),
+                root=root,
+                report=Path("reports/cache") / f"{cfg.name}.json",
+                device=options.pick(device) if scheduler is None else device,
+                batch=batch,
+                workers=workers,
+                threads=threads,
+                scheduler=scheduler,
+                share=share,
+            )
+        )
         if share[1] == 1:
             method = next((name for name, terms in cfg.methods.items() if any(term.reads for term in terms)), "plain")
-            options.say_next("train-student", config, overrides, root, "--student", next(iter(cfg.students)), "--method", method,
-                             "--seed", 0)
+            options.say_next(
+                "train-student", config, overrides, root, "--student", next(iter(cfg.students)), "--method", method, "--seed", 0
+            )
 
 
 @options.command("train-student")
@@ -186,12 +250,27 @@ def train_student(config, overrides, student, method, seed, root, device, determ
     """
     with options.stoppable():
         from stages import train_student as stage
+
         cfg = options.load(config, overrides)
-        click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
-                             training=cfg.training, student=cfg.student(student), method=cfg.method(method), seed=seed, root=root,
-                             folder=Path("runs") / cfg.name / options.run_name(student, method, seed),
-                             weights_file=options.teacher_weights(cfg), config=config, settings=cfg.text,
-                             device=options.pick(device, deterministic)))
+        click.echo(
+            stage.run(
+                dataset=cfg.dataset,
+                prepare=cfg.prepare,
+                views=cfg.views,
+                teacher=cfg.teacher,
+                targets=cfg.targets,
+                training=cfg.training,
+                student=cfg.student(student),
+                method=cfg.method(method),
+                seed=seed,
+                root=root,
+                folder=Path("runs") / cfg.name / options.run_name(student, method, seed),
+                weights_file=options.teacher_weights(cfg),
+                config=config,
+                settings=cfg.text,
+                device=options.pick(device, deterministic),
+            )
+        )
         options.say_next("evaluate", config, overrides, None, "--student", student, "--method", method, "--seed", seed)
 
 
@@ -211,13 +290,24 @@ def evaluate(config, overrides, student, method, seed, teacher, device, workers,
     $ pipeline evaluate configs/demo.yaml --teacher
     """
     from stages import evaluate as stage
+
     cfg = options.load(config, overrides)
     name, network = options.network(cfg, student, method, seed, teacher)
     out = Path("reports/scores") / cfg.name
-    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, evaluate=cfg.evaluate, **network,
-                         report=out / f"{name}.json", picture=out / f"{name}.png",
-                         predictions=Path("runs") / cfg.name / name / "predictions", device=options.pick(device), batch=batch,
-                         workers=workers))
+    click.echo(
+        stage.run(
+            dataset=cfg.dataset,
+            prepare=cfg.prepare,
+            evaluate=cfg.evaluate,
+            **network,
+            report=out / f"{name}.json",
+            picture=out / f"{name}.png",
+            predictions=Path("runs") / cfg.name / name / "predictions",
+            device=options.pick(device),
+            batch=batch,
+            workers=workers,
+        )
+    )
     options.say_next("cache-teacher" if teacher else "report", config, overrides)
 
 
@@ -236,13 +326,29 @@ def report(config, overrides, root, pictures, device):
     $ pipeline report configs/demo.yaml
     """
     from stages import report as stage
+
     cfg = options.load(config, overrides)
-    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, teacher=cfg.teacher, targets=cfg.targets, students=cfg.students,
-                         methods=cfg.methods, training=cfg.training, evaluate=cfg.evaluate, name=cfg.name, settings=cfg.text,
-                         scores=Path("reports/scores") / cfg.name, runs=Path("runs") / cfg.name,
-                         cache_report=Path("reports/cache") / f"{cfg.name}.json", root=root,
-                         weights_file=options.teacher_weights(cfg), out=Path("reports"),
-                         device=options.pick(device) if pictures else None))
+    click.echo(
+        stage.run(
+            dataset=cfg.dataset,
+            prepare=cfg.prepare,
+            teacher=cfg.teacher,
+            targets=cfg.targets,
+            students=cfg.students,
+            methods=cfg.methods,
+            training=cfg.training,
+            evaluate=cfg.evaluate,
+            name=cfg.name,
+            settings=cfg.text,
+            scores=Path("reports/scores") / cfg.name,
+            runs=Path("runs") / cfg.name,
+            cache_report=Path("reports/cache") / f"{cfg.name}.json",
+            root=root,
+            weights_file=options.teacher_weights(cfg),
+            out=Path("reports"),
+            device=options.pick(device) if pictures else None,
+        )
+    )
 
 
 @main.command("study")
@@ -262,8 +368,20 @@ def study(study, root, device, jobs):
     """
     with options.stoppable():
         from pipeline.reporting.study import read
-        from stages import evaluate, study as stage, train_student
+        from stages import evaluate, train_student
+        from stages import study as stage
+
         found = read(study)
-        click.echo(stage.run(study=found, root=root, weights_file=options.teacher_weights(found.config), runs=Path("runs"),
-                             report=Path("reports/studies") / f"{found.name}.md", jobs=jobs, device=options.pick(device),
-                             train=train_student.run, evaluate=evaluate.run))
+        click.echo(
+            stage.run(
+                study=found,
+                root=root,
+                weights_file=options.teacher_weights(found.config),
+                runs=Path("runs"),
+                report=Path("reports/studies") / f"{found.name}.md",
+                jobs=jobs,
+                device=options.pick(device),
+                train=train_student.run,
+                evaluate=evaluate.run,
+            )
+        )

@@ -13,8 +13,14 @@ from pipeline.cli.group import Commands, main
 @options.overriding
 @options.root
 @options.device
-@click.option("--recompute", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
-              help="Let the teacher answer N random views again and compare.")
+@click.option(
+    "--recompute",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Let the teacher answer N random views again and compare.",
+)
 @click.option("--repair", is_flag=True, help="First mend what is damaged: with a config, its bad blocks are filled again.")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images a teacher pass takes at a time.")
 @options.workers
@@ -31,6 +37,7 @@ def verify(what, overrides, root, device, recompute, repair, batch, workers):
     """
     from pipeline.errors import StoreError
     from stages import verify as stage
+
     folder = options.place(what)
     if "://" in what or folder.is_dir():
         if recompute:
@@ -41,8 +48,15 @@ def verify(what, overrides, root, device, recompute, repair, batch, workers):
             raise StoreError("\n".join(faults))
         return
     cfg = options.load(folder, overrides)
-    sections = dict(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
-                    weights_file=options.teacher_weights(cfg), root=root)
+    sections = dict(
+        dataset=cfg.dataset,
+        prepare=cfg.prepare,
+        views=cfg.views,
+        teacher=cfg.teacher,
+        targets=cfg.targets,
+        weights_file=options.teacher_weights(cfg),
+        root=root,
+    )
     if repair:
         done, unfilled = stage.mend(**sections, workers=workers)
         for line in done:
@@ -50,14 +64,35 @@ def verify(what, overrides, root, device, recompute, repair, batch, workers):
         with options.stoppable():
             if "prepared" in unfilled:
                 from stages import prepare as fill
-                fill.run(dataset=cfg.dataset, prepare=cfg.prepare, root=root, workers=workers,
-                         report=Path("reports/prepare") / f"{cfg.name}.json")
+
+                fill.run(
+                    dataset=cfg.dataset,
+                    prepare=cfg.prepare,
+                    root=root,
+                    workers=workers,
+                    report=Path("reports/prepare") / f"{cfg.name}.json",
+                )
             if "targets" in unfilled:
                 from stages import cache_teacher as fill
-                click.echo(fill.run(**sections, report=Path("reports/cache") / f"{cfg.name}.json", device=options.pick(device),
-                                    batch=batch), err=True)
-    click.echo(stage.run(**sections, training=cfg.training, students=cfg.students, methods=cfg.methods, recompute=recompute,
-                         device=options.pick(device), batch=batch, workers=workers))
+
+                click.echo(
+                    fill.run(
+                        **sections, report=Path("reports/cache") / f"{cfg.name}.json", device=options.pick(device), batch=batch
+                    ),
+                    err=True,
+                )
+    click.echo(
+        stage.run(
+            **sections,
+            training=cfg.training,
+            students=cfg.students,
+            methods=cfg.methods,
+            recompute=recompute,
+            device=options.pick(device),
+            batch=batch,
+            workers=workers,
+        )
+    )
 
 
 @options.command("inspect")
@@ -72,9 +107,22 @@ def inspect(config, overrides, root, image_id, view, out):
     $ pipeline inspect configs/demo.yaml
     """
     from stages import inspect as stage
+
     cfg = options.load(config, overrides)
-    click.echo(stage.run(dataset=cfg.dataset, prepare=cfg.prepare, views=cfg.views, teacher=cfg.teacher, targets=cfg.targets,
-                         weights_file=options.teacher_weights(cfg), root=root, image_id=image_id, view=view, out=out))
+    click.echo(
+        stage.run(
+            dataset=cfg.dataset,
+            prepare=cfg.prepare,
+            views=cfg.views,
+            teacher=cfg.teacher,
+            targets=cfg.targets,
+            weights_file=options.teacher_weights(cfg),
+            root=root,
+            image_id=image_id,
+            view=view,
+            out=out,
+        )
+    )
 
 
 @main.group("cache", cls=Commands)
@@ -95,6 +143,7 @@ def cache_list(root):
     $ pipeline cache list
     """
     from stages import cache as stage
+
     click.echo(stage.run(root=root))
 
 
@@ -111,6 +160,7 @@ def cache_pull(source, root, views):
     $ pipeline cache pull s3://bucket/cache/roads/targets-0123456789ab cache
     """
     from stages import cache as stage
+
     with options.stoppable():
         click.echo(stage.pull(source=options.place(source), root=options.place(root), num_views=views))
         options.say_next("cache", "list", (), options.place(root))
@@ -128,6 +178,7 @@ def cache_rm(folder, yes):
     $ pipeline cache rm cache/roads/targets-0123456789ab
     """
     from stages import cache as stage
+
     folder = options.place(folder)
     found = stage.check_is_store(folder)
     if not yes:

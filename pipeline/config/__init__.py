@@ -14,5 +14,21 @@ from pipeline.config.loading import INJECTED, SECTIONS, Config, load, plugin
 from pipeline.config.reading import read_yaml
 from pipeline.config.schema import Evaluate, Photometric, Plugin, Prepare, Student, Teacher, Term, Training, Views, term_name
 
-__all__ = ["INJECTED", "SECTIONS", "Config", "Evaluate", "Photometric", "Plugin", "Prepare", "Student", "Teacher", "Term", "Training",
-           "Views", "load", "plugin", "read_yaml", "term_name"]
+__all__ = [
+    "INJECTED",
+    "SECTIONS",
+    "Config",
+    "Evaluate",
+    "Photometric",
+    "Plugin",
+    "Prepare",
+    "Student",
+    "Teacher",
+    "Term",
+    "Training",
+    "Views",
+    "load",
+    "plugin",
+    "read_yaml",
+    "term_name",
+]

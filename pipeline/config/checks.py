@@ -20,7 +20,7 @@ def across(sections: Mapping[str, Any]) -> Iterator[Fault]:
     yield from check_split(sections["dataset"], sections["evaluate"].split, "evaluate.split")
     for section in ("students", "methods"):
         for name in sections[section]:
-            if "-" in name:                     # a run is called student-method-seed
+            if "-" in name:  # a run is called student-method-seed
                 yield f"{section}.{name}", f"a name with a dash; write {name.replace('-', '_')!r}"
 
 
@@ -43,8 +43,13 @@ def check_term(term: Term, targets: Mapping[str, Plugin], where: str) -> Iterato
         if name not in targets:
             yield f"{where}.reads", f"no target {name!r}{did_you_mean(name, targets) or '; there are: ' + ', '.join(targets)}"
         elif targets[name].name not in accepted:
-            yield f"{where}.reads", (f"{term.loss.name} cannot read {name!r} (type {targets[name].name}); it reads "
-                                     f"{' or '.join(accepted) or 'no target'}")
+            yield (
+                f"{where}.reads",
+                (
+                    f"{term.loss.name} cannot read {name!r} (type {targets[name].name}); it reads "
+                    f"{' or '.join(accepted) or 'no target'}"
+                ),
+            )
     if len(set(term.reads)) != len(term.reads):
         yield f"{where}.reads", "names a target twice; name each once"
     elif readable and (term.reads or not accepted):
@@ -60,6 +65,7 @@ def check_students(students: Mapping[str, Plugin], prepare: Prepare) -> Iterator
             yield f"students.{name}", f"{student.name} answers from the labels it is shown and can only teach; choose another"
         if "input_scale" in student.args:
             from pipeline.models._scaled import misfit
+
             if fault := misfit(find_class("models", student.name), student.args, canvas(prepare.size), student.args["input_scale"]):
                 yield f"students.{name}.input_scale", fault
 
@@ -79,7 +85,7 @@ def check_teacher(teacher: Teacher, teacher_training: Training | None) -> Iterat
 
 def check_split(dataset: Plugin, split: str, where: str) -> Iterator[Fault]:
     """Part of a split counts as the split: CamVid has `test/0016E5`."""
-    if fault := path_fault(split):               # predictions lie in a folder of its name
+    if fault := path_fault(split):  # predictions lie in a folder of its name
         yield where, f"{split!r} {fault}; name one of the dataset's"
         return
     splits = find_class("datasets", dataset.name).splits_of(**dataset.args)

@@ -24,8 +24,18 @@ from pipeline.errors import ConfigError
 from pipeline.lookup import did_you_mean
 
 REQUIRED = inspect.Parameter.empty
-WORDS = {float: "a number", int: "a whole number", str: "a text", bool: "true or false", Path: "a path", dict: "a mapping",
-         list: "a list", tuple: "a list", type(None): "null", Any: "any value"}
+WORDS = {
+    float: "a number",
+    int: "a whole number",
+    str: "a text",
+    bool: "true or false",
+    Path: "a path",
+    dict: "a mapping",
+    list: "a list",
+    tuple: "a list",
+    type(None): "null",
+    Any: "any value",
+}
 RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "multiple_of"}
 
 
@@ -47,7 +57,7 @@ class Faults(list[str]):
 @dataclass(frozen=True)
 class Key:
     name: str
-    kind: Any                                   # the annotation, with what is Annotated
+    kind: Any  # the annotation, with what is Annotated
     default: Any
 
     @property
@@ -59,8 +69,11 @@ def keys_of(made: Callable[..., Any], without: frozenset[str] = frozenset()) -> 
     """The keywords of a class in their order, without those that somebody else hands in."""
     call = made.__init__ if inspect.isclass(made) and not dataclasses.is_dataclass(made) else made
     hints = typing.get_type_hints(call, include_extras=True)
-    return {name: Key(name, lenient(hints.get(name, Any)), parameter.default)
-            for name, parameter in inspect.signature(made).parameters.items() if name not in {*without, "self"}}
+    return {
+        name: Key(name, lenient(hints.get(name, Any)), parameter.default)
+        for name, parameter in inspect.signature(made).parameters.items()
+        if name not in {*without, "self"}
+    }
 
 
 def lenient(kind: Any) -> Any:
@@ -69,7 +82,7 @@ def lenient(kind: Any) -> Any:
     if origin is Annotated:
         return Annotated[(lenient(inner[0]), *inner[1:])]
     if origin in (typing.Union, types.UnionType):
-        return typing.Union[tuple(map(lenient, inner))]
+        return typing.Union[tuple(map(lenient, inner))]  # noqa: UP007
     if origin is tuple:
         parts = tuple(part if part is Ellipsis else lenient(part) for part in inner)
         return Annotated[tuple.__class_getitem__(parts), LENIENT]
@@ -80,14 +93,15 @@ def lenient(kind: Any) -> Any:
 
 # --- checks -------------------------------------------------------------------------------------------------------------
 
+
 @functools.cache
 def adapter(made: type, without: frozenset[str] = frozenset()) -> TypeAdapter[dict[str, Any]]:
     """For the keywords of a plug-in."""
     keys = keys_of(made, without)
     types_by_name = {name: Required[key.kind] if key.required else NotRequired[key.kind] for name, key in keys.items()}
-    form = TypedDict("Keys", types_by_name)                     # type: ignore[misc]
-    form.__pydantic_config__ = ConfigDict(**STRICT, arbitrary_types_allowed=True)       # type: ignore[attr-defined]
-    return TypeAdapter(form)                                    # type: ignore[arg-type]
+    form = TypedDict("Keys", types_by_name)  # type: ignore[misc]
+    form.__pydantic_config__ = ConfigDict(**STRICT, arbitrary_types_allowed=True)  # type: ignore[attr-defined]
+    return TypeAdapter(form)  # type: ignore[arg-type]
 
 
 def keywords(made: type, mapping: Any, where: str, faults: Faults, without: frozenset[str] = frozenset()) -> dict[str, Any] | None:
@@ -101,15 +115,24 @@ def section(made: type, mapping: Any, where: str, faults: Faults, **given: Any) 
     mapping = {} if mapping is None else mapping
     keys, nested = keys_of(made, frozenset(given)), {}
     if isinstance(mapping, dict):
-        nested = {name: section(bare(key.kind), mapping[name], f"{where}.{name}", faults) for name, key in keys.items()
-                  if name in mapping and dataclasses.is_dataclass(bare(key.kind))}
+        nested = {
+            name: section(bare(key.kind), mapping[name], f"{where}.{name}", faults)
+            for name, key in keys.items()
+            if name in mapping and dataclasses.is_dataclass(bare(key.kind))
+        }
         mapping = {**mapping, **nested}
     broken = {name for name, value in nested.items() if value is None}
     return _checked(lambda own: made(**own, **given), keys, mapping, where, faults, broken)
 
 
-def _checked(make: Callable[[dict[str, Any]], Any], keys: Mapping[str, Key], mapping: Any, where: str, faults: Faults,
-             broken: Collection[str] = ()) -> Any:
+def _checked(
+    make: Callable[[dict[str, Any]], Any],
+    keys: Mapping[str, Key],
+    mapping: Any,
+    where: str,
+    faults: Faults,
+    broken: Collection[str] = (),
+) -> Any:
     """What `make` makes of the mapping, or None and faults; those of the keys in `broken` have been told."""
     mapping = {} if mapping is None else mapping
     if not isinstance(mapping, dict):
@@ -122,12 +145,13 @@ def _checked(make: Callable[[dict[str, Any]], Any], keys: Mapping[str, Key], map
     try:
         value = make({name: value for name, value in mapping.items() if name not in strange})
     except ValidationError as error:
-        told = dict.fromkeys(fault(detail, keys, mapping) for detail in error.errors(include_url=False)
-                             if detail["loc"][0] not in broken)
+        told = dict.fromkeys(
+            fault(detail, keys, mapping) for detail in error.errors(include_url=False) if detail["loc"][0] not in broken
+        )
         for found in filter(None, told):
             faults.add(f"{where}.{found[0]}", found[1])
         if len(faults) == before and not strange and not broken:
-            raise                               # a fault that no message tells
+            raise  # a fault that no message tells
         return None
     return value if len(faults) == before and not strange else None
 
@@ -142,7 +166,7 @@ def fault(detail: ErrorDetails, keys: Mapping[str, Key], mapping: dict[str, Any]
         return None
     place, kind, value = found
     if detail["type"] == "too_short" and len(value) >= limits_of(kind).get("min_length", 0):
-        return None                             # pydantic counts the items that are right
+        return None  # pydantic counts the items that are right
     return place, what_is_wrong(detail, kind, value)
 
 
@@ -200,6 +224,7 @@ def short(value: Any) -> str:
 
 # --- types in words -----------------------------------------------------------------------------------------------------
 
+
 def bare(kind: Any) -> Any:
     """The type without what is Annotated."""
     return kind.__origin__ if typing.get_origin(kind) is Annotated else kind
@@ -246,8 +271,14 @@ def marks_of(kind: Any) -> Iterator[Any]:
 
 def limits_of(kind: Any) -> dict[str, Any]:
     """{"ge": 0, "lt": 1}: of a number, of each number of a list, or the least length of a list."""
-    names = {annotated_types.Ge: "ge", annotated_types.Gt: "gt", annotated_types.Le: "le", annotated_types.Lt: "lt",
-             annotated_types.MultipleOf: "multiple_of", annotated_types.MinLen: "min_length"}
+    names = {
+        annotated_types.Ge: "ge",
+        annotated_types.Gt: "gt",
+        annotated_types.Le: "le",
+        annotated_types.Lt: "lt",
+        annotated_types.MultipleOf: "multiple_of",
+        annotated_types.MinLen: "min_length",
+    }
     return {name: getattr(mark, name) for mark in marks_of(kind) for of, name in names.items() if isinstance(mark, of)}
 
 
@@ -264,5 +295,6 @@ def range_of(kind: Any) -> str:
 
 def sentence_of(kind: Any) -> str:
     """What the annotation says about the key."""
-    return next((mark.description for mark in getattr(kind, "__metadata__", ())
-                 if isinstance(mark, FieldInfo) and mark.description), "")
+    return next(
+        (mark.description for mark in getattr(kind, "__metadata__", ()) if isinstance(mark, FieldInfo) and mark.description), ""
+    )

@@ -33,7 +33,7 @@ INJECTED = {  # what the stages hand to a plug-in themselves; not a key of the Y
 class Config:
     path: Path
     overrides: tuple[str, ...]
-    raw: dict[str, Any] = field(repr=False)     # the sections as written, overrides applied
+    raw: dict[str, Any] = field(repr=False)  # the sections as written, overrides applied
     dataset: Plugin
     prepare: Prepare
     views: Views
@@ -96,7 +96,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
 def plugin(kind: str, name: str, args: Mapping[str, Any]) -> Plugin:
     """A plug-in from its name and keywords, checked as an entry of a file is. Raises ConfigError with all faults."""
     faults = Faults(kind)
-    found = read_plugin(kind, {"name": name, **json.loads(json.dumps(args))}, name, faults, "name")     # lists for tuples, as in YAML
+    found = read_plugin(kind, {"name": name, **json.loads(json.dumps(args))}, name, faults, "name")  # lists for tuples, as in YAML
     faults.stop()
     assert found is not None
     return found
@@ -107,8 +107,9 @@ def plugin(kind: str, name: str, args: Mapping[str, Any]) -> Plugin:
 Reader = Callable[[Any, str, Faults], Any]
 
 
-def read_plugin(kind: str, value: Any, where: str, faults: Faults, name_key: str, name: str | None = None,
-                others: Sequence[str] = ()) -> Plugin | None:
+def read_plugin(
+    kind: str, value: Any, where: str, faults: Faults, name_key: str, name: str | None = None, others: Sequence[str] = ()
+) -> Plugin | None:
     """A plug-in from a mapping whose `name_key` names its file; keys in `others` belong to somebody else."""
     value = {} if value is None else value
     if not isinstance(value, dict):
@@ -126,8 +127,9 @@ def read_plugin(kind: str, value: Any, where: str, faults: Faults, name_key: str
     except ConfigError as error:
         faults.add(f"{where}.{name_key}", str(error))
         return None
-    args = keywords(made, {key: part for key, part in value.items() if key != name_key and key not in others}, where, faults,
-                    INJECTED[kind])
+    args = keywords(
+        made, {key: part for key, part in value.items() if key != name_key and key not in others}, where, faults, INJECTED[kind]
+    )
     if args is None:
         return None
     # defaults are written out, so that an identity names them all and notices one that changed
@@ -135,7 +137,7 @@ def read_plugin(kind: str, value: Any, where: str, faults: Faults, name_key: str
     found = Plugin(kind=kind, name=name, args={**defaults, **args})
     if kind == "targets":
         try:
-            found.build()                       # a target is its own config: it checks values against one another itself
+            found.build()  # a target is its own config: it checks values against one another itself
         except ConfigError as error:
             faults.add(where, str(error))
             return None
@@ -178,11 +180,12 @@ def read_method(value: Any, where: str, faults: Faults, name: str) -> tuple[Any,
 
 def entries(read: Callable[[Any, str, Faults, str], Any]) -> Reader:
     """A section of entries by name."""
+
     def read_all(value: Any, where: str, faults: Faults) -> dict[str, Any] | None:
         if not isinstance(value, dict):
             faults.add(where, f"expected a mapping from names to entries, got {shown(value)}")
             return None
-        for name in map(str, value):             # runs, scores and curves are called so
+        for name in map(str, value):  # runs, scores and curves are called so
             if fault := name_fault(name):
                 faults.add(where, f"{name!r} {fault}")
         return {str(name): read(entry, f"{where}.{name}", faults, str(name)) for name, entry in value.items()}

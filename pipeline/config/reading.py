@@ -10,7 +10,7 @@ import yaml
 from pipeline.errors import ConfigError
 
 MAX_DEPTH = 50
-MAX_NODES = 100_000                             # of a file with its aliases unfolded
+MAX_NODES = 100_000  # of a file with its aliases unfolded
 
 
 class _Loader(yaml.SafeLoader):
@@ -26,8 +26,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = {first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-                                   for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def read_yaml(path: Path, examples: str) -> Any:
@@ -40,7 +42,7 @@ def read_yaml(path: Path, examples: str) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path}: cannot be read ({why}); name a YAML file") from None
-    except (yaml.YAMLError, ValueError) as error:           # ValueError: a number of 5,000 digits, a date of month 13
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of 5,000 digits, a date of month 13
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -59,7 +61,7 @@ def _unfolded(value: Any) -> Any:
 
 def _refuse_bombs(events: Iterable[Any]) -> None:
     """Sizes are counted as the events come, so that nothing is built."""
-    opened: list[tuple[str | None, list[int]]] = [(None, [0, 0])]       # anchor, [values, depth] of what is open
+    opened: list[tuple[str | None, list[int]]] = [(None, [0, 0])]  # anchor, [values, depth] of what is open
     anchors: dict[str, list[int]] = {}
     for event in events:
         line = event.start_mark.line + 1 if event.start_mark else 0

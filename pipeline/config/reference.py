@@ -49,19 +49,23 @@ SECTIONS = {
     "prepare": "How each image is made ready, once.",
     "views": "The geometric versions of each image that the teacher sees and the cache stores.",
     "teacher": "The network that is distilled. `name` is one of the [networks](#networks); its keys stand beside these.",
-    "teacher_training": "How the teacher is trained: the keys of [training](#training). `null` where the teacher comes with weights.",
+    "teacher_training": "How the teacher is trained: the keys of [training](#training). `null` where the teacher comes with weights.",  # noqa: E501
     "targets": "What stage one stores: a mapping from names of your choice to entries. `type` of an entry is one of the "
-               "[targets](#targets-by-type); its keys stand beside it.",
+    "[targets](#targets-by-type); its keys stand beside it.",
     "students": "The networks that are trained: a mapping from names of your choice to entries. `model` of an entry is one of the "
-                "[networks](#networks), by default the one of the entry's name; its keys stand beside these. Names have no dash.",
-    "methods": "What students are trained with: a mapping from names of your choice to lists of losses; an empty list is training on "
-               "labels alone. `loss` of an item is one of the [losses](#losses); its keys stand beside these. Names have no dash.",
+    "[networks](#networks), by default the one of the entry's name; its keys stand beside these. Names have no dash.",
+    "methods": "What students are trained with: a mapping from names of your choice to lists of losses; an empty list is training on "  # noqa: E501
+    "labels alone. `loss` of an item is one of the [losses](#losses); its keys stand beside these. Names have no dash.",
     "training": "How students are trained. The learning rate falls as lr * (1 - step / steps) ** power, step by step.",
     "evaluate": "What is scored.",
 }
 OWN_KEYS: dict[str, tuple[type, frozenset[str]]] = {
-    "prepare": (Prepare, frozenset()), "views": (Views, frozenset()), "teacher": (Teacher, frozenset({"model"})),
-    "students": (Student, frozenset()), "methods": (Term, frozenset({"loss"})), "training": (Training, frozenset()),
+    "prepare": (Prepare, frozenset()),
+    "views": (Views, frozenset()),
+    "teacher": (Teacher, frozenset({"model"})),
+    "students": (Student, frozenset()),
+    "methods": (Term, frozenset({"loss"})),
+    "training": (Training, frozenset()),
     "evaluate": (Evaluate, frozenset()),
 }
 PLUGINS = {"datasets": "Datasets", "models": "Networks", "targets": "Targets by type", "losses": "Losses"}
@@ -72,6 +76,7 @@ def plugin_keys(kind: str, name: str) -> Mapping[str, Key]:
 
 
 # --- the page -----------------------------------------------------------------------------------------------------------
+
 
 def page() -> str:
     parts = [INTRODUCTION]
@@ -101,8 +106,10 @@ def about(kind: str, name: str) -> str:
 
 
 def table(keys: Iterable[Key]) -> str:
-    rows = [f"| `{key.name}` | {typed(key.kind)} | {'' if key.required else f'`{written(key.default)}`'} | {sentence_of(key.kind)} |"
-            for key in keys]
+    rows = [
+        f"| `{key.name}` | {typed(key.kind)} | {'' if key.required else f'`{written(key.default)}`'} | {sentence_of(key.kind)} |"
+        for key in keys
+    ]
     return "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows, ""])
 
 
@@ -112,14 +119,18 @@ def typed(kind: Any) -> str:
     if len(options) > 1:
         parts = [typed(option) for option in options]
         return (", or " if any("," in part for part in parts) else " or ").join(parts)
-    choices = next((mark.json_schema_extra["enum"] for mark in marks_of(kind)
-                    if "enum" in (getattr(mark, "json_schema_extra", None) or {})), None)
+    choices = next(
+        (mark.json_schema_extra["enum"] for mark in marks_of(kind) if "enum" in (getattr(mark, "json_schema_extra", None) or {})),
+        None,
+    )
     if typing.get_origin(bare(kind)) is Literal or choices:
         return ", ".join(f"`{written(choice)}`" for choice in choices or typing.get_args(bare(kind)))
     inner = [part for part in typing.get_args(bare(kind)) if part is not Ellipsis]
     if typing.get_origin(bare(kind)) in (tuple, list):
         return ", ".join(filter(None, [items(kind, inner), *least(kind)]))
-    return ", ".join(filter(None, [{"null": "`null`", "true or false": "`true`, `false`"}.get(words(kind), words(kind)), range_of(kind)]))
+    return ", ".join(
+        filter(None, [{"null": "`null`", "true or false": "`true`, `false`"}.get(words(kind), words(kind)), range_of(kind)])
+    )
 
 
 def items(kind: Any, inner: list[Any]) -> str:
@@ -143,44 +154,79 @@ def written(value: Any) -> str:
 
 # --- the JSON Schema (draft 7, which editors know best) -------------------------------------------------------------------
 
+
 def schema() -> dict[str, Any]:
     shared: dict[str, Any] = {}
     students = entries("models", shared, Student)
     sections: dict[str, Any] = {
         "dataset": {"anyOf": entries("datasets", shared, name_key="name")},
-        "prepare": closed(Prepare, shared), "views": closed(Views, shared),
+        "prepare": closed(Prepare, shared),
+        "views": closed(Views, shared),
         "teacher": {"anyOf": entries("models", shared, Teacher, frozenset({"model"}), name_key="name")},
         "teacher_training": {"anyOf": [{"$ref": "#/definitions/Training"}, {"type": "null"}]},
         "targets": {"type": "object", "additionalProperties": {"anyOf": entries("targets", shared)}},
-        "students": {"type": "object", "propertyNames": {"pattern": "^[^-]*$"}, "additionalProperties": {"anyOf": students},
-                     "properties": {name: {"anyOf": [default_model(shared[f"models:{name}"]),
-                                                     *(other for other in students if other["$ref"] != f"#/definitions/models:{name}")]}
-                                    for name in lookup.names("models")}},
-        "methods": {"type": "object", "propertyNames": {"pattern": "^[^-]*$"}, "additionalProperties": {
-            "type": "array", "items": {"anyOf": entries("losses", shared, Term, frozenset({"loss"}))}}},
-        "training": {"$ref": "#/definitions/Training"}, "evaluate": closed(Evaluate, shared),
+        "students": {
+            "type": "object",
+            "propertyNames": {"pattern": "^[^-]*$"},
+            "additionalProperties": {"anyOf": students},
+            "properties": {
+                name: {
+                    "anyOf": [
+                        default_model(shared[f"models:{name}"]),
+                        *(other for other in students if other["$ref"] != f"#/definitions/models:{name}"),
+                    ]
+                }
+                for name in lookup.names("models")
+            },
+        },
+        "methods": {
+            "type": "object",
+            "propertyNames": {"pattern": "^[^-]*$"},
+            "additionalProperties": {"type": "array", "items": {"anyOf": entries("losses", shared, Term, frozenset({"loss"}))}},
+        },
+        "training": {"$ref": "#/definitions/Training"},
+        "evaluate": closed(Evaluate, shared),
     }
     shared["Training"] = closed(Training, shared)
     for name, text in SECTIONS.items():
-        sections[name] = {"description": text, **sections[name]} if "$ref" not in sections[name] else {
-            "description": text, "allOf": [sections[name]]}
-    return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "An experiment of offline distillation", "type": "object",
-            "properties": sections, "required": list(sections), "additionalProperties": False, "definitions": shared}
+        sections[name] = (
+            {"description": text, **sections[name]}
+            if "$ref" not in sections[name]
+            else {"description": text, "allOf": [sections[name]]}
+        )
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "An experiment of offline distillation",
+        "type": "object",
+        "properties": sections,
+        "required": list(sections),
+        "additionalProperties": False,
+        "definitions": shared,
+    }
 
 
-def entries(kind: str, shared: dict[str, Any], own: type | None = None, without: frozenset[str] = frozenset(),
-            name_key: str | None = None) -> list[dict[str, Any]]:
+def entries(
+    kind: str, shared: dict[str, Any], own: type | None = None, without: frozenset[str] = frozenset(), name_key: str | None = None
+) -> list[dict[str, Any]]:
     """References to one closed object for each plug-in of a kind, with the keys of the section that it stands in."""
     key, found = name_key or NAME_KEYS[kind], []
     outer = closed(own, shared, without) if own else {"properties": {}, "required": []}
     for name in lookup.names(kind):
         made: Any = lookup.find_class(kind, name)
         inner = draft7(adapter(made, INJECTED[kind]).json_schema(ref_template="#/definitions/{model}"), shared)
-        properties = {key: {"const": name, "description": about(kind, name)}, **outer["properties"],
-                      **with_defaults(inner.get("properties", {}), plugin_keys(kind, name))}
+        properties = {
+            key: {"const": name, "description": about(kind, name)},
+            **outer["properties"],
+            **with_defaults(inner.get("properties", {}), plugin_keys(kind, name)),
+        }
         entry = f"{'teacher' if own is Teacher else kind}:{name}"
-        shared[entry] = {"title": name, "type": "object", "properties": properties, "additionalProperties": False,
-                         "required": [key, *outer["required"], *inner.get("required", [])]}
+        shared[entry] = {
+            "title": name,
+            "type": "object",
+            "properties": properties,
+            "additionalProperties": False,
+            "required": [key, *outer["required"], *inner.get("required", [])],
+        }
         found.append({"$ref": f"#/definitions/{entry}"})
     return found
 
@@ -193,13 +239,19 @@ def default_model(entry: dict[str, Any]) -> dict[str, Any]:
 def closed(section: type, shared: dict[str, Any], without: frozenset[str] = frozenset()) -> dict[str, Any]:
     found = draft7(TypeAdapter(section).json_schema(ref_template="#/definitions/{model}"), shared)
     keys = keys_of(section, without)
-    return {"type": "object", "additionalProperties": False, "required": [key.name for key in keys.values() if key.required],
-            "properties": with_defaults({name: found["properties"][name] for name in keys}, keys)}
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": [key.name for key in keys.values() if key.required],
+        "properties": with_defaults({name: found["properties"][name] for name in keys}, keys),
+    }
 
 
 def with_defaults(properties: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
-    return {name: value if keys[name].required else {**value, "default": json.loads(json.dumps(keys[name].default))}
-            for name, value in properties.items()}
+    return {
+        name: value if keys[name].required else {**value, "default": json.loads(json.dumps(keys[name].default))}
+        for name, value in properties.items()
+    }
 
 
 def draft7(found: Any, shared: dict[str, Any]) -> Any:
@@ -209,10 +261,13 @@ def draft7(found: Any, shared: dict[str, Any]) -> Any:
     if not isinstance(found, dict):
         return found
     for name, definition in found.get("$defs", {}).items():
-        if name not in ("Plugin", "Keys"):      # an entry's fields, which no file has in this form
+        if name not in ("Plugin", "Keys"):  # an entry's fields, which no file has in this form
             shared[name] = draft7(definition, shared)
-    changed = {key: draft7(value, shared) for key, value in found.items()
-               if key != "$defs" and not (key == "title" and isinstance(value, str))}
+    changed = {
+        key: draft7(value, shared)
+        for key, value in found.items()
+        if key != "$defs" and not (key == "title" and isinstance(value, str))
+    }
     if "prefixItems" in changed:
         changed["items"] = changed.pop("prefixItems")
     if "$ref" in changed and len(changed) > 1:  # draft 7 looks at nothing beside a $ref

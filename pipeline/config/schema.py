@@ -16,7 +16,7 @@ from pipeline.later import AddedLater, leave_out
 from pipeline.lookup import find_class
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-LENIENT = Strict(False)                          # a list for a tuple, a text for a path; what is inside stays strict
+LENIENT = Strict(False)  # a list for a tuple, a text for a path; what is inside stays strict
 Precision = Literal["fp32", "tf32", "bf16"]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -29,6 +29,7 @@ def rising(pair: tuple[float, float]) -> tuple[float, float]:
 
 def one_of(*choices: float) -> Callable[[float], float]:
     """Literal takes no numbers with a point."""
+
     def check(value: float) -> float:
         if value not in choices:
             raise ValueError(f"expected one of {', '.join(f'{choice:g}' for choice in choices)}; got {value:g}")
@@ -47,7 +48,7 @@ class Plugin:
 
     def build(self, **injected: Any) -> Any:
         made = find_class(self.kind, self.name)
-        if "input_scale" in self.args:          # of a student; no plug-in's own keyword
+        if "input_scale" in self.args:  # of a student; no plug-in's own keyword
             return importlib.import_module("pipeline.models._scaled").scaled(made, **injected, **self.args)
         return made(**injected, **self.args)
 
@@ -56,7 +57,7 @@ class Plugin:
         return {"kind": self.kind, "name": self.name, "args": leave_out(self.args, find_class(self.kind, self.name))}
 
 
-MULTIPLE = 8                                 # what every network here asks of height and width
+MULTIPLE = 8  # what every network here asks of height and width
 SCALES = (1.0, 0.5, 0.25)
 
 
@@ -70,19 +71,28 @@ def canvas(size: tuple[int, int]) -> tuple[int, int]:
 class Student:
     """What a student says beside the keys of its model; values other than the old ones are among the model's arguments."""
 
-    input_scale: Annotated[float, AfterValidator(one_of(*SCALES)), AddedLater(1.0), Field(
-        json_schema_extra={"enum": list(SCALES)},
-        description="The network sees the image at this part of its height and width.")] = 1.0
+    input_scale: Annotated[
+        float,
+        AfterValidator(one_of(*SCALES)),
+        AddedLater(1.0),
+        Field(
+            json_schema_extra={"enum": list(SCALES)}, description="The network sees the image at this part of its height and width."
+        ),
+    ] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Prepare:
     """How each image is made ready, once."""
 
-    size: Annotated[tuple[Positive, Positive], LENIENT, Field(
-        description="Height and width in pixels after the crop; the networks' input is padded to the next multiple of 8.")]
-    codec: Annotated[Literal["raw", "lz4", "zstd"], Field(
-        description="Compression of the prepared images; `raw` is the fastest to read.")]
+    size: Annotated[
+        tuple[Positive, Positive],
+        LENIENT,
+        Field(description="Height and width in pixels after the crop; the networks' input is padded to the next multiple of 8."),
+    ]
+    codec: Annotated[
+        Literal["raw", "lz4", "zstd"], Field(description="Compression of the prepared images; `raw` is the fastest to read.")
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -91,12 +101,12 @@ class Views:
 
     count: Annotated[int, Field(ge=1, description="Stored views of an image; view 0 is the image as it is.")]
     seed: Annotated[int, Field(description="Seed of the random draws.")]
-    scale: Annotated[tuple[float, float], LENIENT, AfterValidator(rising), Field(
-        description="The zoom of a view is drawn from this range.")]
+    scale: Annotated[
+        tuple[float, float], LENIENT, AfterValidator(rising), Field(description="The zoom of a view is drawn from this range.")
+    ]
     rotate_deg: Annotated[float, Field(ge=0, le=180, description="The rotation is drawn from plus or minus so many degrees.")]
     shift: Annotated[float, Field(ge=0, le=1, description="The shift is drawn from plus or minus this part of height and width.")]
-    mirror: Annotated[bool, Field(
-        description="Half of the views are mirrored; the dataset must say which classes change places.")]
+    mirror: Annotated[bool, Field(description="Half of the views are mirrored; the dataset must say which classes change places.")]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -104,8 +114,10 @@ class Photometric:
     """Changes of the student's pixels alone; they never touch a target."""
 
     brightness: Annotated[float, Field(ge=0, le=1, description="The image is multiplied by a factor within 1 plus or minus this.")]
-    contrast: Annotated[float, Field(
-        ge=0, le=1, description="Differences to the image's mean are multiplied by a factor within 1 plus or minus this.")]
+    contrast: Annotated[
+        float,
+        Field(ge=0, le=1, description="Differences to the image's mean are multiplied by a factor within 1 plus or minus this."),
+    ]
     noise: Annotated[float, Field(ge=0, le=255, description="Standard deviation of Gaussian noise, in grey levels.")]
 
 
@@ -119,40 +131,57 @@ class Training:
     momentum: Annotated[float, Field(ge=0, lt=1, description="Momentum of SGD, or the first beta of AdamW (the second is 0.999).")]
     weight_decay: Annotated[float, Field(ge=0, description="Weight decay of the optimiser.")]
     power: Annotated[float, Field(ge=0, description="Exponent of the polynomial schedule; 0 keeps the rate as it is.")]
-    background_weight: Annotated[float, Field(
-        ge=0, description="Weight of the background class in the cross-entropy; 1.0 where the dataset has no background.")]
-    existence_weight: Annotated[float, Field(
-        ge=0, description="Weight of the lane-existence loss; 0 leaves the existence head out.")]
-    fresh_views: Annotated[bool, Field(
-        description="Draw new views in each epoch instead of the stored ones; cached targets are of no use then.")]
+    background_weight: Annotated[
+        float,
+        Field(ge=0, description="Weight of the background class in the cross-entropy; 1.0 where the dataset has no background."),
+    ]
+    existence_weight: Annotated[
+        float, Field(ge=0, description="Weight of the lane-existence loss; 0 leaves the existence head out.")
+    ]
+    fresh_views: Annotated[
+        bool, Field(description="Draw new views in each epoch instead of the stored ones; cached targets are of no use then.")
+    ]
     precision: Annotated[Precision, Field(description="Arithmetic of the training; bf16 is automatic mixed precision.")]
     photometric: Annotated[Photometric, Field(description="Changes of the pixels that the trained network sees.")]
-    optimiser: Annotated[Literal["sgd", "adamw"], Field(
-        description="SGD, or AdamW (Loshchilov and Hutter, ICLR 2019).")] = "sgd"
-    warmup_steps: Annotated[int, Field(
-        ge=0, description="The learning rate rises in a straight line over these steps, below the schedule.")] = 0
+    optimiser: Annotated[Literal["sgd", "adamw"], Field(description="SGD, or AdamW (Loshchilov and Hutter, ICLR 2019).")] = "sgd"
+    warmup_steps: Annotated[
+        int, Field(ge=0, description="The learning rate rises in a straight line over these steps, below the schedule.")
+    ] = 0
     nesterov: Annotated[bool, Field(description="SGD with Nesterov's momentum.")] = False
-    head_lr: Annotated[float, Field(
-        gt=0, description="The learning rate of all but the network's backbone is multiplied by this.")] = 1.0
-    held_out: Annotated[int, Field(
-        ge=0, description="Images kept from the training; at each checkpoint every term is measured on them.")] = 0
+    head_lr: Annotated[
+        float, Field(gt=0, description="The learning rate of all but the network's backbone is multiplied by this.")
+    ] = 1.0
+    held_out: Annotated[
+        int, Field(ge=0, description="Images kept from the training; at each checkpoint every term is measured on them.")
+    ] = 0
     class_weights: Annotated[
-        Annotated[tuple[Annotated[float, Field(ge=0)], ...], LENIENT, Field(min_length=1)] | Literal["enet"] | None, Field(
+        Annotated[tuple[Annotated[float, Field(ge=0)], ...], LENIENT, Field(min_length=1)] | Literal["enet"] | None,
+        Field(
             description="Weights of the classes in the cross-entropy, in the order of the classes; `enet` computes them from "
-                        "the labels (Paszke et al., ENet, 2016).")] = None
-    ema: Annotated[float, Field(
-        ge=0, lt=1, description="Decay of the running mean of the weights, which is then what a run leaves; 0 leaves the last "
-                                "weights.")] = 0.0
-    accumulate: Annotated[int, Field(
-        ge=1, description="A batch runs in so many parts, one after the other, to save memory; batch norm sees a part.")] = 1
-    channels_last: Annotated[bool, Field(
-        description="Memory format of the convolutions: faster on GPUs with tensor cores, with other rounding.")] = False
-    compile: Annotated[bool | Literal["graphs"], Field(
-        description="Compile the network with torch.compile; `graphs` adds CUDA graphs.")] = False
-    shuffle_block: Annotated[int, Field(
-        ge=0, description="For slow storage: images in a row that an epoch shows near one another; 0 shuffles freely.")] = 0
-    shuffle_window: Annotated[int, Field(
-        ge=1, description="So many of these blocks are shuffled together and kept in memory.")] = 8
+            "the labels (Paszke et al., ENet, 2016)."
+        ),
+    ] = None
+    ema: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="Decay of the running mean of the weights, which is then what a run leaves; 0 leaves the last weights.",
+        ),
+    ] = 0.0
+    accumulate: Annotated[
+        int, Field(ge=1, description="A batch runs in so many parts, one after the other, to save memory; batch norm sees a part.")
+    ] = 1
+    channels_last: Annotated[
+        bool, Field(description="Memory format of the convolutions: faster on GPUs with tensor cores, with other rounding.")
+    ] = False
+    compile: Annotated[
+        bool | Literal["graphs"], Field(description="Compile the network with torch.compile; `graphs` adds CUDA graphs.")
+    ] = False
+    shuffle_block: Annotated[
+        int, Field(ge=0, description="For slow storage: images in a row that an epoch shows near one another; 0 shuffles freely.")
+    ] = 0
+    shuffle_window: Annotated[int, Field(ge=1, description="So many of these blocks are shuffled together and kept in memory.")] = 8
     checkpoint_every: Annotated[int, Field(ge=1, description="Steps between checkpoints.")] = 500
     norm_every: Annotated[int, Field(ge=1, description="Steps between measurements of each term's gradient norm.")] = 200
 
@@ -203,13 +232,17 @@ class Teacher:
     """The network that is distilled, with the keys of its model."""
 
     model: Plugin
-    checkpoint: Annotated[Annotated[Path, LENIENT] | None, Field(
-        description="Trained weights of the whole network; with null, `pipeline train-teacher` trains it.")]
-    backbone: Annotated[Annotated[Path, LENIENT] | None, Field(
-        description="ImageNet weights to start the training from, with torchvision's names.")]
+    checkpoint: Annotated[
+        Annotated[Path, LENIENT] | None,
+        Field(description="Trained weights of the whole network; with null, `pipeline train-teacher` trains it."),
+    ]
+    backbone: Annotated[
+        Annotated[Path, LENIENT] | None, Field(description="ImageNet weights to start the training from, with torchvision's names.")
+    ]
     precision: Annotated[Precision, Field(description="Arithmetic of the teacher's pass over the data.")]
-    flip_average: Annotated[bool, AddedLater(False), Field(
-        description="The teacher also looks at the mirrored image, and what is stored is the mean.")] = False
+    flip_average: Annotated[
+        bool, AddedLater(False), Field(description="The teacher also looks at the mirrored image, and what is stored is the mean.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -224,8 +257,11 @@ class Term:
     """One loss of a method, with the keys of that loss."""
 
     loss: Plugin
-    reads: Annotated[tuple[str, ...], LENIENT, Field(
-        description="Names of the targets that it compares the student with; none for a loss that needs no teacher.")] = ()
+    reads: Annotated[
+        tuple[str, ...],
+        LENIENT,
+        Field(description="Names of the targets that it compares the student with; none for a loss that needs no teacher."),
+    ] = ()
     weight: Annotated[float, Field(ge=0, description="Weight of the loss beside the cross-entropy's 1.")]
     start: Annotated[int, Field(ge=0, description="The weight is 0 before this step.")] = 0
     ramp: Annotated[int, Field(ge=0, description="From `start` on the weight rises in a straight line over these steps.")] = 0

@@ -7,9 +7,10 @@ are those whose pixels are equal; near-duplicates, such as the frames of a stand
 import hashlib
 import multiprocessing
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from typing import Callable, Iterator, NamedTuple, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,9 +29,9 @@ class Fault(NamedTuple):
 class SplitCounts:
     images: int
     labelled: int = 0
-    flags: int = 0                                          # images of which it is known which lanes they have
-    sizes: Counter = field(default_factory=Counter)         # (height, width) -> images
-    pixels: Counter = field(default_factory=Counter)        # train id (255 = ignored) -> pixels
+    flags: int = 0  # images of which it is known which lanes they have
+    sizes: Counter = field(default_factory=Counter)  # (height, width) -> images
+    pixels: Counter = field(default_factory=Counter)  # train id (255 = ignored) -> pixels
 
 
 @dataclass
@@ -44,8 +45,8 @@ class Finding(NamedTuple):
 
     digest: bytes | None
     size: tuple[int, int] | None
-    pixels: dict[int, int] | None                           # None: no label, or not readable
-    flags: bool                                             # whether it is known which lanes there are
+    pixels: dict[int, int] | None  # None: no label, or not readable
+    flags: bool  # whether it is known which lanes there are
     faults: list[Fault]
 
 
@@ -58,7 +59,7 @@ def check(
 ) -> Report:
     """Reads every image and label of the splits; 1 worker is this process. `progress(done, total)` after each image."""
     report = Report([], {})
-    places: list[tuple[str, str]] = []                      # (split, image id)
+    places: list[tuple[str, str]] = []  # (split, image id)
     for split in splits:
         try:
             ids = dataset.ids(split)
@@ -84,7 +85,7 @@ def check(
 
     report.faults += repeated(dataset, same)
     report.faults += miscounted(dataset, report.counts)
-    report.faults = list(dict.fromkeys(report.faults))      # a fault of the whole dataset comes up at every image
+    report.faults = list(dict.fromkeys(report.faults))  # a fault of the whole dataset comes up at every image
     return report
 
 
@@ -92,7 +93,7 @@ def examined(dataset: DatasetBase, ids: list[str], workers: int) -> Iterator[Fin
     if workers == 1:
         yield from (examine(dataset, image_id) for image_id in ids)
         return
-    context = multiprocessing.get_context("spawn")          # a fork would copy the locks of running threads
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of running threads
     with ProcessPoolExecutor(workers, context, initializer=_hold, initargs=(dataset,)) as pool:
         yield from pool.map(_examine_held, ids, chunksize=max(1, min(16, len(ids) // (4 * workers))))
 
@@ -160,10 +161,16 @@ def too_few_classes(dataset: DatasetBase, counts: dict[str, SplitCounts], split:
     if len(seen) >= min(fewest, len(dataset.classes)):
         return
     ignored = f"{pixels[IGNORE] / max(1, pixels.total()):.0%} are ignored"
-    what = (f"all labelled pixels of {split} are of one class ({dataset.classes[seen[0]]}), and {ignored}" if seen else
-            f"not one pixel of {split} is labelled ({counts[split].labelled} of {counts[split].images} images have a label)")
-    yield Fault(str(getattr(dataset, "root", "dataset")), f"{what}, but {need}",
-                "correct the labels or what their values mean (of masks of 0 and 255 the 255 may be ignored)")
+    what = (
+        f"all labelled pixels of {split} are of one class ({dataset.classes[seen[0]]}), and {ignored}"
+        if seen
+        else f"not one pixel of {split} is labelled ({counts[split].labelled} of {counts[split].images} images have a label)"
+    )
+    yield Fault(
+        str(getattr(dataset, "root", "dataset")),
+        f"{what}, but {need}",
+        "correct the labels or what their values mean (of masks of 0 and 255 the 255 may be ignored)",
+    )
 
 
 def miscounted(dataset: DatasetBase, counts: dict[str, SplitCounts]) -> Iterator[Fault]:

@@ -10,8 +10,8 @@ from pipeline.data.views import FILL
 from pipeline.datasets.base import IGNORE
 from pipeline.errors import DatasetError
 
-VERSION = 1                                  # bump when the same file would give other pixels
-LEAST_PART = 0.1                             # of a frame's rows: a cut that leaves less was made for another frame
+VERSION = 1  # bump when the same file would give other pixels
+LEAST_PART = 0.1  # of a frame's rows: a cut that leaves less was made for another frame
 
 
 def leaves_rows(rows: int, crop_top: int) -> bool:
@@ -21,8 +21,10 @@ def leaves_rows(rows: int, crop_top: int) -> bool:
 def require_rows(path: Path, rows: int, crop_top: int) -> None:
     """Raises DatasetError where cutting the top leaves too little to be resized."""
     if not leaves_rows(rows, crop_top):
-        raise DatasetError(f"{path}: has {rows} rows, of which crop_top removes {crop_top} and leaves {max(0, rows - crop_top)}, "
-                           f"below a tenth; fetch the full frame, or lower crop_top")
+        raise DatasetError(
+            f"{path}: has {rows} rows, of which crop_top removes {crop_top} and leaves {max(0, rows - crop_top)}, "
+            f"below a tenth; fetch the full frame, or lower crop_top"
+        )
 
 
 def frame(image: np.ndarray, label: np.ndarray | None, crop_top: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

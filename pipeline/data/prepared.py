@@ -5,8 +5,8 @@ One pass, `sample`, of one view: `image` [H, W, 3] uint8 RGB, `label` [H, W] uin
 networks' multiple.
 """
 
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import Mapping, Sequence
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from pipeline.store.files import AnyPath, locked, write
 from pipeline.store.notes import rows_of
 from pipeline.targets.base import Field
 
-AT_A_TIME = 64                              # images whose labels `require_labels` looks at before it opens more
+AT_A_TIME = 64  # images whose labels `require_labels` looks at before it opens more
 
 
 def sample(dataset: DatasetBase, image_id: str, size: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -53,8 +53,13 @@ def sample_pass(size: tuple[int, int], lanes: int) -> Pass:
 def identity(dataset: DatasetBase, prepare: Prepare) -> dict:
     """What prepared pixels were made from, the files apart (those are the rows' digests)."""
     return {
-        "version": VERSION, "size": list(prepare.size), "canvas": list(canvas(prepare.size)), "crop_top": dataset.crop_top,
-        "fill": list(FILL), "classes": list(dataset.classes), "lanes": dataset.lanes,
+        "version": VERSION,
+        "size": list(prepare.size),
+        "canvas": list(canvas(prepare.size)),
+        "crop_top": dataset.crop_top,
+        "fill": list(FILL),
+        "classes": list(dataset.classes),
+        "lanes": dataset.lanes,
     }
 
 
@@ -87,7 +92,7 @@ def files_now(dataset: DatasetBase, image_id: str) -> str:
     """The rule of reading, and size and time of the files behind an image; empty where there are none."""
     try:
         found = [path.stat() for path in dataset.files(image_id) if path.exists()]
-    except DatasetError:                         # reading it will say so
+    except DatasetError:  # reading it will say so
         return ""
     return " ".join([reading_rule(dataset), *(f"{s.st_size}:{s.st_mtime_ns}" for s in found)]) if found else ""
 
@@ -117,22 +122,28 @@ def require_labels(store: Store, sample: Pass, images: Sequence[ImageRow], datas
     labelled = [image.id for image in images if image.label_digest != unlabelled]
     seen: set[int] = set()
     for start in range(0, len(labelled), AT_A_TIME):
-        ids = labelled[start:start + AT_A_TIME]
+        ids = labelled[start : start + AT_A_TIME]
         reader = Reader(store, [sample], ids, 1, memory="disk")
         for position in range(len(ids)):
             row = reader.read(sample, np.array([position]), np.array([0]))
             seen |= set(np.unique(row["label"]).tolist()) - {IGNORE}
             if len(seen) >= min(2, len(dataset.classes)) or (row.get("existence", np.uint8(IGNORE)) != IGNORE).any():
                 return
-    what = (f"all labelled pixels of {len(labelled)} of {len(images)} training images are of one class "
-            f"({dataset.classes[seen.pop()]}), all others are ignored" if seen else
-            f"not one of {len(images)} training images has a labelled pixel: they have no label, or all its values are ignored")
-    raise DatasetError(f"{store.folder}: {what}, and {need}; correct the labels or what their values mean (of masks of 0 and 255 "
-                       f"the 255 may be ignored), or learn from a trained teacher's answers alone")
+    what = (
+        f"all labelled pixels of {len(labelled)} of {len(images)} training images are of one class "
+        f"({dataset.classes[seen.pop()]}), all others are ignored"
+        if seen
+        else f"not one of {len(images)} training images has a labelled pixel: they have no label, or all its values are ignored"
+    )
+    raise DatasetError(
+        f"{store.folder}: {what}, and {need}; correct the labels or what their values mean (of masks of 0 and 255 "
+        f"the 255 may be ignored), or learn from a trained teacher's answers alone"
+    )
 
 
-def open_whole(root: AnyPath, plugin: Plugin, dataset: DatasetBase, prepare: Prepare,
-               ids: Sequence[str]) -> tuple[Store, Pass, list[ImageRow]]:
+def open_whole(
+    root: AnyPath, plugin: Plugin, dataset: DatasetBase, prepare: Prepare, ids: Sequence[str]
+) -> tuple[Store, Pass, list[ImageRow]]:
     """The prepared store, its pass, and the lines of these images, all of them whole, without those that are on record
     as bad (which it says on stderr). Raises StoreError with what to run."""
     sample = sample_pass(prepare.size, dataset.lanes)
@@ -141,22 +152,25 @@ def open_whole(root: AnyPath, plugin: Plugin, dataset: DatasetBase, prepare: Pre
         bad = skipped(store)
         left_out = [image_id for image_id in ids if image_id in bad]
         if left_out:
-            say(f"{store.folder}: {len(left_out)} of {len(ids)} images are left out, as skipped.tsv there says: "
-                f"{listed(left_out)}")
+            say(f"{store.folder}: {len(left_out)} of {len(ids)} images are left out, as skipped.tsv there says: {listed(left_out)}")
         ids = [image_id for image_id in ids if image_id not in bad]
         store.check_ids(ids)
         known = known_files(store.path("sources.tsv"))
         now = {image_id: files_now(dataset, image_id) for image_id in ids}
         touched = [image_id for image_id in ids if now[image_id] and known.get(image_id) != now[image_id]]
-        if touched:                              # where the files are not at hand, the store speaks for them
-            raise StoreError(f"{store.folder}: the files of {len(touched)} images were touched since ({listed(touched)}), "
-                             f"which copying them does too, or were read by another version's rule; nothing is filled or "
-                             f"trained again if their content is the same")
+        if touched:  # where the files are not at hand, the store speaks for them
+            raise StoreError(
+                f"{store.folder}: the files of {len(touched)} images were touched since ({listed(touched)}), "
+                f"which copying them does too, or were read by another version's rule; nothing is filled or "
+                f"trained again if their content is the same"
+            )
         rule = reading_rule(dataset)
         earlier = [image_id for image_id in ids if image_id in known and known[image_id].split(" ")[0] != rule]
         if earlier:
-            raise StoreError(f"{store.folder}: {len(earlier)} images were read by another version's rule ({listed(earlier)}), and "
-                             f"their files are not here to be compared; where they are, update the store and bring it here again")
+            raise StoreError(
+                f"{store.folder}: {len(earlier)} images were read by another version's rule ({listed(earlier)}), and "
+                f"their files are not here to be compared; where they are, update the store and bring it here again"
+            )
         images = [store.images[store.row_of[image_id]] for image_id in ids]
         store.check(images, range(1), [(sample, True)])
     except StoreError as error:

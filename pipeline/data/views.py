@@ -19,10 +19,10 @@ from pipeline.config import Views
 from pipeline.datasets.base import IGNORE
 from pipeline.seeds import text_digest
 
-VERSION = 1                                  # bump when the same matrix would give other pixels or labels
-FILL = (124, 116, 104)                       # RGB of what lies outside the image: ImageNet's mean
-_PX = 16                                     # coordinates have 16 fraction bits,
-_FINE = 32                                   # matrix entries 32: rounding them moves no coordinate by 1/65536 px
+VERSION = 1  # bump when the same matrix would give other pixels or labels
+FILL = (124, 116, 104)  # RGB of what lies outside the image: ImageNet's mean
+_PX = 16  # coordinates have 16 fraction bits,
+_FINE = 32  # matrix entries 32: rounding them moves no coordinate by 1/65536 px
 
 
 def identity() -> np.ndarray:
@@ -49,7 +49,7 @@ def draw(views: Views, image_id: str, view: int, size: tuple[int, int]) -> np.nd
 def _uniform(key: str, count: int) -> list[float]:
     """Numbers in [0, 1) that depend on the key alone: a hash as a counter-based generator, the same for ever and everywhere."""
     digest = text_digest(key, 8 * count)
-    return [(int.from_bytes(digest[8 * i:8 * i + 8], "little") >> 11) * 2.0**-53 for i in range(count)]
+    return [(int.from_bytes(digest[8 * i : 8 * i + 8], "little") >> 11) * 2.0**-53 for i in range(count)]
 
 
 def view_of_epoch(image_id: str, epoch: int, count: int) -> int:
@@ -61,8 +61,14 @@ def mirrored(matrices_B23: Tensor) -> Tensor:
     return matrices_B23[:, 0, 0] * matrices_B23[:, 1, 1] < matrices_B23[:, 0, 1] * matrices_B23[:, 1, 0]
 
 
-def apply(images_BHW3: Tensor, labels_BHW: Tensor, matrices_B23: Tensor, *, content: tuple[int, int],
-          permutation: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def apply(
+    images_BHW3: Tensor,
+    labels_BHW: Tensor,
+    matrices_B23: Tensor,
+    *,
+    content: tuple[int, int],
+    permutation: tuple[int, ...] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Images, labels and inside-mask of the views: float32 [B, 3, H, W] in 0..255, uint8 [B, H, W], bool [B, H, W].
 
     Images are bilinear, labels the nearest pixel at floor(x + 1/2), exactly. Outside the image, and outside its `content`
@@ -97,6 +103,7 @@ def apply(images_BHW3: Tensor, labels_BHW: Tensor, matrices_B23: Tensor, *, cont
 
 # Constants stay on the device: making one there waits for all the work before it
 
+
 @functools.cache
 def _fill(device: torch.device) -> Tensor:
     return torch.tensor(FILL, dtype=torch.float32, device=device)
@@ -120,8 +127,9 @@ def _coordinates(matrices_B23, H, W):
     x = torch.arange(W, device=fine.device).repeat(H)
     y = torch.arange(H, device=fine.device).repeat_interleave(W)
     half = 1 << (_FINE - _PX - 1)
-    return ((fine[:, row, 0, None] * x + fine[:, row, 1, None] * y + fine[:, row, 2, None] + half) >> (_FINE - _PX)
-            for row in (0, 1))
+    return (
+        (fine[:, row, 0, None] * x + fine[:, row, 1, None] * y + fine[:, row, 2, None] + half) >> (_FINE - _PX) for row in (0, 1)
+    )
 
 
 def _index(x, y, W, content):
@@ -130,16 +138,18 @@ def _index(x, y, W, content):
     return torch.where(inside, y * W + x, 0), inside
 
 
-def existence(flags_BL: Tensor, labels_BHW: Tensor, lane_classes: tuple[int, ...], matrices_B23: Tensor,
-              permutation: tuple[int, ...] | None) -> Tensor:
+def existence(
+    flags_BL: Tensor, labels_BHW: Tensor, lane_classes: tuple[int, ...], matrices_B23: Tensor, permutation: tuple[int, ...] | None
+) -> Tensor:
     """Lane flags of the views, uint8 [B, L]: permuted where mirrored, and gone where too few of the lane's pixels are left.
 
     Too few is under one in ten thousand of the view's pixels. 255 (unknown) stays.
     """
     if permutation is not None:
         flipped = _moved(mirrored(matrices_B23), flags_BL.device)
-        flags_BL = torch.where(flipped[:, None], flags_BL[:, _table(permutation, flags_BL.device)[:len(permutation)].int()],
-                               flags_BL)
+        flags_BL = torch.where(
+            flipped[:, None], flags_BL[:, _table(permutation, flags_BL.device)[: len(permutation)].int()], flags_BL
+        )
     least = labels_BHW[0].numel() / 10_000
     left = torch.stack([(labels_BHW == c).flatten(1).sum(1) >= least for c in lane_classes], dim=1)
     return torch.where(flags_BL == IGNORE, flags_BL, flags_BL * left)

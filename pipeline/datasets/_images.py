@@ -15,12 +15,11 @@ A file is what its bytes say, whatever its name ends in. One rule for every read
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Callable
 
 import cv2
 import numpy as np
@@ -30,11 +29,11 @@ from PIL import Image, UnidentifiedImageError
 from pipeline.datasets import _png
 from pipeline.errors import DatasetError
 
-READING = 2             # bump when the same file would give other pixels, or be refused where it was read
-UNKNOWN = 254           # in a table of train ids: a value that is none of the dataset's, so 254 classes at most
+READING = 2  # bump when the same file would give other pixels, or be refused where it was read
+UNKNOWN = 254  # in a table of train ids: a value that is none of the dataset's, so 254 classes at most
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
-ORIENTATION, BITS_PER_SAMPLE = 0x0112, 0x0102               # EXIF and TIFF tags
+ORIENTATION, BITS_PER_SAMPLE = 0x0112, 0x0102  # EXIF and TIFF tags
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
@@ -46,8 +45,9 @@ def _named(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file; fetch it, or leave the image out") from None
     except UnidentifiedImageError:
-        raise DatasetError(f"{path}: not a picture: it cannot be read as JPEG, PNG, BMP, TIFF or WebP; fetch it "
-                           f"again, or convert it") from None
+        raise DatasetError(
+            f"{path}: not a picture: it cannot be read as JPEG, PNG, BMP, TIFF or WebP; fetch it again, or convert it"
+        ) from None
     except _DAMAGE as error:
         raise DatasetError(f"{path}: cannot be read ({error}); fetch it again") from None
 
@@ -68,7 +68,7 @@ def read_rgb(path: Path, bits: int | None = None) -> np.ndarray:
     with _opened(path) as (image, data, header):
         if header is not None:
             pixels = deep_rgb(path, image.mode, data, header, bits) if header.depth == 16 else png_rgb(image, header)
-        elif image.format in ("JPEG", "MPO"):        # MPO: further JPEGs follow the first
+        elif image.format in ("JPEG", "MPO"):  # MPO: further JPEGs follow the first
             pixels = jpeg_rgb(image, data)
         else:
             pixels = other_rgb(path, image)
@@ -98,16 +98,18 @@ def deep_rgb(path: Path, mode: str, data: bytes, header: _png.Header, bits: int 
     """8 of 16 bits a channel. A PNG's 16 bits are its full range, but cameras of 10 to 14 bits store their numbers as they
     are, and then the upper 8 bits are nearly black. So without `bits` the upper 8 bits are taken only where the file shows
     that it fills its range: a value of 2^15 or more, or an sBIT chunk whose bits are the upper ones."""
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)      # Pillow keeps the upper 8 bits only
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # Pillow keeps the upper 8 bits only
     if pixels is None or pixels.dtype != np.uint16:
         raise ValueError("its pixels can't be decoded")
     colours = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels[..., 2::-1]
     filled = int(colours.max()).bit_length()
     if bits is None:
         if filled < 16 and not fills_upper_bits(colours, header.significant_bits):
-            raise DatasetError(f"{path}: has {mode!r} pixels, not 8 bits a channel but 16, and fills {filled} of them: it is dark, or "
-                               f"holds fewer bits, which can't be told; convert it to 8 bits, or in the layout 'folder' write "
-                               f"picture_bits into classes.yaml")
+            raise DatasetError(
+                f"{path}: has {mode!r} pixels, not 8 bits a channel but 16, and fills {filled} of them: it is dark, or "
+                f"holds fewer bits, which can't be told; convert it to 8 bits, or in the layout 'folder' write "
+                f"picture_bits into classes.yaml"
+            )
         bits = 16
     if filled > bits:
         raise DatasetError(f"{path}: has values of {filled} bits, but picture_bits is {bits}; write {filled} or more")
@@ -160,9 +162,9 @@ class LabelPng:
     """
 
     path: Path
-    numbers: np.ndarray                     # [H, W] uint8 as stored
-    palette: np.ndarray | None              # [entries, 3] RGB; None: a grey PNG
-    greys: np.ndarray | None                # [entries] uint8: what each number is shown as; None: in colour
+    numbers: np.ndarray  # [H, W] uint8 as stored
+    palette: np.ndarray | None  # [entries, 3] RGB; None: a grey PNG
+    greys: np.ndarray | None  # [entries] uint8: what each number is shown as; None: in colour
 
     @cached_property
     def used(self) -> np.ndarray:
@@ -211,8 +213,8 @@ def read_label(path: Path) -> LabelPng | np.ndarray:
     if header.palette is not None:
         red, green, blue = header.palette.T
         return LabelPng(path, numbers, header.palette, red if (red == green).all() and (red == blue).all() else None)
-    step = 255 // (2 ** header.depth - 1)
-    if 1 < header.depth < 8:                                # Pillow scales them to 0..255
+    step = 255 // (2**header.depth - 1)
+    if 1 < header.depth < 8:  # Pillow scales them to 0..255
         numbers //= np.uint8(step)
     return LabelPng(path, numbers, None, np.arange(0, 256, step, dtype=np.uint8))
 
@@ -249,8 +251,10 @@ def two_readings(png: LabelPng) -> str:
     number = next(number for number in png.used if number >= len(png.greys) or png.greys[number] != number)
     grey = png.greys[number] if number < len(png.greys) else "nothing"
     kind = "grey PNG of fewer than 8 bits" if png.palette is None else "PNG with a palette of greys"
-    return (f"is a {kind}, whose number {number} is shown as {grey}: the value is {number} if it was written so, and {grey} if "
-            f"a lossless optimiser packed it")
+    return (
+        f"is a {kind}, whose number {number} is shown as {grey}: the value is {number} if it was written so, and {grey} if "
+        f"a lossless optimiser packed it"
+    )
 
 
 def require_size(path: Path, found: tuple[int, int], wanted: tuple[int, int], owner: str) -> None:

@@ -1,9 +1,9 @@
 """List files and id lists: every entry remembers where it came from, so that a complaint can name file and line."""
 
 import unicodedata
+from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
-from typing import Iterable
 
 from pipeline.errors import DatasetError
 from pipeline.paths import id_fault, path_fault
@@ -14,7 +14,7 @@ def read_list(path: Path) -> list[tuple[str, str]]:
     if not path.parent.is_dir():
         raise DatasetError(f"{path.parent}: no such folder; put or link the dataset there, or correct 'root'")
     try:
-        text = path.read_text(encoding="utf-8-sig")                  # Windows writes a byte-order mark
+        text = path.read_text(encoding="utf-8-sig")  # Windows writes a byte-order mark
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); write the list, or correct its name") from None
     except UnicodeDecodeError:
@@ -44,7 +44,7 @@ def by_id(entries: Iterable[tuple[str, str]]) -> dict[str, str]:
     leads out of a folder: files are read and written under it."""
     found: dict[str, str] = {}
     for where, image_id in entries:
-        if fault := id_fault(image_id):          # any other name that a file may have is an image's, too
+        if fault := id_fault(image_id):  # any other name that a file may have is an image's, too
             raise DatasetError(f"{where}: {image_id!r} {fault}; correct it, or leave it out")
         if image_id in found:
             raise DatasetError(f"{where}: {image_id!r} a second time, first at {found[image_id]}; keep one of them")
@@ -62,7 +62,7 @@ def require_path(where: str, text: str) -> str:
 def part_of(ids: list[str], part: float) -> list[str]:
     """This part of them, one at least, in their order: those with the lowest hashes, whatever the others are called."""
     by_hash = sorted(ids, key=lambda image_id: blake2b(image_id.encode("utf-8", "surrogateescape"), digest_size=8).digest())
-    lowest = set(by_hash[:max(1, round(part * len(ids)))])
+    lowest = set(by_hash[: max(1, round(part * len(ids)))])
     return [image_id for image_id in ids if image_id in lowest]
 
 

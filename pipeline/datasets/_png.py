@@ -14,22 +14,22 @@ from dataclasses import dataclass
 import numpy as np
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6       # colour types
+GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # colour types
 CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
 CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
-MOST_PIXELS = 178_956_970                                   # what Pillow takes at most
-ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))     # x y dx dy
+MOST_PIXELS = 178_956_970  # what Pillow takes at most
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # x y dx dy
 
 
 @dataclass(frozen=True)
 class Header:
     width: int
     height: int
-    depth: int                                              # bits a channel, of a palette's indices
+    depth: int  # bits a channel, of a palette's indices
     colour_type: int
     interlaced: bool
-    palette: np.ndarray | None                              # [entries, 3] uint8 RGB
-    significant_bits: int | None                            # the least of sBIT; None where the file does not say
+    palette: np.ndarray | None  # [entries, 3] uint8 RGB
+    significant_bits: int | None  # the least of sBIT; None where the file does not say
 
     def raw_bytes(self) -> int:
         """Length of the pixels before compression, with the filter byte of each row."""
@@ -71,9 +71,9 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
         end = at + 8 + length
         if end + 4 > len(data):
             raise ValueError(f"truncated, or damaged at byte {at}")
-        if zlib.crc32(view[at + 4:end]) != struct.unpack_from(">I", data, end)[0]:
+        if zlib.crc32(view[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise ValueError(f"the checksum of the {_name(kind)} chunk at byte {at} is wrong")
-        yield kind, view[at + 8:end]
+        yield kind, view[at + 8 : end]
         if kind == b"IEND":
             return
         at = end + 4

@@ -34,7 +34,15 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.datasets._images import (
-    UNKNOWN, image_size, official_values, read_label, read_rgb, reject_unknown, require_size, train_ids)
+    UNKNOWN,
+    image_size,
+    official_values,
+    read_label,
+    read_rgb,
+    reject_unknown,
+    require_size,
+    train_ids,
+)
 from pipeline.datasets._lists import by_id, found_files, read_list, require_path, require_split
 from pipeline.datasets.base import IGNORE, CropTop, DatasetBase, Root
 from pipeline.errors import ConfigError, DatasetError
@@ -78,9 +86,9 @@ MARKINGS = (
     (223, "vom_wy_n", "others", (128, 128, 64), False),
     (250, "om_n_n", "others", (102, 0, 204), True),
 )
-NOISE, IGNORED = (249, (0, 153, 153)), (255, (255, 255, 255))       # official id, RGB; left out of the evaluation
+NOISE, IGNORED = (249, (0, 153, 153)), (255, (255, 255, 255))  # official id, RGB; left out of the evaluation
 NAMES = tuple(name for _, name, *_ in MARKINGS)
-FEWEST_ENTRIES = 201                                                # of a palette whose index is the id
+FEWEST_ENTRIES = 201  # of a palette whose index is the id
 
 FRAME = re.compile(r"ColorImage_(\w+)/ColorImage/([^/]+)/(Camera[ _]\d+)/([^/]+?)\.jpg")
 FLAT_FRAME = re.compile(r"ColorImage_(\w+)/([^/\s]+)\.jpg")
@@ -90,9 +98,9 @@ LABEL = re.compile(r"Labels_(\w+)/Label/([^/]+)/(Camera[ _]\d+)/([^/]+?)_bin\.pn
 class Dataset(DatasetBase):
     background = 0
     regions = tuple(range(len(MARKINGS)))
-    official_ids = tuple(row[0] for row in MARKINGS)                    # by train id
+    official_ids = tuple(row[0] for row in MARKINGS)  # by train id
     categories = tuple(row[2] for row in MARKINGS)
-    evaluated = tuple(t for t, row in enumerate(MARKINGS) if row[4])    # the 18 train ids in the official mean
+    evaluated = tuple(t for t, row in enumerate(MARKINGS) if row[4])  # the 18 train ids in the official mean
     metric = "apolloscape"
 
     def __init__(
@@ -101,10 +109,14 @@ class Dataset(DatasetBase):
         root: Root,
         val: Annotated[list[str] | None, Field(description="Records that are kept for validation, as [road04/Record015].")] = None,
         lists: Annotated[dict[str, str] | None, Field(description="Instead of `val`: the list file of each split.")] = None,
-        ignored: Annotated[Literal["class", 255], Field(
-            description="What the benchmark does not count is one more class, or is ignored.")] = "class",
+        ignored: Annotated[
+            Literal["class", 255], Field(description="What the benchmark does not count is one more class, or is ignored.")
+        ] = "class",
         roads: Annotated[tuple[str, ...], Field(min_length=1, description="Roads that training and validation take.")] = (
-            "road02", "road03", "road04"),
+            "road02",
+            "road03",
+            "road04",
+        ),
         crop_top: CropTop = 1700,
     ):
         if (val is None) == (lists is None):
@@ -120,7 +132,7 @@ class Dataset(DatasetBase):
         self.mirror = mirrored(NAMES) + (len(MARKINGS),) * extra
         self.splits = self.splits_of(lists=lists)
         self.official_counts = {"test": 885} if lists else {"train+val": 113_653, "test": 885}
-        self._listed: dict[str, str] = {}                               # id -> list and line, for messages
+        self._listed: dict[str, str] = {}  # id -> list and line, for messages
 
     @classmethod
     def splits_of(cls, **args: Any) -> tuple[str, ...]:
@@ -186,7 +198,7 @@ class Dataset(DatasetBase):
         if isinstance(found, np.ndarray):
             packed = packed_colours(found)
         elif found.greys is None and len(found.palette) < FEWEST_ENTRIES:
-            missing = [(1, 1, 1)] * (256 - len(found.palette))          # no official colour
+            missing = [(1, 1, 1)] * (256 - len(found.palette))  # no official colour
             packed = packed_colours(np.array([*found.palette, *missing], np.uint8))[found.numbers]
         else:
             known = "the official ids 0, 200..233, 249, 250, 255"
@@ -262,4 +274,3 @@ def _spelt(folder: Path, camera: str, name: str) -> Path:
     original = folder / camera.replace("_", " ") / name
     renamed = folder / camera / name
     return renamed if renamed.exists() else original
-

@@ -17,19 +17,19 @@ CropTop = Annotated[int, Field(ge=0, description="Rows that are removed at the t
 
 
 class DatasetBase(ABC):
-    classes: tuple[str, ...]                          # names by train id; their number is the networks' number of outputs
-    colours: tuple[tuple[int, int, int], ...]         # RGB by train id
-    background: int | None = None                     # the class that a background weight means; None: the dataset has none
-    regions: tuple[int, ...] | None = None            # classes that are nodes of the affinity graph; None: all
-    crop_top: int = 0                                 # rows that `prepare` removes at the top of a full frame
-    mirror: tuple[int, ...] | None = None             # class c becomes mirror[c] in a mirrored image; None: mirroring is refused
-    mirror_lanes: tuple[int, ...] | None = None       # the same for the existence flags
-    lanes: int = 0                                    # number of lane existence flags; 0: the dataset has none
-    lane_classes: tuple[int, ...] = ()                # the class of each lane slot
+    classes: tuple[str, ...]  # names by train id; their number is the networks' number of outputs
+    colours: tuple[tuple[int, int, int], ...]  # RGB by train id
+    background: int | None = None  # the class that a background weight means; None: the dataset has none
+    regions: tuple[int, ...] | None = None  # classes that are nodes of the affinity graph; None: all
+    crop_top: int = 0  # rows that `prepare` removes at the top of a full frame
+    mirror: tuple[int, ...] | None = None  # class c becomes mirror[c] in a mirrored image; None: mirroring is refused
+    mirror_lanes: tuple[int, ...] | None = None  # the same for the existence flags
+    lanes: int = 0  # number of lane existence flags; 0: the dataset has none
+    lane_classes: tuple[int, ...] = ()  # the class of each lane slot
     splits: tuple[str, ...] = ("train", "val", "test")
-    picture_bits: int | None = None                   # of a 16-bit PNG picture, where its owner says it (_images.py, deep_rgb)
-    reading: str = ""                                 # what, besides the files, decides how pixels and labels are read
-    metric: str = "miou"                              # whose evaluator scores it, by name (pipeline/scoring/scores.py)
+    picture_bits: int | None = None  # of a 16-bit PNG picture, where its owner says it (_images.py, deep_rgb)
+    reading: str = ""  # what, besides the files, decides how pixels and labels are read
+    metric: str = "miou"  # whose evaluator scores it, by name (pipeline/scoring/scores.py)
 
     @classmethod
     def splits_of(cls, **args: Any) -> tuple[str, ...]:

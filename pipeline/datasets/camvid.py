@@ -27,9 +27,17 @@ from pipeline.datasets.base import IGNORE, DatasetBase, Root
 from pipeline.errors import ConfigError, DatasetError
 
 CLASSES = (
-    ("sky", (128, 128, 128)), ("building", (128, 0, 0)), ("pole", (192, 192, 128)), ("road", (128, 64, 128)),
-    ("pavement", (60, 40, 222)), ("tree", (128, 128, 0)), ("sign_symbol", (192, 128, 128)), ("fence", (64, 64, 128)),
-    ("car", (64, 0, 128)), ("pedestrian", (64, 64, 0)), ("bicyclist", (0, 128, 192)),
+    ("sky", (128, 128, 128)),
+    ("building", (128, 0, 0)),
+    ("pole", (192, 192, 128)),
+    ("road", (128, 64, 128)),
+    ("pavement", (60, 40, 222)),
+    ("tree", (128, 128, 0)),
+    ("sign_symbol", (192, 128, 128)),
+    ("fence", (64, 64, 128)),
+    ("car", (64, 0, 128)),
+    ("pedestrian", (64, 64, 0)),
+    ("bicyclist", (0, 128, 192)),
 )
 VOID = 11
 TRAIN_IDS = np.full(256, UNKNOWN, np.uint8)
@@ -40,11 +48,15 @@ TRAIN_IDS[VOID] = IGNORE
 class Dataset(DatasetBase):
     classes = tuple(name for name, _ in CLASSES)
     colours = tuple(colour for _, colour in CLASSES)
-    mirror = tuple(range(len(CLASSES)))         # no class knows left from right
+    mirror = tuple(range(len(CLASSES)))  # no class knows left from right
     official_counts = {"train": 367, "val": 101, "test": 233}
 
-    def __init__(self, *, root: Root, train_part: Annotated[float, Field(
-            gt=0, le=1, description="The part of the training split that is used.")] = 1.0):
+    def __init__(
+        self,
+        *,
+        root: Root,
+        train_part: Annotated[float, Field(gt=0, le=1, description="The part of the training split that is used.")] = 1.0,
+    ):
         if not 0 < train_part <= 1:
             raise ConfigError(f"dataset.train_part: {train_part} is not above 0 and at most 1")
         self.root, self.train_part = Path(root), train_part
@@ -77,8 +89,10 @@ class Dataset(DatasetBase):
         if split not in self._lists:
             rows = [(where, *pair_of(where, text, split)) for where, text in read_list(self.root / f"{split}.txt")]
             ids = by_id((where, str(image.with_suffix(""))) for where, image, _ in rows)
-            self._lists[split] = {image_id: [spelt(self.root, str(image)), spelt(self.root, str(label))]
-                                  for image_id, (_, image, label) in zip(ids, rows)}
+            self._lists[split] = {
+                image_id: [spelt(self.root, str(image)), spelt(self.root, str(label))]
+                for image_id, (_, image, label) in zip(ids, rows)
+            }
         return self._lists[split]
 
 
@@ -89,6 +103,5 @@ def pair_of(where: str, text: str, split: str) -> tuple[PurePosixPath, PurePosix
         require_path(where, str(paths[0]))
         require_path(where, str(paths[1]))
     if len(paths) != 2 or paths[0].parent.name != split:
-        raise DatasetError(f"{where}: expected '{split}/<name>.png {split}annot/<name>.png', got {text!r}; "
-                           "fetch the list again")
+        raise DatasetError(f"{where}: expected '{split}/<name>.png {split}annot/<name>.png', got {text!r}; fetch the list again")
     return paths[0], paths[1]

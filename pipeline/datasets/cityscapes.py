@@ -41,7 +41,7 @@ CLASSES = (
 OFFICIAL_IDS = tuple(row[0] for row in CLASSES)
 
 TRAIN_IDS = np.full(256, UNKNOWN, np.uint8)
-TRAIN_IDS[[*range(34), 255]] = IGNORE           # 255 is -1 (license plate) in 8 bits
+TRAIN_IDS[[*range(34), 255]] = IGNORE  # 255 is -1 (license plate) in 8 bits
 TRAIN_IDS[list(OFFICIAL_IDS)] = range(len(CLASSES))
 
 IMAGE, LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
@@ -50,11 +50,18 @@ IMAGE, LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
 class Dataset(DatasetBase):
     classes = tuple(row[1] for row in CLASSES)
     colours = tuple(row[2] for row in CLASSES)
-    mirror = tuple(range(len(CLASSES)))         # no class knows left from right
-    official_ids = OFFICIAL_IDS                 # by train id
+    mirror = tuple(range(len(CLASSES)))  # no class knows left from right
+    official_ids = OFFICIAL_IDS  # by train id
     evaluated = tuple(range(len(CLASSES)))
-    categories = (*["flat"] * 2, *["construction"] * 3, *["object"] * 3, *["nature"] * 2, "sky", *["human"] * 2,
-                  *["vehicle"] * 6)             # by train id, as the official evaluator groups them
+    categories = (
+        *["flat"] * 2,
+        *["construction"] * 3,
+        *["object"] * 3,
+        *["nature"] * 2,
+        "sky",
+        *["human"] * 2,
+        *["vehicle"] * 6,
+    )  # by train id, as the official evaluator groups them
     metric = "cityscapes"
     official_counts = {"train": 2975, "val": 500, "test": 1525}
 

@@ -30,7 +30,7 @@ TRAIN_IDS[:5] = range(5)
 
 
 class Dataset(DatasetBase):
-    classes = ("background", "lane 1", "lane 2", "lane 3", "lane 4")        # left to right; the car is between 2 and 3
+    classes = ("background", "lane 1", "lane 2", "lane 3", "lane 4")  # left to right; the car is between 2 and 3
     colours = ((0, 0, 0), (255, 60, 60), (60, 220, 90), (70, 120, 255), (255, 210, 50))
     background = 0
     mirror = (0, 4, 3, 2, 1)
@@ -50,15 +50,14 @@ class Dataset(DatasetBase):
         if not paths:
             raise DatasetError(f"{self.root / 'list'}: holds no list of frames; unpack CULane's list/ there, or correct 'root'")
         for path in paths:
-            with contextlib.suppress(DatasetError):                     # reading it will say so
+            with contextlib.suppress(DatasetError):  # reading it will say so
                 return crop_rows(image_size(path)[0])
         return crop_rows(image_size(paths[0])[0])
 
     def ids(self, split: str) -> list[str]:
         require_split(split, self.splits, self.root)
         if split not in self._lists:
-            raise DatasetError(f"{self.root / 'list' / split}.txt: no such file; unpack CULane's list/ there, "
-                               "or correct 'root'")
+            raise DatasetError(f"{self.root / 'list' / split}.txt: no such file; unpack CULane's list/ there, or correct 'root'")
         return list(self._lists[split])
 
     def image(self, image_id: str) -> np.ndarray:
@@ -99,8 +98,10 @@ class Dataset(DatasetBase):
     def categories(self, split: str) -> dict[str, list[str]]:
         """Image ids by category, e.g. "night"; empty for a split without categories (in CULane all but test)."""
         paths = sorted((self.root / "list" / f"{split}_split").glob(f"{split}*_*.txt"))
-        return {path.stem.split("_", 1)[1]: [id_of(where, text) for where, text in read_list(path)]
-                if path.stat().st_size else [] for path in paths}
+        return {
+            path.stem.split("_", 1)[1]: [id_of(where, text) for where, text in read_list(path)] if path.stat().st_size else []
+            for path in paths
+        }
 
     @cached_property
     def _lists(self) -> dict[str, dict[str, "Entry"]]:
@@ -130,7 +131,7 @@ class Dataset(DatasetBase):
 
 
 class Entry(NamedTuple):
-    label: str | None                          # below the root
+    label: str | None  # below the root
     flags: tuple[int, ...] | None
 
 
@@ -138,8 +139,7 @@ def entry_of(where: str, text: str) -> Entry:
     _, *others = text.split()
     label, flags = others[:1], others[1:]
     if flags and (len(flags) != Dataset.lanes or not set(flags) <= {"0", "1"}):
-        raise DatasetError(f"{where}: expected {Dataset.lanes} flags of 0 or 1, got {' '.join(flags)!r}; "
-                           "fetch the list again")
+        raise DatasetError(f"{where}: expected {Dataset.lanes} flags of 0 or 1, got {' '.join(flags)!r}; fetch the list again")
     return Entry(require_path(where, label[0].lstrip("/")) if label else None, tuple(map(int, flags)) or None)
 
 

@@ -28,7 +28,16 @@ import numpy as np
 import yaml
 
 from pipeline.datasets._images import (
-    UNKNOWN, LabelPng, has_palette, image_size, read_label_png, read_rgb, require_size, train_ids, two_readings)
+    UNKNOWN,
+    LabelPng,
+    has_palette,
+    image_size,
+    read_label_png,
+    read_rgb,
+    require_size,
+    train_ids,
+    two_readings,
+)
 from pipeline.datasets._lists import by_id, nfc, read_list, require_split
 from pipeline.datasets.base import IGNORE, DatasetBase, Root
 from pipeline.errors import DatasetError
@@ -44,8 +53,8 @@ background: background              # the class to be weighted down; null if the
 mirror: [[left line, right line]]   # classes that swap in a mirrored image; [] if none do; without it no mirroring
 crop_top: 0                         # rows to cut off at the top; may be left out
 """
-KEYS = ("classes", "ignore", "background", "mirror", "crop_top", "palette", "picture_bits")      # the last two: docs/datasets.md
-LEFTOVERS = {"thumbs.db", "desktop.ini"}                    # files and folders that systems leave beside pictures
+KEYS = ("classes", "ignore", "background", "mirror", "crop_top", "palette", "picture_bits")  # the last two: docs/datasets.md
+LEFTOVERS = {"thumbs.db", "desktop.ini"}  # files and folders that systems leave beside pictures
 LEFTOVER_FOLDERS = {"@eadir", "__macosx"}
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 SPLITS = ("train", "val", "test")
@@ -60,13 +69,13 @@ class Dataset(DatasetBase):
         self.palette, self.picture_bits = card.palette, card.picture_bits
         self.reading = f"ignore {sorted(card.ignore)} palette {card.palette} bits {card.picture_bits}"
         self._table = np.full(256, UNKNOWN, np.uint8)
-        self._table[:len(card.names)] = range(len(card.names))
+        self._table[: len(card.names)] = range(len(card.names))
         self._table[list(card.ignore)] = IGNORE
         self._lists = {split: self.root / f"{split}.txt" for split in SPLITS if (self.root / f"{split}.txt").exists()}
         folders = tuple(split for split in SPLITS if (self.root / "images" / split).is_dir())
         self.splits = tuple(self._lists) or folders or ("train",)
         self._by_folder = bool(folders) and not self._lists
-        self._listed: dict[str, str] = {}                   # id -> list and line, for messages
+        self._listed: dict[str, str] = {}  # id -> list and line, for messages
 
     def ids(self, split: str) -> list[str]:
         require_split(split, self.splits, self.root)
@@ -104,8 +113,10 @@ class Dataset(DatasetBase):
             self._require_order(png)
             return png.numbers
         if png.palette is not None or png.fits(self._table)[1]:
-            raise DatasetError(f"{png.path}: {two_readings(png)}; write 'palette: index' or 'palette: value' into "
-                               f"{self.root / 'classes.yaml'}, whichever holds for all labels")
+            raise DatasetError(
+                f"{png.path}: {two_readings(png)}; write 'palette: index' or 'palette: value' into "
+                f"{self.root / 'classes.yaml'}, whichever holds for all labels"
+            )
         return png.numbers
 
     def _require_order(self, png: LabelPng) -> None:
@@ -120,16 +131,18 @@ class Dataset(DatasetBase):
                 other = f"{tuple(map(int, first.palette[number]))} in {first.path}"
             else:
                 continue
-            raise DatasetError(f"{png.path}: shows index {number} in the colour {colour}, but {other}, so a tool may have changed "
-                               f"the order of its palette; write it again from the source, or 'palette: index' into "
-                               f"{self.root / 'classes.yaml'} if the index is the value all the same")
+            raise DatasetError(
+                f"{png.path}: shows index {number} in the colour {colour}, but {other}, so a tool may have changed "
+                f"the order of its palette; write it again from the source, or 'palette: index' into "
+                f"{self.root / 'classes.yaml'} if the index is the value all the same"
+            )
 
     @cached_property
     def _first_palette(self) -> LabelPng:
         """The first label with a palette in colour, whoever asks and in whatever order."""
         for path in (path for files in self._samples.values() for path in files[1:]):
             if has_palette(path):
-                with contextlib.suppress(DatasetError):             # reading it will say so
+                with contextlib.suppress(DatasetError):  # reading it will say so
                     if (png := read_label_png(path)).greys is None:
                         return png
         raise AssertionError("there is one, or nobody would ask")
@@ -165,6 +178,7 @@ class Dataset(DatasetBase):
 
 def visible_files(folder: Path) -> list[Path]:
     """Sorted, below all folders but those hidden; without what systems leave there."""
+
     def walk() -> Iterator[Path]:
         for parent, folders, names in os.walk(folder, followlinks=True):
             folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in LEFTOVER_FOLDERS]
@@ -197,8 +211,9 @@ def read_classes(path: Path) -> Card:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if not path.parent.is_dir():
-            raise DatasetError(f"{path.parent}: no such folder, seen from {Path.cwd()}; put or link the dataset there, or "
-                               f"correct 'root'") from None
+            raise DatasetError(
+                f"{path.parent}: no such folder, seen from {Path.cwd()}; put or link the dataset there, or correct 'root'"
+            ) from None
         raise refusal(path, ["no such file"]) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise refusal(path, [f"not YAML ({' '.join(str(error).split())})"]) from None

@@ -30,12 +30,24 @@ from pipeline.datasets._lists import found_files, require_split
 from pipeline.datasets.base import CropTop, DatasetBase, Root
 from pipeline.errors import ConfigError, DatasetError
 
-LANES = ("l1", "l0", "r0", "r1")            # in order of classes 1..4
-BGR = {                                     # outer lanes too: where they are drawn over an inner one, that one is gone
-    "l6": (75, 25, 230), "l5": (75, 180, 60), "l4": (200, 130, 0), "l3": (48, 130, 245), "l2": (180, 30, 145),
-    "l1": (0, 0, 255), "l0": (24, 140, 34), "r0": (255, 0, 0), "r1": (0, 255, 255),
-    "r2": (40, 110, 170), "r3": (200, 250, 255), "r4": (255, 190, 230), "r5": (0, 0, 128), "r6": (195, 255, 170),
-    "r7": (0, 128, 128), "r8": (195, 255, 170),
+LANES = ("l1", "l0", "r0", "r1")  # in order of classes 1..4
+BGR = {  # outer lanes too: where they are drawn over an inner one, that one is gone
+    "l6": (75, 25, 230),
+    "l5": (75, 180, 60),
+    "l4": (200, 130, 0),
+    "l3": (48, 130, 245),
+    "l2": (180, 30, 145),
+    "l1": (0, 0, 255),
+    "l0": (24, 140, 34),
+    "r0": (255, 0, 0),
+    "r1": (0, 255, 255),
+    "r2": (40, 110, 170),
+    "r3": (200, 250, 255),
+    "r4": (255, 190, 230),
+    "r5": (0, 0, 128),
+    "r6": (195, 255, 170),
+    "r7": (0, 128, 128),
+    "r8": (195, 255, 170),
 }
 MARKER_WIDTH_M = 0.1
 LEAST_ROWS = 20
@@ -59,8 +71,10 @@ class Dataset(DatasetBase):
         self,
         *,
         root: Root,
-        protocol: Annotated[Literal["official", "paper"], Field(
-            description="The benchmark's splits, or those of the paper, whose test split has labels.")],
+        protocol: Annotated[
+            Literal["official", "paper"],
+            Field(description="The benchmark's splits, or those of the paper, whose test split has labels."),
+        ],
         size: Annotated[tuple[Pixels, Pixels], Field(description="Height and width of the frames.")] = (717, 1276),
         crop_top: CropTop = 333,
     ):
@@ -158,8 +172,7 @@ def renamed(names: list[str]) -> list[str]:
 
 def strips(markers: list[dict], projection: np.ndarray) -> np.ndarray:
     """[markers, 4, 2] int32: per marker the corners start-left, start-right, end-right, end-left, in pixels (x, y)."""
-    world = np.array([[[float(marker[end][axis]) for axis in "xyz"] for end in ("world_start", "world_end")]
-                      for marker in markers])
+    world = np.array([[[float(marker[end][axis]) for axis in "xyz"] for end in ("world_start", "world_end")] for marker in markers])
     points = world @ projection.T
     with np.errstate(divide="ignore", invalid="ignore"):
         x, y = np.moveaxis(points[..., :2] / points[..., 2:], -1, 0)
@@ -167,7 +180,7 @@ def strips(markers: list[dict], projection: np.ndarray) -> np.ndarray:
         left, right = x - half, x + half
     x4 = np.stack([left[:, 0], right[:, 0], right[:, 1], left[:, 1]], axis=1)
     y4 = np.stack([y[:, 0], y[:, 0], y[:, 1], y[:, 1]], axis=1)
-    corners = np.round(np.stack([x4, y4], axis=2).astype(np.float32))    # single precision, as officially, for the ties
+    corners = np.round(np.stack([x4, y4], axis=2).astype(np.float32))  # single precision, as officially, for the ties
     if not np.abs(corners).max() < 2**31:
         raise ValueError("a marker lies in the plane of the camera")
     return corners.astype(np.int32)
@@ -179,7 +192,7 @@ def drawn(lanes: list[tuple[str, tuple[int, int, int], np.ndarray]], size: tuple
     for _, colour, corners in lanes:
         for strip in corners:
             if strip[0, 1] != strip[3, 1]:
-                for _ in range(2):                                      # twice, as officially: edges blend twice
+                for _ in range(2):  # twice, as officially: edges blend twice
                     cv2.fillConvexPoly(canvas, strip, colour, cv2.LINE_AA, 0)
     label = np.zeros(size, np.uint8)
     for train_id, name in enumerate(LANES, 1):

@@ -23,11 +23,29 @@ from pipeline.datasets.roads import Difficulty, DrawSeed, Frames, Size
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.synth.settings import JPEG_QUALITY, Settings
 
-PAINT = ("s_w_d", "b_w_g", "ds_w_dn", "db_w_g", "s_y_d", "b_y_g", "ds_y_dn", "sb_y_do", "s_w_s", "c_wy_z",
-         "a_w_t", "a_w_l", "a_w_r", "a_w_tl", "a_w_tr", "a_w_lr", "a_w_u", "r_wy_np")
+PAINT = (
+    "s_w_d",
+    "b_w_g",
+    "ds_w_dn",
+    "db_w_g",
+    "s_y_d",
+    "b_y_g",
+    "ds_y_dn",
+    "sb_y_do",
+    "s_w_s",
+    "c_wy_z",
+    "a_w_t",
+    "a_w_l",
+    "a_w_r",
+    "a_w_tl",
+    "a_w_tr",
+    "a_w_lr",
+    "a_w_u",
+    "r_wy_np",
+)
 COLOURS = {name: rgb for _, name, _, rgb, _ in apolloscape.MARKINGS}
 TRAIN_IDS = np.full(256, UNKNOWN, np.uint8)
-TRAIN_IDS[:len(PAINT) + 1] = range(len(PAINT) + 1)
+TRAIN_IDS[: len(PAINT) + 1] = range(len(PAINT) + 1)
 
 
 class Dataset(DatasetBase):
@@ -39,8 +57,10 @@ class Dataset(DatasetBase):
     def __init__(self, *, root: Root, train: Frames, val: Frames, test: Frames, size: Size, seed: DrawSeed, difficulty: Difficulty):
         height, width = size
         if height < roads.SMALLEST[0] or width < roads.SMALLEST[1]:
-            raise ConfigError(f"dataset.size: {height}x{width} is too small for paint to be seen; "
-                              f"take {roads.SMALLEST[0]}x{roads.SMALLEST[1]} or more")
+            raise ConfigError(
+                f"dataset.size: {height}x{width} is too small for paint to be seen; "
+                f"take {roads.SMALLEST[0]}x{roads.SMALLEST[1]} or more"
+            )
         if not 0 <= difficulty <= 1:
             raise ConfigError(f"dataset.difficulty: {difficulty} is not between 0 and 1")
         self.root, self.counts = Path(root), {"train": train, "val": val, "test": test}
@@ -58,8 +78,10 @@ class Dataset(DatasetBase):
         require_split(split, self.splits, self.root)
         ids = [self.settings.image_id(split, index) for index in range(self.counts[split])]
         if missing := [image_id for image_id in ids if not self.files(image_id)[0].exists()]:
-            raise DatasetError(f"{self.root}: {len(missing)} of the {len(ids)} frames of {split} are not drawn yet; "
-                               f"run 'pipeline synth' on this config")
+            raise DatasetError(
+                f"{self.root}: {len(missing)} of the {len(ids)} frames of {split} are not drawn yet; "
+                f"run 'pipeline synth' on this config"
+            )
         return ids
 
     def image(self, image_id: str) -> np.ndarray:
@@ -77,7 +99,7 @@ class Dataset(DatasetBase):
 
 def write_frame(frame: tuple[Dataset, str, int]) -> None:
     """The label first, and each under another name until it is whole."""
-    from pipeline.synth.facets import marking_map            # reading loads no renderer
+    from pipeline.synth.facets import marking_map  # reading loads no renderer
     from pipeline.synth.markings import KINDS
     from pipeline.synth.render import picture
     from pipeline.synth.sampling import draw_scene
@@ -89,8 +111,10 @@ def write_frame(frame: tuple[Dataset, str, int]) -> None:
     scene, size = draw_scene(dataset.settings.seed, split, index, dataset.settings.difficulty), dataset.settings.size
     table = np.array([0, *(dataset.classes.index(kind) for kind in KINDS[1:])], np.uint8)
     label_file.parent.mkdir(parents=True, exist_ok=True)
-    for file, pixels, how in ((label_file, table[marking_map(scene, size)], {}),
-                              (picture_file, picture(scene, size), {"quality": JPEG_QUALITY})):
+    for file, pixels, how in (
+        (label_file, table[marking_map(scene, size)], {}),
+        (picture_file, picture(scene, size), {"quality": JPEG_QUALITY}),
+    ):
         partial = file.with_suffix(f".tmp{file.suffix}")
         Image.fromarray(pixels).save(partial, **how)
         partial.replace(file)

@@ -16,8 +16,10 @@ from pipeline.synth.settings import Settings
 
 SMALLEST = (64, 128)
 Frames = Annotated[int, Field(ge=0, description="Frames of this split.")]
-Size = Annotated[tuple[Annotated[int, Field(ge=SMALLEST[0])], Annotated[int, Field(ge=SMALLEST[1])]], Field(
-    description="Height and width of the frames.")]
+Size = Annotated[
+    tuple[Annotated[int, Field(ge=SMALLEST[0])], Annotated[int, Field(ge=SMALLEST[1])]],
+    Field(description="Height and width of the frames."),
+]
 DrawSeed = Annotated[int, Field(ge=0, description="Seed of the scenes.")]
 Difficulty = Annotated[float, Field(ge=0, le=1, description="How hard the scenes are to read, from 0 to 1.")]
 
@@ -29,8 +31,9 @@ class Dataset(culane.Dataset):
         super().__init__(root=root)
         height, width = size
         if height < SMALLEST[0] or width < SMALLEST[1]:
-            raise ConfigError(f"dataset.size: {height}x{width} is too small for lanes to be seen; "
-                              f"take {SMALLEST[0]}x{SMALLEST[1]} or more")
+            raise ConfigError(
+                f"dataset.size: {height}x{width} is too small for lanes to be seen; take {SMALLEST[0]}x{SMALLEST[1]} or more"
+            )
         if not 0 <= difficulty <= 1:
             raise ConfigError(f"dataset.difficulty: {difficulty} is not between 0 and 1")
         self.counts = {"train": train, "val": val, "test": test}
@@ -39,10 +42,10 @@ class Dataset(culane.Dataset):
 
     def generate(self, workers: int, progress: Callable[[int, int], None]) -> None:
         """Writes the frames that are missing, then the lists; `progress` is told (frames done, frames in all)."""
-        from pipeline.synth.layout import write              # reading loads no renderer
+        from pipeline.synth.layout import write  # reading loads no renderer
 
         write(self.root, self.settings, self.counts, workers, progress)
-        vars(self).pop("_lists", None)                       # they are new
+        vars(self).pop("_lists", None)  # they are new
 
     def ids(self, split: str) -> list[str]:
         """As CULane's. Raises DatasetError unless the frames on disk are those of these settings."""
@@ -52,7 +55,9 @@ class Dataset(culane.Dataset):
             raise DatasetError(f"{self.root}: the {split} split is not drawn yet; run 'pipeline synth' on this config")
         ids = super().ids(split)
         if ids != [self.settings.image_id(split, index) for index in range(self.counts[split])]:
-            raise DatasetError(f"{self.root}: the {split} list has {len(ids)} frames of {ids[0].split('/')[0]}, the "
-                               f"config asks for {self.counts[split]} of {self.settings.driver}; run 'pipeline synth' "
-                               "on this config, or give each set a root of its own")
+            raise DatasetError(
+                f"{self.root}: the {split} list has {len(ids)} frames of {ids[0].split('/')[0]}, the "
+                f"config asks for {self.counts[split]} of {self.settings.driver}; run 'pipeline synth' "
+                "on this config, or give each set a root of its own"
+            )
         return ids

@@ -4,10 +4,10 @@ A frame that can't be read is handed on as the error that says why, so that the 
 a dataset's are (datasets/_images.py), turned upright as their EXIF says. A video is turned upright as its file says.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
-from typing import Iterator
 
 import cv2
 
@@ -31,18 +31,22 @@ class Pictures:
         files = not_predicted(place) if place.is_dir() else [place]
         pictures = [path for path in files if path.suffix.lower() in PICTURES]
         if not pictures:
-            raise DatasetError(f"{place}: holds no picture ({' '.join(sorted(PICTURES))}) and is no video; name a folder of "
-                               f"pictures, a picture or a video")
+            raise DatasetError(
+                f"{place}: holds no picture ({' '.join(sorted(PICTURES))}) and is no video; name a folder of "
+                f"pictures, a picture or a video"
+            )
         self.paths: dict[str, Path] = {}
         for path in pictures:
             other = self.paths.setdefault(stem(path, self.root), path)
             if other is not path:
-                raise DatasetError(f"{path}: would be written over {other.name}, which differs only in its ending; give one "
-                                   f"of them another name")
+                raise DatasetError(
+                    f"{path}: would be written over {other.name}, which differs only in its ending; give one of them another name"
+                )
         self.total, self.others = len(pictures), len(files) - len(pictures)
 
     def read(self, pool: ThreadPoolExecutor, workers: int) -> Iterator[Sample | DatasetError]:
         """Every picture in order of its name, read ahead by the pool's threads."""
+
         def one(name):
             if fault := path_fault(name):
                 return DatasetError(f"{str(self.paths[name])!r}: its name {fault}; rename it")
@@ -68,10 +72,11 @@ class Video:
         if not self.capture.isOpened():
             raise DatasetError(f"{path}: cannot be read as a video; convert it with `ffmpeg -i {path.name} out.mp4`")
         self.fps = self.capture.get(cv2.CAP_PROP_FPS) or 25.0
-        self.total = max(0, round(self.capture.get(cv2.CAP_PROP_FRAME_COUNT)))       # some formats only estimate it
+        self.total = max(0, round(self.capture.get(cv2.CAP_PROP_FRAME_COUNT)))  # some formats only estimate it
 
     def read(self, pool: ThreadPoolExecutor, workers: int) -> Iterator[Sample | DatasetError]:
         """Every frame in order. One that ends more than a second early is a DatasetError at its end."""
+
         def one(number):
             here, image_BGR = self.capture.read()
             if not here:
@@ -79,7 +84,7 @@ class Video:
             return Sample(f"{self.path.stem}/{number:06d}", cv2.cvtColor(image_BGR, cv2.COLOR_BGR2RGB), None)
 
         number = 0
-        with ThreadPoolExecutor(1) as reader:                   # frames come one after the other
+        with ThreadPoolExecutor(1) as reader:  # frames come one after the other
             for sample in ahead(reader, one, count(), 2 * workers):
                 if sample is None:
                     break

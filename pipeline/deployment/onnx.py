@@ -13,8 +13,9 @@ import contextlib
 import json
 import logging
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Iterable, Literal, NamedTuple, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from pipeline.models.base import ModelBase
 from pipeline.scoring.predict import scores
 
 Input = Literal["uint8", "float32"]
-OPSET = 18                      # old enough for runtimes of 2023
+OPSET = 18  # old enough for runtimes of 2023
 # Two libraries add in other orders: 1e-6 of the greatest logit apart on trained networks, 7e-4 on a random ResNet-101. A wrong
 # axis or constant is off by a tenth and more.
 MOST_APART = 5e-3
@@ -68,10 +69,17 @@ def to_onnx(network: Deployed, metadata: dict):
     required("onnxscript")
     example = torch.from_numpy(network.shown(np.zeros((2, *network.size, 3), np.uint8))).to(network.fill.device)
     with quiet(), torch.no_grad():
-        names = ["logits", "existence"][:len(network(example))]
-        program = torch.onnx.export(network, (example,), dynamo=True, opset_version=OPSET, verbose=False,
-                                    input_names=["images"], output_names=names,
-                                    dynamic_shapes=({0: torch.export.Dim("batch")},))
+        names = ["logits", "existence"][: len(network(example))]
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=["images"],
+            output_names=names,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
     proto = program.model_proto
     onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in metadata.items()})
     proto.producer_name, proto.producer_version = "offline-distillation-pipeline", __version__
@@ -83,15 +91,29 @@ def metadata(dataset_name: str, dataset: DatasetBase, network: Deployed, record:
     """What a user of the file must know, and what it was made from (`record`)."""
     h, w = network.size
     return {
-        "frames": {"crop_top": dataset.crop_top, "size": [h, w],
-                   "resize": "area where both axes shrink to less than half, else bilinear (half-pixel centres)"},
-        "input": {"layout": "NHWC" if network.takes == "uint8" else "NCHW", "dtype": network.takes, "channels": "RGB",
-                  "range": [0, 255]},
-        "inside": {"channels": network.network.channels.upper(), "mean": network.network.mean.flatten().tolist(),
-                   "std": network.network.std.flatten().tolist(), "padded_to": list(canvas(network.size)),
-                   "fill": list(FILL)},
-        "classes": list(dataset.classes), "colours": [list(colour) for colour in dataset.colours],
-        "background": dataset.background, "dataset": dataset_name, **record,
+        "frames": {
+            "crop_top": dataset.crop_top,
+            "size": [h, w],
+            "resize": "area where both axes shrink to less than half, else bilinear (half-pixel centres)",
+        },
+        "input": {
+            "layout": "NHWC" if network.takes == "uint8" else "NCHW",
+            "dtype": network.takes,
+            "channels": "RGB",
+            "range": [0, 255],
+        },
+        "inside": {
+            "channels": network.network.channels.upper(),
+            "mean": network.network.mean.flatten().tolist(),
+            "std": network.network.std.flatten().tolist(),
+            "padded_to": list(canvas(network.size)),
+            "fill": list(FILL),
+        },
+        "classes": list(dataset.classes),
+        "colours": [list(colour) for colour in dataset.colours],
+        "background": dataset.background,
+        "dataset": dataset_name,
+        **record,
     }
 
 
@@ -99,10 +121,10 @@ class Agreement(NamedTuple):
     """Of ONNX Runtime with torch."""
 
     images: int
-    apart: float                # the largest difference of a logit,
-    relative: float             # by the greatest logit
-    equal: float                # share of pixels of the same class
-    existence: float | None     # the largest difference of a probability
+    apart: float  # the largest difference of a logit,
+    relative: float  # by the greatest logit
+    equal: float  # share of pixels of the same class
+    existence: float | None  # the largest difference of a probability
 
 
 def compared(model: bytes, network: Deployed, batches: Iterable[np.ndarray]) -> Agreement:
@@ -127,14 +149,18 @@ def compared(model: bytes, network: Deployed, batches: Iterable[np.ndarray]) -> 
 def refuse_disagreement(found: Agreement, where: Path) -> None:
     """Raises PipelineError if the two answer differently; NaN counts as different."""
     if not (found.relative <= MOST_APART and found.equal >= LEAST_EQUAL and (found.existence or 0.0) <= MOST_APART):
-        raise PipelineError(f"{where}: not written: ONNX Runtime answers otherwise than torch on {found.images} images "
-                            f"({in_words(found)}); try other versions of torch, onnxscript and onnxruntime")
+        raise PipelineError(
+            f"{where}: not written: ONNX Runtime answers otherwise than torch on {found.images} images "
+            f"({in_words(found)}); try other versions of torch, onnxscript and onnxruntime"
+        )
 
 
 def in_words(found: Agreement) -> str:
     flags = "" if found.existence is None else f", of existence {found.existence:.1e}"
-    return (f"largest difference of a logit {found.apart:.1e} ({found.relative:.1e} of the greatest){flags}, same class in "
-            f"{100 * found.equal:.4f} % of pixels")
+    return (
+        f"largest difference of a logit {found.apart:.1e} ({found.relative:.1e} of the greatest){flags}, same class in "
+        f"{100 * found.equal:.4f} % of pixels"
+    )
 
 
 def session(model: bytes | str, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)):
@@ -143,7 +169,7 @@ def session(model: bytes | str, threads: int = 0, providers: Sequence[str] = ("C
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")     # idle threads would disturb whoever comes next
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads would disturb whoever comes next
     return runtime.InferenceSession(model, options, providers=list(providers))
 
 

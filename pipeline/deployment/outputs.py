@@ -1,15 +1,15 @@
 """What `pipeline predict` can write of an answer, each kind in a folder of its name. `name` is the frame's.
 
-    overlay      <name>.jpg          the frame with its classes painted over it; of a video, one <video>.mp4
-    ids          <name>.png          8-bit grey: the dataset's own ids where it has such, else train ids
-    colours      <name>.png          the same in the classes' colours
-    lanes        <name>.lines.txt    points of each lane, as CULane's evaluator reads them; of LLAMAS one lanes.json
-    submission   (submission.py)     what the dataset's evaluator or server reads
+overlay      <name>.jpg          the frame with its classes painted over it; of a video, one <video>.mp4
+ids          <name>.png          8-bit grey: the dataset's own ids where it has such, else train ids
+colours      <name>.png          the same in the classes' colours
+lanes        <name>.lines.txt    points of each lane, as CULane's evaluator reads them; of LLAMAS one lanes.json
+submission   (submission.py)     what the dataset's evaluator or server reads
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ from pipeline.paths import below
 from pipeline.scoring import submission
 from pipeline.scoring.predict import Answer, Sample, overlay
 
-JPEG = (cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)   # thin lines
+JPEG = (cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)  # thin lines
 
 
 class Writer:
@@ -34,8 +34,9 @@ class Writer:
         if "lanes" in kinds and not dataset.lanes:
             raise ConfigError("--as lanes: this dataset's classes are no lanes; take overlay, ids or colours")
         if "submission" in kinds and (video or dataset.metric == "miou"):
-            raise ConfigError(f"--as submission: no evaluator reads files of {'a video' if video else 'this dataset'}; "
-                              f"take ids or colours")
+            raise ConfigError(
+                f"--as submission: no evaluator reads files of {'a video' if video else 'this dataset'}; take ids or colours"
+            )
         filmed = video and "overlay" in kinds
         self.film = Film(below(out, f"overlay/{shown.path.stem}.mp4", DatasetError), shown.fps) if filmed else None
         lanes_file = "lanes" in kinds and dataset.metric == "llamas"
@@ -84,8 +85,8 @@ class Rest:
     """What is not a file of its own frame."""
 
     name: str
-    painted: np.ndarray | None = None           # [H, W, 3] RGB, of a video
-    rows: list[np.ndarray] | None = None        # of LLAMAS's lanes
+    painted: np.ndarray | None = None  # [H, W, 3] RGB, of a video
+    rows: list[np.ndarray] | None = None  # of LLAMAS's lanes
 
 
 class Film:
@@ -120,6 +121,8 @@ def submission_ids(shown: Pictures, dataset: DatasetBase) -> dict[str, str]:
     first: dict[str, str] = {}
     for name, image_id in ids.items():
         if (other := first.setdefault(image_id, name)) != name:
-            raise DatasetError(f"{shown.paths[name]}: is {image_id!r} to the evaluator, as {shown.paths[other]} is; show the "
-                               f"network one of their folders at a time")
+            raise DatasetError(
+                f"{shown.paths[name]}: is {image_id!r} to the evaluator, as {shown.paths[other]} is; show the "
+                f"network one of their folders at a time"
+            )
     return ids

@@ -5,17 +5,21 @@ B images, K classes, h w the grid of the comparison, P = h w its positions.
 
 from typing import Annotated, Literal
 
-from pydantic import Field
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output
 
-Grid = Annotated[Literal["student", "teacher"], Field(
-    description="Whose grid the logits are compared on: the teacher's are resized to the student's, or the student's averaged over "
-                "the teacher's cells.")]
+Grid = Annotated[
+    Literal["student", "teacher"],
+    Field(
+        description="Whose grid the logits are compared on: the teacher's are resized to the student's, or the student's averaged over "  # noqa: E501
+        "the teacher's cells."
+    ),
+]
 
 
 def compared(output: Output, batch: Batch, name: str, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,5 +47,5 @@ def resized(logits_BKhw: Tensor, grid: torch.Size) -> Tensor:
 
 def log_spatial(logits_BKhw: Tensor, inside_Bhw: Tensor) -> Tensor:
     """[B, K, P] log-softmax over the positions inside, hugely negative outside; a constant where all are outside."""
-    lowest = torch.finfo(logits_BKhw.dtype).min             # not -inf: 0 * inf is NaN
+    lowest = torch.finfo(logits_BKhw.dtype).min  # not -inf: 0 * inf is NaN
     return torch.where(inside_Bhw[:, None], logits_BKhw, lowest).flatten(2).log_softmax(dim=2)

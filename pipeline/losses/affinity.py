@@ -13,27 +13,39 @@ B images, K = n regions, R = 3 moments.
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from pipeline.losses.base import Batch, LossModule
 from pipeline.models.base import Output
 
-
-MinCells = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], Field(
-    description="Cells that a region must have for its mean, variance and skewness to count.")]
-Moments = Annotated[tuple[Literal[1, 2, 3], ...], Field(
-    min_length=1, description="Which moments count: 1 the mean, 2 the variance, 3 the skewness.")]
-Normalise = Annotated[Literal["all", "present"], Field(
-    description="Divide by 3 n^2 as in the paper, or by the number of pairs that count.")]
+MinCells = Annotated[
+    tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
+    Field(description="Cells that a region must have for its mean, variance and skewness to count."),
+]
+Moments = Annotated[
+    tuple[Literal[1, 2, 3], ...],
+    Field(min_length=1, description="Which moments count: 1 the mean, 2 the variance, 3 the skewness."),
+]
+Normalise = Annotated[
+    Literal["all", "present"], Field(description="Divide by 3 n^2 as in the paper, or by the number of pairs that count.")
+]
 
 
 class Loss(LossModule):
     reads_types = ("affinity",)
 
-    def __init__(self, *, reads, context, student, min_cells: MinCells = (1, 2, 8), moments: Moments = (1, 2, 3),
-                 normalise: Normalise = "all"):
+    def __init__(
+        self,
+        *,
+        reads,
+        context,
+        student,
+        min_cells: MinCells = (1, 2, 8),
+        moments: Moments = (1, 2, 3),
+        normalise: Normalise = "all",
+    ):
         super().__init__(reads=reads, context=context, student=student)
         self.normalise = normalise
         needed = [cells if r in moments else math.inf for r, cells in enumerate(min_cells, start=1)]

@@ -42,6 +42,6 @@ def unit_divergences(logits_BKhw: Tensor, inside_Bhw: Tensor) -> Tensor:
     """[B, K, K] KL(p_i || p_j) with rows of norm 1."""
     log_BKP = log_spatial(logits_BKhw, inside_Bhw)
     p_BKP = log_BKP.exp()
-    log_BKP = torch.where(inside_Bhw.flatten(1)[:, None], log_BKP, 0)           # or a sum of slopes outside overflows
+    log_BKP = torch.where(inside_Bhw.flatten(1)[:, None], log_BKP, 0)  # or a sum of slopes outside overflows
     divergences_BKK = (p_BKP * log_BKP).sum(dim=2)[..., None] - p_BKP @ log_BKP.mT
     return F.normalize(divergences_BKK, dim=2, eps=1e-3)

@@ -12,16 +12,17 @@ B images, h w the teacher's grid of the layer.
 
 from typing import Annotated, Literal
 
-from pydantic import Field
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.losses.base import Batch, LossModule
 from pipeline.models.base import Output
 
-
-Normalise = Annotated[Literal["l2", "softmax"], Field(description="How a map is normalised over its positions before maps are compared.")]
+Normalise = Annotated[
+    Literal["l2", "softmax"], Field(description="How a map is normalised over its positions before maps are compared.")
+]
 Reduction = Annotated[Literal["sum", "mean"], Field(description="Sum or mean over positions.")]
 
 
@@ -56,8 +57,8 @@ def unit(energy_Bhw: Tensor, inside_Bhw: Tensor) -> Tensor:
     """Of norm 1 over the positions inside, 0 outside; a map of zeros stays zeros, with a finite gradient."""
     energy_Bhw = torch.where(inside_Bhw, energy_Bhw, 0)
     peak_B11 = energy_Bhw.detach().amax(dim=(1, 2), keepdim=True)
-    energy_Bhw = energy_Bhw / torch.where(peak_B11 > 0, peak_B11, 1)            # or the squares leave float32's range
-    return energy_Bhw * energy_Bhw.square().sum(dim=(1, 2), keepdim=True).clamp(min=0.5).rsqrt()    # 1 or more, or 0
+    energy_Bhw = energy_Bhw / torch.where(peak_B11 > 0, peak_B11, 1)  # or the squares leave float32's range
+    return energy_Bhw * energy_Bhw.square().sum(dim=(1, 2), keepdim=True).clamp(min=0.5).rsqrt()  # 1 or more, or 0
 
 
 def softmax(energy_Bhw: Tensor, inside_Bhw: Tensor) -> Tensor:

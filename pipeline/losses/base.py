@@ -7,8 +7,9 @@ checkpointed with the student.
 """
 
 import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Callable, ClassVar, Iterable, Mapping
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -17,20 +18,19 @@ from torch import Tensor, nn
 from pipeline.models.base import Output
 from pipeline.targets.base import Context, TargetType
 
-
 Temperature = Annotated[float, Field(gt=0, description="Logits are divided by this before the softmax.")]
-Share = Annotated[float, Field(ge=0)]               # a weight within a loss
+Share = Annotated[float, Field(ge=0)]  # a weight within a loss
 
 
 @dataclass(frozen=True)
 class Batch:
     """What a training step sees. B images, H W the network input."""
 
-    images_B3HW: Tensor                             # float32 RGB 0..255, as shown: view and photometric changes applied
-    labels_BHW: Tensor                              # uint8, 255 = ignored
-    inside_BHW: Tensor                              # bool: False where the view looks outside the image, and on padding
-    existence_BL: Tensor | None                     # uint8 lane flags of this view; 255 = unknown
-    rows: Mapping[str, Mapping[str, Tensor]]        # target name -> decoded fields [B, ...]
+    images_B3HW: Tensor  # float32 RGB 0..255, as shown: view and photometric changes applied
+    labels_BHW: Tensor  # uint8, 255 = ignored
+    inside_BHW: Tensor  # bool: False where the view looks outside the image, and on padding
+    existence_BL: Tensor | None  # uint8 lane flags of this view; 255 = unknown
+    rows: Mapping[str, Mapping[str, Tensor]]  # target name -> decoded fields [B, ...]
     step: int
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
@@ -46,7 +46,7 @@ class Batch:
         if count == 1:
             return [self]
         size = len(self.images_B3HW) // count
-        return [self._each(lambda tensor: tensor[start:start + size]) for start in range(0, count * size, size)]
+        return [self._each(lambda tensor: tensor[start : start + size]) for start in range(0, count * size, size)]
 
     def tensors(self) -> list[Tensor]:
         found: list[Tensor] = []
@@ -68,8 +68,8 @@ class Batch:
 
 
 class LossModule(nn.Module):
-    reads_types: ClassVar[tuple[str, ...]] = ()     # target types it can read, e.g. ("affinity",)
-    needs_survey: bool = False                      # whether `survey` must be called before the first `forward`
+    reads_types: ClassVar[tuple[str, ...]] = ()  # target types it can read, e.g. ("affinity",)
+    needs_survey: bool = False  # whether `survey` must be called before the first `forward`
 
     def __init__(self, *, reads: Mapping[str, TargetType], context: Context | None, student: Context):
         super().__init__()

@@ -21,6 +21,6 @@ class Loss(attention.Loss):
         mine = [target.compute(output, batch.labels_BHW, self.context)["energy"] for target in self.reads.values()]
         total = 0.0
         for j, name in enumerate(self.reads):
-            for mine_Bhw in mine[max(j - 1, 0):j + 2]:
+            for mine_Bhw in mine[max(j - 1, 0) : j + 2]:
                 total = total + self.distance(mine_Bhw, batch.rows[name]["energy"], batch.inside_BHW)
         return total

@@ -19,10 +19,11 @@ the official code does, which takes the first cells of an image, as many as the 
 B images, N anchors, C channels of the student, D of an embedding, K classes, M a contrast set.
 """
 
-from typing import Annotated, Any, Iterable, Literal, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,23 +37,31 @@ from pipeline.targets.base import TargetType
 class Loss(LossModule):
     reads_types = ("anchors",)
 
-    def __init__(self, *, reads, context, student,
-                 mini_batch: Annotated[Share, Field(description="Weight of the term among the images of a batch.")] = 1.0,
-                 memory_pixel: Annotated[Share, Field(description="Weight of the term on single embeddings of the bank.")] = 0.1,
-                 memory_region: Annotated[Share, Field(description="Weight of the term on class means of the bank.")] = 0.1,
-                 temperature: Annotated[float, Field(gt=0, description="Similarities are divided by this before the softmax.")] = 0.1,
-                 bank_images: Annotated[int, Field(ge=1, description="Images whose rows fill the bank.")] = 2000,
-                 bank_pixels: Annotated[int, Field(ge=1, description="Embeddings of each class in the bank.")] = 2000,
-                 bank_regions: Annotated[int, Field(ge=1, description="Means of each class in the bank.")] = 2000,
-                 per_image: Annotated[int, Field(ge=1, description="Embeddings of a class taken from one image, at most.")] = 16,
-                 contrast_pixels: Annotated[int, Field(ge=1, description="Embeddings in the contrast set of a step.")] = 4096,
-                 contrast_regions: Annotated[int, Field(ge=1, description="Class means in the contrast set of a step.")] = 1024,
-                 sampling: Annotated[Literal["class", "published"], Field(
-                     description="Fill the bank with anchors of each class, or as the official code does.")] = "class",
-                 seed: Annotated[int, Field(ge=0, description="Seed of the contrast sets.")] = 0):
+    def __init__(
+        self,
+        *,
+        reads,
+        context,
+        student,
+        mini_batch: Annotated[Share, Field(description="Weight of the term among the images of a batch.")] = 1.0,
+        memory_pixel: Annotated[Share, Field(description="Weight of the term on single embeddings of the bank.")] = 0.1,
+        memory_region: Annotated[Share, Field(description="Weight of the term on class means of the bank.")] = 0.1,
+        temperature: Annotated[float, Field(gt=0, description="Similarities are divided by this before the softmax.")] = 0.1,
+        bank_images: Annotated[int, Field(ge=1, description="Images whose rows fill the bank.")] = 2000,
+        bank_pixels: Annotated[int, Field(ge=1, description="Embeddings of each class in the bank.")] = 2000,
+        bank_regions: Annotated[int, Field(ge=1, description="Means of each class in the bank.")] = 2000,
+        per_image: Annotated[int, Field(ge=1, description="Embeddings of a class taken from one image, at most.")] = 16,
+        contrast_pixels: Annotated[int, Field(ge=1, description="Embeddings in the contrast set of a step.")] = 4096,
+        contrast_regions: Annotated[int, Field(ge=1, description="Class means in the contrast set of a step.")] = 1024,
+        sampling: Annotated[
+            Literal["class", "published"],
+            Field(description="Fill the bank with anchors of each class, or as the official code does."),
+        ] = "class",
+        seed: Annotated[int, Field(ge=0, description="Seed of the contrast sets.")] = 0,
+    ):
         super().__init__(reads=reads, context=context, student=student)
         self.check(self.reads)
-        (self.name, self.target), = self.reads.items()
+        ((self.name, self.target),) = self.reads.items()
         self.mini_batch, self.temperature, self.sampling, self.seed = mini_batch, temperature, sampling, seed
         self.bank_images, self.per_image = bank_images, per_image
         self.memory = {"pixels": (memory_pixel, contrast_pixels), "regions": (memory_region, contrast_regions)}
@@ -60,8 +69,11 @@ class Loss(LossModule):
         if self.needs_survey:
             channels, K = self.target.width(context.channels[self.target.layer]), context.num_classes
             self.projection = nn.Sequential(
-                nn.Linear(student.channels[self.target.layer], channels, bias=False), nn.BatchNorm1d(channels),
-                nn.ReLU(), nn.Linear(channels, channels, bias=False))
+                nn.Linear(student.channels[self.target.layer], channels, bias=False),
+                nn.BatchNorm1d(channels),
+                nn.ReLU(),
+                nn.Linear(channels, channels, bias=False),
+            )
             for kind, room in (("pixels", bank_pixels), ("regions", bank_regions)):
                 self.register_buffer(kind, torch.zeros(K, room, channels, dtype=torch.float16))
                 self.register_buffer(f"num_{kind}", torch.zeros(K, dtype=torch.int64))
@@ -77,18 +89,17 @@ class Loss(LossModule):
         features_BChw = self.target.features(output, self.context)
         inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), features_BChw.shape[-2:])[:, 0] >= 0.5
         valid_BN = (rows["label"] != NONE) & inside_Bhw.flatten(1).gather(1, place_BN.long())
-        everything = [features_BChw, *self.parameters()]                # so that all have a gradient, if only zero
+        everything = [features_BChw, *self.parameters()]  # so that all have a gradient, if only zero
         total = sum(values.sum() for values in everything) * 0
         if self.mini_batch:
             mine_BNC = at(self.target.embeddings(output, self.context), place_BN)
             total = total + self.mini_batch * relations(mine_BNC, theirs_BND, valid_BN, self.temperature)
-        if self.needs_survey and valid_BN.sum() > 1:            # batch norm knows no variance of one
+        if self.needs_survey and valid_BN.sum() > 1:  # batch norm knows no variance of one
             mine_BND = self.projected(at(features_BChw.flatten(2).mT, place_BN), valid_BN)
             for kind, (weight, size) in self.memory.items():
                 if weight:
                     contrast_MD, known_M = self.contrast(kind, size, batch.step)
-                    total = total + weight * contrasts(mine_BND, theirs_BND, valid_BN, contrast_MD, known_M,
-                                                       self.temperature)
+                    total = total + weight * contrasts(mine_BND, theirs_BND, valid_BN, contrast_MD, known_M, self.temperature)
         return total
 
     def projected(self, features_BNC: Tensor, valid_BN: Tensor) -> Tensor:
@@ -101,7 +112,7 @@ class Loss(LossModule):
         bank_KRD, num_K = getattr(self, kind), getattr(self, f"num_{kind}")
         K, room, _ = bank_KRD.shape
         generator = torch.Generator().manual_seed(self.seed << 32 | step << 1 | (kind == "regions"))
-        lots_KR = torch.rand(K, room, generator=generator).to(num_K.device)     # drawn on the CPU: the same everywhere
+        lots_KR = torch.rand(K, room, generator=generator).to(num_K.device)  # drawn on the CPU: the same everywhere
         lots_KR = lots_KR.masked_fill(torch.arange(room, device=num_K.device) >= num_K[:, None], 2)
         lots_KM, drawn_KM = lots_KR.topk(min(size // K + 1, room), dim=1, largest=False)
         contrast_KMD = bank_KRD.gather(1, drawn_KM[..., None].expand(-1, -1, bank_KRD.shape[2]))
@@ -123,8 +134,8 @@ class Loss(LossModule):
         """As many as there is room for."""
         bank_KRD, num_K = getattr(self, kind), getattr(self, f"num_{kind}")
         begin = int(num_K[k])
-        found_RD = found_RD[:bank_KRD.shape[1] - begin]
-        bank_KRD[k, begin:begin + len(found_RD)] = found_RD.to(bank_KRD)
+        found_RD = found_RD[: bank_KRD.shape[1] - begin]
+        bank_KRD[k, begin : begin + len(found_RD)] = found_RD.to(bank_KRD)
         num_K[k] += len(found_RD)
 
     def pushed(self, anchors: Mapping[str, Tensor], k: int) -> Tensor:
@@ -139,22 +150,23 @@ class Loss(LossModule):
 def relations(mine_BNC: Tensor, theirs_BND: Tensor, valid_BN: Tensor, temperature: float) -> Tensor:
     """The mini-batch term: for each ordered pair of images the mean over the first one's anchors; mean over pairs."""
     B, N = valid_BN.shape
-    mine, theirs = ((flat @ flat.T).view(B, N, B, N) / temperature
-                    for flat in (mine_BNC.flatten(0, 1), theirs_BND.flatten(0, 1)))
+    mine, theirs = ((flat @ flat.T).view(B, N, B, N) / temperature for flat in (mine_BNC.flatten(0, 1), theirs_BND.flatten(0, 1)))
     divergence_BNB = divergence(mine, theirs, valid_BN)
     return means(divergence_BNB.transpose(1, 2), valid_BN[:, None]).mean()
 
 
-def contrasts(mine_BND: Tensor, theirs_BND: Tensor, valid_BN: Tensor, contrast_MD: Tensor, known_M: Tensor,
-              temperature: float) -> Tensor:
+def contrasts(
+    mine_BND: Tensor, theirs_BND: Tensor, valid_BN: Tensor, contrast_MD: Tensor, known_M: Tensor, temperature: float
+) -> Tensor:
     """A memory term: mean over an image's anchors, then over images."""
-    return means(divergence(*(vectors @ contrast_MD.T / temperature for vectors in (mine_BND, theirs_BND)), known_M),
-                 valid_BN).mean()
+    return means(
+        divergence(*(vectors @ contrast_MD.T / temperature for vectors in (mine_BND, theirs_BND)), known_M), valid_BN
+    ).mean()
 
 
 def divergence(mine: Tensor, theirs: Tensor, known: Tensor) -> Tensor:
     """KL(theirs || mine) in nats over the last dimension, of those that are known; 0 where none is."""
-    lowest = torch.finfo(mine.dtype).min                        # not -inf: 0 * inf is NaN
+    lowest = torch.finfo(mine.dtype).min  # not -inf: 0 * inf is NaN
     mine, theirs = (torch.where(known, logits, lowest).log_softmax(dim=-1) for logits in (mine, theirs))
     return F.kl_div(mine, theirs, reduction="none", log_target=True).sum(dim=-1)
 

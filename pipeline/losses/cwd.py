@@ -15,6 +15,7 @@ from pipeline.losses._logits import Grid, compared, log_spatial
 from pipeline.losses.base import Batch, LossModule, Temperature
 from pipeline.models.base import Output
 
+
 class Loss(LossModule):
     reads_types = ("logits",)
 

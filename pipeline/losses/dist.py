@@ -13,16 +13,16 @@ B images, K classes, h w the grid of the comparison.
 
 from typing import Annotated
 
-from pydantic import Field
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from pipeline.losses._logits import Grid, compared
 from pipeline.losses.base import Batch, LossModule, Share
 from pipeline.models.base import Output
 
-LEAST_DEVIATION = 0.01                      # relative to the mean
-LEAST_MEAN = 1e-12                          # of a probability
+LEAST_DEVIATION = 0.01  # relative to the mean
+LEAST_MEAN = 1e-12  # of a probability
 
 
 Inter = Annotated[Share, Field(description="Weight of the correlations over the classes of a position.")]
@@ -58,7 +58,7 @@ def distance(mine: Tensor, theirs: Tensor, inside: Tensor, over: tuple[int, ...]
 
 def deviations(values: Tensor, inside: Tensor, count: Tensor, over: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """Deviations from the mean, 0 outside; their standard deviation, kept above the least; whether it is above."""
-    mean = values.detach().sum(dim=over, keepdim=True) / count              # deviations sum to 0: no slope through it
+    mean = values.detach().sum(dim=over, keepdim=True) / count  # deviations sum to 0: no slope through it
     values = torch.addcmul(values, mean, inside, value=-1)
     variance = values.square().sum(dim=over, keepdim=True) / count
     least = (LEAST_DEVIATION * mean.clamp(min=LEAST_MEAN)).square()

@@ -12,8 +12,8 @@ B images, H W the network input, K classes, h w the grid of the comparison.
 
 from typing import Annotated
 
-from pydantic import Field
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,8 +32,9 @@ Beta = Annotated[float, Field(ge=0, description="Weight of the term among the ot
 class Loss(LossModule):
     reads_types = ("logits",)
 
-    def __init__(self, *, reads, context, student, temperature: Temperature, alpha: Alpha = 1.0, beta: Beta = 8.0,
-                 grid: Grid = "student"):
+    def __init__(
+        self, *, reads, context, student, temperature: Temperature, alpha: Alpha = 1.0, beta: Beta = 8.0, grid: Grid = "student"
+    ):
         super().__init__(reads=reads, context=context, student=student)
         self.temperature, self.alpha, self.beta, self.grid = temperature, alpha, beta, grid
 
@@ -55,6 +56,6 @@ class Loss(LossModule):
 
 def decoupled(logits_BKhw: Tensor, own_B1hw: Tensor) -> tuple[Tensor, Tensor]:
     """[B, 2, h, w] logits of the own class and of the others as one; [B, K, h, w] logits without the own class."""
-    lowest = torch.finfo(logits_BKhw.dtype).min             # not -inf: 0 * inf is NaN
+    lowest = torch.finfo(logits_BKhw.dtype).min  # not -inf: 0 * inf is NaN
     others_BKhw = logits_BKhw.scatter(1, own_B1hw, lowest)
     return torch.cat([logits_BKhw.gather(1, own_B1hw), others_BKhw.logsumexp(dim=1, keepdim=True)], dim=1), others_BKhw

@@ -12,11 +12,10 @@ B images, H W the network input, K classes, h w the coarsest grid.
 """
 
 import itertools
-
 from typing import Annotated
 
-from pydantic import Field
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,8 +33,9 @@ class Loss(LossModule):
     def __init__(self, *, reads, context, student, synergy: Synergy = 1.0):
         super().__init__(reads=reads, context=context, student=student)
         self.synergy = synergy
-        self.heads = nn.ModuleDict({role: nn.Conv2d(channels, student.num_classes, 1)
-                                    for role, channels in student.channels.items() if role != "logits"})
+        self.heads = nn.ModuleDict(
+            {role: nn.Conv2d(channels, student.num_classes, 1) for role, channels in student.channels.items() if role != "logits"}
+        )
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
         answers = [head(output.features[role]) for role, head in self.heads.items()]

@@ -13,17 +13,17 @@ B images, C channels, h w the stored grid.
 
 from typing import Annotated, Literal
 
-from pydantic import Field
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.losses.base import Batch, LossModule
 from pipeline.models.base import Output
 
-
-Normalise = Annotated[Literal["none", "teacher"], Field(
-    description="Compare values as they are, or divide by the mean square of the teacher's.")]
+Normalise = Annotated[
+    Literal["none", "teacher"], Field(description="Compare values as they are, or divide by the mean square of the teacher's.")
+]
 
 
 class Loss(LossModule):
@@ -32,8 +32,9 @@ class Loss(LossModule):
     def __init__(self, *, reads, context, student, normalise: Normalise = "none"):
         super().__init__(reads=reads, context=context, student=student)
         self.normalise = normalise
-        self.adapters = nn.ModuleList(nn.Conv2d(student.channels[target.layer], context.channels[target.layer], 1)
-                                      for target in self.reads.values())
+        self.adapters = nn.ModuleList(
+            nn.Conv2d(student.channels[target.layer], context.channels[target.layer], 1) for target in self.reads.values()
+        )
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
         total = 0.0

@@ -13,17 +13,17 @@ B images, D channels after the projection.
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.losses.base import Batch, LossModule
 from pipeline.models.base import Output
 from pipeline.targets.gram import gram
 
-
-Normalise = Annotated[Literal["none", "teacher"], Field(
-    description="Compare values as they are, or divide by the mean square of the teacher's.")]
+Normalise = Annotated[
+    Literal["none", "teacher"], Field(description="Compare values as they are, or divide by the mean square of the teacher's.")
+]
 
 
 class Loss(LossModule):
@@ -34,7 +34,8 @@ class Loss(LossModule):
         self.normalise = normalise
         self.adapters = nn.ModuleList(
             nn.ModuleList(adapter(target, place, student.channels[layer]) for place, layer in enumerate(target.layers))
-            for target in self.reads.values())
+            for target in self.reads.values()
+        )
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
         total = 0.0

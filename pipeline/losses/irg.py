@@ -18,8 +18,8 @@ B images, N values of a layer's map, K classes, h w the student's logit grid, L 
 
 from typing import Annotated
 
-from pydantic import Field
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,7 +28,7 @@ from pipeline.losses.base import Batch, LossModule, Share
 from pipeline.models.base import Output
 from pipeline.targets.sketch import change
 
-VANISHING = 1e-10                           # a squared distance, in units of the mean squared length
+VANISHING = 1e-10  # a squared distance, in units of the mean squared length
 
 
 Edges = Annotated[Share, Field(description="Weight of the distances between the images of a batch.")]
@@ -39,8 +39,9 @@ Vertices = Annotated[Share, Field(description="Weight of the logits, where a tar
 class Loss(LossModule):
     reads_types = ("sketch", "logits", "features")
 
-    def __init__(self, *, reads, context, student, edges: Edges = 5.0, transformations: Transformations = 5.0,
-                 vertices: Vertices = 0.1):
+    def __init__(
+        self, *, reads, context, student, edges: Edges = 5.0, transformations: Transformations = 5.0, vertices: Vertices = 0.1
+    ):
         super().__init__(reads=reads, context=context, student=student)
         self.edges, self.transformations, self.vertices = edges, transformations, vertices
 

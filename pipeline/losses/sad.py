@@ -22,7 +22,6 @@ from pipeline.losses.base import Batch, LossModule
 from pipeline.models.base import Output
 from pipeline.targets.attention import Target
 
-
 Energy = Annotated[Literal["mean", "sum"], Field(description="How the squares of the channels become one map.")]
 
 

@@ -20,8 +20,8 @@ B images, K classes, h w the grid of the comparison, C channels, P positions.
 
 from typing import Annotated, Literal
 
-from pydantic import Field
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -34,12 +34,21 @@ from pipeline.models.base import Output
 class Loss(LossModule):
     reads_types = ("logits",)
 
-    def __init__(self, *, reads, context, student,
-                 objective: Annotated[Literal["wasserstein", "hinge"], Field(description="What the discriminator minimises.")] = "wasserstein",
-                 discriminator: Annotated[Share, Field(
-                     description="Weight of the discriminator's own loss: the ratio of its learning rate to the student's.")] = 0.04,
-                 penalty: Annotated[Share, Field(description="Weight of the penalty on the discriminator's slope.")] = 10.0,
-                 width: Annotated[int, Field(ge=1, description="Channels of the discriminator's first layer.")] = 32):
+    def __init__(
+        self,
+        *,
+        reads,
+        context,
+        student,
+        objective: Annotated[
+            Literal["wasserstein", "hinge"], Field(description="What the discriminator minimises.")
+        ] = "wasserstein",
+        discriminator: Annotated[
+            Share, Field(description="Weight of the discriminator's own loss: the ratio of its learning rate to the student's.")
+        ] = 0.04,
+        penalty: Annotated[Share, Field(description="Weight of the penalty on the discriminator's slope.")] = 10.0,
+        width: Annotated[int, Field(ge=1, description="Channels of the discriminator's first layer.")] = 32,
+    ):
         super().__init__(reads=reads, context=context, student=student)
         self.objective, self.discriminator, self.penalty = objective, discriminator, penalty
         self.discriminators = nn.ModuleList(Discriminator(student.num_classes, width) for _ in reads)
@@ -58,15 +67,14 @@ class Loss(LossModule):
             total = total + both_B.sum() / counts_B.sum().clamp(min=1)
         return total
 
-    def telling(self, score: nn.Module, mine_BKhw: Tensor, theirs_BKhw: Tensor, inside_Bhw: Tensor,
-                step: int) -> Tensor:
+    def telling(self, score: nn.Module, mine_BKhw: Tensor, theirs_BKhw: Tensor, inside_Bhw: Tensor, step: int) -> Tensor:
         """[B] what the discriminator minimises."""
         mine_B, theirs_B = score(mine_BKhw), score(theirs_BKhw)
         if self.objective == "hinge":
             difference_B = (1 + mine_B).relu() + (1 - theirs_B).relu()
         else:
             difference_B = mine_B - theirs_B
-        generator = torch.Generator().manual_seed(step)     # equal logits, equal loss: offline = online
+        generator = torch.Generator().manual_seed(step)  # equal logits, equal loss: offline = online
         share_B = torch.rand(len(mine_B), generator=generator).to(mine_B.device)
         between_BKhw = mine_BKhw.lerp(theirs_BKhw, share_B[:, None, None, None])
         return difference_B + self.penalty * (slope(score, between_BKhw, inside_Bhw) - 1).square()
@@ -80,9 +88,9 @@ def slope(score: nn.Module, logits_BKhw: Tensor, inside_Bhw: Tensor) -> Tensor:
     """[B] the largest change of the score for a change of the cells inside by 1 in root mean square."""
     with torch.enable_grad():
         logits_BKhw = logits_BKhw.detach().requires_grad_()
-        gradient_BKhw, = torch.autograd.grad(score(logits_BKhw).sum(), logits_BKhw, create_graph=True)
+        (gradient_BKhw,) = torch.autograd.grad(score(logits_BKhw).sum(), logits_BKhw, create_graph=True)
     squares_B = torch.where(inside_Bhw[:, None], gradient_BKhw, 0).square().sum(dim=(1, 2, 3))
-    return (inside_Bhw.sum(dim=(1, 2)) * squares_B + 1e-12).sqrt()              # the slope of a root at 0 is infinite
+    return (inside_Bhw.sum(dim=(1, 2)) * squares_B + 1e-12).sqrt()  # the slope of a root at 0 is infinite
 
 
 class Discriminator(nn.Module):
@@ -95,7 +103,7 @@ class Discriminator(nn.Module):
         self.convolutions = nn.ModuleList(convolutions)
         C = channels[-1]
         self.query, self.key, self.value = nn.Conv2d(C, C // 8, 1), nn.Conv2d(C, C // 8, 1), nn.Conv2d(C, C, 1)
-        self.attended = nn.Parameter(torch.zeros(()))       # attention starts as nothing and is learnt, as in SAGAN
+        self.attended = nn.Parameter(torch.zeros(()))  # attention starts as nothing and is learnt, as in SAGAN
         self.last = nn.Conv2d(C, 1, 1)
 
     def forward(self, logits_BKhw: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def _search(scores: Sequence[Sequence[float]]) -> list[int]:
     label_left, label_right = [FLOOR for _ in lefts], [0.0 for _ in rights]
     for i in lefts:
         for score in scores[i]:
-            if score > label_left[i]:                   # False for NaN
+            if score > label_left[i]:  # False for NaN
                 label_left[i] = score
 
     def augment(i: int) -> bool:

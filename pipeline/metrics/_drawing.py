@@ -19,13 +19,13 @@ Source: OpenCV 4.10, modules/imgproc/src/drawing.cpp (ThickLine, FillConvexPoly,
 """
 
 import functools
-from typing import Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 SHIFT = 16
 ONE, HALF = 1 << SHIFT, 1 << SHIFT - 1
-WIDEST = 32767                                          # as in OpenCV
+WIDEST = 32767  # as in OpenCV
 
 
 def draw(frame_HW: np.ndarray, start_S2: np.ndarray, end_S2: np.ndarray, width: int) -> None:
@@ -86,13 +86,12 @@ def _disc(radius: int) -> np.ndarray:
 def _filled(corners: list[list[int]], shape: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Rows of a rectangle with the first and last column of each, in pieces between two corners."""
     columns, rows = ([corner[axis] + HALF >> SHIFT for corner in corners] for axis in (0, 1))
-    if (_int32(max(columns)) < 0 or _int32(max(rows)) < 0 or _int32(min(columns)) >= shape[1]
-            or _int32(min(rows)) >= shape[0]):
-        return                                          # also if a corner does not fit 32 bits
+    if _int32(max(columns)) < 0 or _int32(max(rows)) < 0 or _int32(min(columns)) >= shape[1] or _int32(min(rows)) >= shape[0]:
+        return  # also if a corner does not fit 32 bits
     y, last = min(rows), min(max(rows), shape[0] - 1)
     top = min(range(4), key=lambda k: corners[k][1])
     chains = [_Chain(top, 1, y), _Chain(top, 3, y)]
-    left = 4                                            # corners that a chain may still go to
+    left = 4  # corners that a chain may still go to
     while y <= last:
         for chain in chains:
             if y >= chain.until:
@@ -147,7 +146,7 @@ def _draw_fine(frame_HW: np.ndarray, x1: np.ndarray, y1: np.ndarray, x2: np.ndar
     """One pixel in each step along the longer axis of lines [S] between fixed-point ends, and the end itself."""
     height, width = frame_HW.shape
     flat = np.abs(x2 - x1) > np.abs(y2 - y1)
-    u1, u2, v1, v2 = np.where(flat, (x1, x2, y1, y2), (y1, y2, x1, x2))     # u along the longer axis
+    u1, u2, v1, v2 = np.where(flat, (x1, x2, y1, y2), (y1, y2, x1, x2))  # u along the longer axis
     u1, u2, v1, v2 = np.where(u2 < u1, (u2, u1, v2, v1), (u1, u2, v1, v2))
     rise, run = v2 - v1 << SHIFT, u2 - u1 | 1
     slope = np.sign(rise) * (np.abs(rise) // run)
@@ -188,7 +187,7 @@ def _clipped(x1, y1, x2, y2, right: int, bottom: int) -> np.ndarray:
     def sides(x, y):
         return (x < 0) * 1 + (x > right) * 2 + (y < 0) * 4 + (y > bottom) * 8
 
-    def moved(edge, u, u1, u2, v1, v2):                 # in double precision, cut towards zero
+    def moved(edge, u, u1, u2, v1, v2):  # in double precision, cut towards zero
         return ((edge - u).astype(np.float64) * (v2 - v1) / (u2 - u1)).astype(np.int64)
 
     one, two = sides(x1, y1), sides(x2, y2)

@@ -16,9 +16,9 @@ import numpy as np
 
 from pipeline.metrics._drawing import draw, draw_bodies, draw_sides
 
-SAMPLES = 50                    # of the spline, a segment
-FAR = 2**15                     # px from the frame's corner; below, a line stays within its box
-PIECE = 8                       # segments that are drawn once, if each is this short and no wider, in px
+SAMPLES = 50  # of the spline, a segment
+FAR = 2**15  # px from the frame's corner; below, a line stays within its box
+PIECE = 8  # segments that are drawn once, if each is this short and no wider, in px
 LONGEST, WIDEST = 4, 128
 
 
@@ -28,9 +28,9 @@ def curve(lane_N2: np.ndarray) -> np.ndarray:
     points = np.asarray(lane_N2, np.float32)
     if len(points) < 3:
         return points
-    rise_S2 = np.diff(points, axis=0).astype(np.float64)        # S segments; subtracted in float32, as there
+    rise_S2 = np.diff(points, axis=0).astype(np.float64)  # S segments; subtracted in float32, as there
     length_S1 = np.sqrt(np.square(rise_S2).sum(axis=1, keepdims=True))
-    if not length_S1.all():                             # a repeated point: 0 / 0 spreads to all but the last sample
+    if not length_S1.all():  # a repeated point: 0 / 0 spreads to all but the last sample
         return np.concatenate([np.full_like(points[:1], np.nan), points[-1:]])
     slope_S2 = rise_S2 / length_S1
     bend_N2 = _second_derivatives(length_S1[:, 0].tolist(), (6 * np.diff(slope_S2, axis=0)).tolist())
@@ -53,7 +53,7 @@ def _second_derivatives(lengths: list[float], rights: list[list[float]]) -> np.n
         pivot = 2 * (before + after) - before * factor
         factor, x, y = after / pivot, (right_x - before * x) / pivot, (right_y - before * y) / pivot
         eliminated.append((factor, x, y))
-    bends = [(0.0, 0.0)]                                # from the last point to the first
+    bends = [(0.0, 0.0)]  # from the last point to the first
     for factor, x, y in reversed(eliminated):
         bends.append((x - factor * bends[-1][0], y - factor * bends[-1][1]))
     return np.array([(0.0, 0.0), *reversed(bends)])
@@ -64,7 +64,7 @@ class Stroke(NamedTuple):
 
     top: int
     left: int
-    mask_hw: np.ndarray             # bool
+    mask_hw: np.ndarray  # bool
     area: int
 
 
@@ -82,7 +82,7 @@ class Canvas:
     def stroke(self, curve_N2: np.ndarray) -> Stroke:
         pixels = _pixels(curve_N2)
         moved = (pixels[1:] != pixels[:-1]).any(axis=1)
-        moved[:1] |= not moved.any()                    # a lone point is a disc
+        moved[:1] |= not moved.any()  # a lone point is a disc
         left, top, right, bottom = self._draw(pixels[:-1][moved], pixels[1:][moved])
         box = self.frame_HW[top:bottom, left:right]
         mask_hw = box.astype(bool)
@@ -101,11 +101,11 @@ class Canvas:
         longest_P = np.maximum.reduceat(np.abs(rise_S2).max(axis=1), firsts_P)
         pasted_P = seen_P & ~far_P & (longest_P <= LONGEST) & (1 < self.width <= WIDEST)
         for piece in np.flatnonzero(pasted_P).tolist():
-            rises = rise_S2[piece * PIECE:(piece + 1) * PIECE].tobytes()
+            rises = rise_S2[piece * PIECE : (piece + 1) * PIECE].tobytes()
             self._paste(_stamp(rises, self.width, bool(whole_P[piece])), *low_P2[piece].tolist())
         for chosen_P, how in ((seen_P & ~pasted_P, draw), (pasted_P & ~whole_P, draw_sides)):
             if chosen_P.any():
-                chosen_S = chosen_P.repeat(PIECE)[:len(start_S2)]
+                chosen_S = chosen_P.repeat(PIECE)[: len(start_S2)]
                 how(self.frame_HW, start_S2[chosen_S], end_S2[chosen_S], self.width)
         if far_P.any():
             return [0, 0, *bounds.tolist()]
@@ -113,8 +113,8 @@ class Canvas:
 
     def _paste(self, stamp_hw: np.ndarray, left: int, top: int) -> None:
         height, width = stamp_hw.shape
-        part = self.frame_HW[max(top, 0):top + height, max(left, 0):left + width]
-        part |= stamp_hw[max(-top, 0):, max(-left, 0):][:part.shape[0], :part.shape[1]]
+        part = self.frame_HW[max(top, 0) : top + height, max(left, 0) : left + width]
+        part |= stamp_hw[max(-top, 0) :, max(-left, 0) :][: part.shape[0], : part.shape[1]]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -129,17 +129,17 @@ def _stamp(rises: bytes, width: int, sides: bool) -> np.ndarray:
         (draw if sides else draw_bodies)(stamp_hw, points[:1], points[1:], width)
         return stamp_hw
     middle = len(rise_S2) // 2
-    for part_S2, place in ((rise_S2[:middle], points[:middle + 1]), (rise_S2[middle:], points[middle:])):
+    for part_S2, place in ((rise_S2[:middle], points[: middle + 1]), (rise_S2[middle:], points[middle:])):
         part_hw = _stamp(part_S2.tobytes(), width, sides)
         left, top = place.min(axis=0) - width // 2 - 2
-        stamp_hw[top:top + part_hw.shape[0], left:left + part_hw.shape[1]] |= part_hw
+        stamp_hw[top : top + part_hw.shape[0], left : left + part_hw.shape[1]] |= part_hw
     return stamp_hw
 
 
 def _pixels(curve_N2: np.ndarray) -> np.ndarray:
     """int64, ties to even; NaN and what does not fit 32 bits become the least such integer, as in OpenCV on x86."""
     rounded = np.rint(curve_N2)
-    return np.where(np.abs(rounded) < 2**31, rounded, -2**31).astype(np.int64)
+    return np.where(np.abs(rounded) < 2**31, rounded, -(2**31)).astype(np.int64)
 
 
 def overlap(a: Stroke, b: Stroke) -> float:
@@ -149,7 +149,9 @@ def overlap(a: Stroke, b: Stroke) -> float:
     right = min(a.left + a.mask_hw.shape[1], b.left + b.mask_hw.shape[1])
     shared = 0
     if top < bottom and left < right:
-        shared = np.count_nonzero(a.mask_hw[top - a.top:bottom - a.top, left - a.left:right - a.left]
-                                  & b.mask_hw[top - b.top:bottom - b.top, left - b.left:right - b.left])
+        shared = np.count_nonzero(
+            a.mask_hw[top - a.top : bottom - a.top, left - a.left : right - a.left]
+            & b.mask_hw[top - b.top : bottom - b.top, left - b.left : right - b.left]
+        )
     union = a.area + b.area - shared
     return shared / union if union else math.nan

@@ -41,19 +41,19 @@ from pipeline.paths import below, path_fault
 from pipeline.progress import Progress, say
 
 FRAME = (590, 1640)
-ROW_STEP = 20                   # px of the full frame between two predicted points
+ROW_STEP = 20  # px of the full frame between two predicted points
 BLUR = (9, 9)
-LEAST = 77                      # of 255: the first 8-bit value above a probability of 0.3
+LEAST = 77  # of 255: the first 8-bit value above a probability of 0.3
 FRAMES_A_TASK = 64
-LARGEST = 2**14                 # px, a side of a frame
+LARGEST = 2**14  # px, a side of a frame
 
 # What `stream >> double` takes: an exponent sign without digits spoils the number, anything else ends it.
 NUMBER = re.compile(rb"\s*((?>[+-]?(?:\d+\.?\d*|\.\d+))(?:[eE][+-]?\d+|(?![eE])))")
 
 
 class Line(NamedTuple):
-    points_N2: np.ndarray       # float32
-    rest: str                   # what follows the last pair that could be read; "" if all was
+    points_N2: np.ndarray  # float32
+    rest: str  # what follows the last pair that could be read; "" if all was
 
 
 def read_lines(path: Path) -> list[np.ndarray]:
@@ -71,7 +71,7 @@ def _read_lines(path: Path) -> list[Line] | None:
         *lines, rest = path.read_bytes().split(b"\n")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:              # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise DatasetError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); it should be a file of points") from None
     return [_line(line) for line in (lines + [rest] if rest else lines)]
 
@@ -83,7 +83,7 @@ def _line(line: bytes) -> Line:
         values.append(float(found[1]))
         at = found.end()
         pair_end = at if len(values) % 2 == 0 else pair_end
-    points = np.array(values[:len(values) // 2 * 2], np.float32).reshape(-1, 2)
+    points = np.array(values[: len(values) // 2 * 2], np.float32).reshape(-1, 2)
     return Line(points, line[pair_end:].strip().decode("utf-8", "replace"))
 
 
@@ -117,10 +117,10 @@ def probabilities_to_lines(
     for map_HW, exists in zip(maps_LHW, existence, strict=True):
         if not exists > 0.5:
             continue
-        mean_HW = cv2.blur((map_HW * 255).astype(np.uint8), BLUR)       # border reflect-101, to the nearest
+        mean_HW = cv2.blur((map_HW * 255).astype(np.uint8), BLUR)  # border reflect-101, to the nearest
         points = []
         for up in range(0, frame_height - crop_top, ROW_STEP):
-            row = _round(height - up / (frame_height - crop_top) * height)      # rows and columns count from 1
+            row = _round(height - up / (frame_height - crop_top) * height)  # rows and columns count from 1
             if row < 1:
                 break
             column = int(mean_HW[row - 1].argmax()) + 1
@@ -132,13 +132,14 @@ def probabilities_to_lines(
 
 
 def _round(value: float) -> int:
-    return math.floor(value + 0.5)                      # halves up; Python's round would take the even one
+    return math.floor(value + 0.5)  # halves up; Python's round would take the even one
 
 
 def lane_ious(truths: Sequence[np.ndarray], predictions: Sequence[np.ndarray], canvas: Canvas) -> list[list[float]]:
     """IoU of each true lane with each predicted one; 0 if either has fewer than two points."""
-    true, predicted = ([canvas.stroke(curve(lane)) if len(lane) >= 2 else None for lane in lanes]
-                       for lanes in (truths, predictions))
+    true, predicted = (
+        [canvas.stroke(curve(lane)) if len(lane) >= 2 else None for lane in lanes] for lanes in (truths, predictions)
+    )
     return [[overlap(a, b) if a and b else 0.0 for b in predicted] for a in true]
 
 
@@ -193,7 +194,7 @@ def scores(
     tasks = []
     for name, path in lists.items():
         frames = read_list(path)
-        tasks += [(name, frames[start:start + FRAMES_A_TASK]) for start in range(0, len(frames), FRAMES_A_TASK)]
+        tasks += [(name, frames[start : start + FRAMES_A_TASK]) for start in range(0, len(frames), FRAMES_A_TASK)]
     count = functools.partial(_count, pred_root, truth_root, ious, width, size)
     chunks = [frames for _, frames in tasks]
     workers = min(workers or os.cpu_count() or 1, len(tasks))
@@ -201,7 +202,7 @@ def scores(
     with contextlib.ExitStack() as opened:
         progress = opened.enter_context(Progress("comparing lanes", sum(map(len, chunks)), "frames"))
         apply = map
-        if workers > 1:                                 # a fork would copy torch's locks
+        if workers > 1:  # a fork would copy torch's locks
             apply = opened.enter_context(ProcessPoolExecutor(workers, get_context("spawn"))).map
         for chunk, (counts, noted) in zip(chunks, apply(count, chunks)):
             counted.append(counts)
@@ -216,8 +217,12 @@ def scores(
     for place, iou in enumerate(ious):
         summed = {name: counts_T4[place] for name, counts_T4 in summed_T4.items()}
         *total, missing = sum(summed.values()).tolist()
-        found[iou] = {"categories": {name: ratios(*counts[:3].tolist()) for name, counts in summed.items()},
-                      "total": ratios(*total), "frames": sum(map(len, chunks)), "missing": missing}
+        found[iou] = {
+            "categories": {name: ratios(*counts[:3].tolist()) for name, counts in summed.items()},
+            "total": ratios(*total),
+            "frames": sum(map(len, chunks)),
+            "missing": missing,
+        }
     return found
 
 
@@ -232,7 +237,7 @@ class Remarks:
 
     count: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
-    lowest: float = -math.inf                           # y of all true points
+    lowest: float = -math.inf  # y of all true points
 
     def note(self, kind: str, where: str, count: int = 1) -> None:
         self.count[kind] = self.count.get(kind, 0) + count
@@ -260,8 +265,10 @@ class Remarks:
     def warnings(self, size: tuple[int, int]) -> list[str]:
         endings = {
             "cut": ("line", "as in the official program; write a lane as 'x y x y ...', in plain text, with spaces"),
-            "repeated": ("lane", "the official program draws only pieces of such a lane, and so it is scored here; leave out the "
-                                 "second point"),
+            "repeated": (
+                "lane",
+                "the official program draws only pieces of such a lane, and so it is scored here; leave out the second point",
+            ),
             "below": ("lane", "give the size of your frames: --size HEIGHT WIDTH"),
         }
         texts = []
@@ -271,13 +278,16 @@ class Remarks:
                 also = f", and so {'is' if others == 1 else 'are'} {others} other {what}{'s' * (others > 1)}" if others else ""
                 texts.append(f"{self.first[kind]}{also}; {to_do}")
         if -math.inf < self.lowest < size[0] / 2:
-            texts.append(f"no true lane reaches the lower half of frames of {size[0]} rows, the lowest point is at y = "
-                         f"{self.lowest:g}; if your frames are smaller, give their size: --size HEIGHT WIDTH")
+            texts.append(
+                f"no true lane reaches the lower half of frames of {size[0]} rows, the lowest point is at y = "
+                f"{self.lowest:g}; if your frames are smaller, give their size: --size HEIGHT WIDTH"
+            )
         return texts
 
 
-def _count(pred_root: Path, truth_root: Path, ious: Sequence[float], width: int, size: tuple[int, int],
-           frames: list[str]) -> tuple[np.ndarray, Remarks]:
+def _count(
+    pred_root: Path, truth_root: Path, ious: Sequence[float], width: int, size: tuple[int, int], frames: list[str]
+) -> tuple[np.ndarray, Remarks]:
     """[T, 4]: TP, FP, FN and missing prediction files of some frames, at each of the T thresholds; and remarks."""
     canvas, remarks = Canvas(size, width), Remarks()
     counts_T4 = np.zeros((len(ious), 4), np.int64)

@@ -35,8 +35,8 @@ CLASSES = ("background", "l1", "l0", "r0", "r1")
 LANES = CLASSES[1:]
 STEPS = 100
 THRESHOLDS = [(STEPS - step) / STEPS for step in range(STEPS + 1)]
-CUTS = np.array([next(v for v in range(256) if v / 255 >= t) for t in THRESHOLDS])      # the least value that passes
-MOST_PIXELS = 2**24             # OpenCV counts in float32, which is exact up to here
+CUTS = np.array([next(v for v in range(256) if v / 255 >= t) for t in THRESHOLDS])  # the least value that passes
+MOST_PIXELS = 2**24  # OpenCV counts in float32, which is exact up to here
 
 
 class Curve(NamedTuple):

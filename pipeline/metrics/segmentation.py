@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 VALUES = 256
-MOST_PIXELS = 2**24             # OpenCV counts in float32, which is exact up to here
+MOST_PIXELS = 2**24  # OpenCV counts in float32, which is exact up to here
 
 
 class Confusion:
@@ -27,7 +27,7 @@ class Confusion:
     def __init__(self, num_classes: int | None = None, *, evaluated: Sequence[int] | None = None):
         assert (num_classes is None) != (evaluated is None), "either the number of train ids or the evaluated ids"
         self.evaluated = tuple(range(num_classes) if evaluated is None else evaluated)
-        self.matrix = np.zeros((VALUES, VALUES), np.int64)          # [truth, prediction]
+        self.matrix = np.zeros((VALUES, VALUES), np.int64)  # [truth, prediction]
 
     def add(self, truth_HW: np.ndarray, prediction_HW: np.ndarray) -> None:
         """Count one image; both uint8 and of one size."""
@@ -35,7 +35,7 @@ class Confusion:
         assert truth_HW.dtype == prediction_HW.dtype == np.uint8, (truth_HW.dtype, prediction_HW.dtype)
         truth, prediction = np.ravel(truth_HW), np.ravel(prediction_HW)
         for start in range(0, truth.size, MOST_PIXELS):
-            pair = [truth[start:start + MOST_PIXELS], prediction[start:start + MOST_PIXELS]]
+            pair = [truth[start : start + MOST_PIXELS], prediction[start : start + MOST_PIXELS]]
             counts = cv2.calcHist(pair, [0, 1], None, [VALUES, VALUES], [0, VALUES, 0, VALUES])
             self.matrix += counts.astype(np.int64)
 
@@ -54,8 +54,7 @@ class Confusion:
 
     def category_iou(self, categories: Mapping[str, Sequence[int]]) -> dict[str, float]:
         """IoU of groups of ids; confusions inside a group are hits. NaN for a group absent or without evaluated ids."""
-        return {name: self._iou([value for value in self.evaluated if value in members])
-                for name, members in categories.items()}
+        return {name: self._iou([value for value in self.evaluated if value in members]) for name, members in categories.items()}
 
     def mean_category_iou(self, categories: Mapping[str, Sequence[int]]) -> float:
         return _mean(self.category_iou(categories).values())

@@ -39,5 +39,5 @@ class FlipAveraged(ModelBase):
 
     def mirrored(self, labels_BHW: Tensor) -> Tensor:
         table = torch.arange(256, dtype=torch.uint8, device=labels_BHW.device)
-        table[:len(self.classes)] = torch.tensor(self.classes, dtype=torch.uint8)
+        table[: len(self.classes)] = torch.tensor(self.classes, dtype=torch.uint8)
         return table[labels_BHW.flip(-1).long()]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-REACH = 9                                   # cells of a slice that a cell of the next one hears from
+REACH = 9  # cells of a slice that a cell of the next one hears from
 
 
 class Messages(nn.Module):

@@ -14,14 +14,15 @@ def check_size(network: ModelBase, size: tuple[int, int]) -> None:
     height, width = size
     if height % multiple or width % multiple:
         fits = [-(-length // multiple) * multiple for length in size]
-        raise ConfigError(f"{name(network)}: input of {height} x {width} (height x width) is not a multiple of "
-                          f"{multiple} in both axes; prepare images of {fits[0]} x {fits[1]}")
+        raise ConfigError(
+            f"{name(network)}: input of {height} x {width} (height x width) is not a multiple of "
+            f"{multiple} in both axes; prepare images of {fits[0]} x {fits[1]}"
+        )
 
 
 def check_width(network: ModelBase, width: int, least: int) -> None:
     if width < least:
-        raise ConfigError(f"{name(network)}: width {width} leaves its first layers without channels; "
-                          f"use {least} or more")
+        raise ConfigError(f"{name(network)}: width {width} leaves its first layers without channels; use {least} or more")
 
 
 def name(network: ModelBase) -> str:

@@ -10,6 +10,6 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    mark: str                               # one of the names, which no other layout has
-    name: Callable[[str], str | None]       # one of their names -> ours; None: a weight that the network here has no use for
-    layouts: dict[str, str]                 # values of `layout` whose weights have these names: whose they are, on which pixels
+    mark: str  # one of the names, which no other layout has
+    name: Callable[[str], str | None]  # one of their names -> ours; None: a weight that the network here has no use for
+    layouts: dict[str, str]  # values of `layout` whose weights have these names: whose they are, on which pixels

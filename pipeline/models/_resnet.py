@@ -30,15 +30,23 @@ from pipeline.models._network import check_size, initialise, name
 from pipeline.models._pyramid import Pyramid, layer
 from pipeline.models.base import ModelBase, Output
 
-Head = Annotated[Literal["pyramid", "fcn", "plain", "scnn"], Field(
-    description="What makes logits of the features: PSPNet's pyramid, a 3x3 convolution, a light 1x1 convolution, or that with "
-                "SCNN's message passing.")]
-Dilation = Annotated[Literal["paper", "torchvision"], Field(
-    description="Dilation of the first blocks of layer3 and layer4: as in IntRA-KD's code, or as in torchvision's, whose ImageNet "
-                "weights it fits.")]
+Head = Annotated[
+    Literal["pyramid", "fcn", "plain", "scnn"],
+    Field(
+        description="What makes logits of the features: PSPNet's pyramid, a 3x3 convolution, a light 1x1 convolution, or that with "
+        "SCNN's message passing."
+    ),
+]
+Dilation = Annotated[
+    Literal["paper", "torchvision"],
+    Field(
+        description="Dilation of the first blocks of layer3 and layer4: as in IntRA-KD's code, or as in torchvision's, whose ImageNet "  # noqa: E501
+        "weights it fits."
+    ),
+]
 
 STRIDES = (1, 2, 1, 1)
-DILATIONS = {                                               # of the first block's 3x3 convolution of stride 2, and of the others
+DILATIONS = {  # of the first block's 3x3 convolution of stride 2, and of the others
     "paper": ((1, 1), (1, 1), (2, 2), (4, 4)),
     "torchvision": ((1, 1), (1, 1), (1, 2), (2, 4)),
 }
@@ -108,8 +116,7 @@ class ResNet(ModelBase):
     block: ClassVar[type[Block]]
     depths: ClassVar[tuple[int, int, int, int]]
 
-    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int, width: int, head: Head,
-                 dilation: Dilation):
+    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int, width: int, head: Head, dilation: Dilation):
         super().__init__()
         check_size(self, size)
         self.conv1 = nn.Conv2d(3, width, 7, 2, padding=3, bias=False)

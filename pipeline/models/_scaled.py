@@ -33,14 +33,16 @@ def scaled(model: type[ModelBase], *, size: tuple[int, int], input_scale: float,
 
 def misfit(model: type[ModelBase], args: Mapping[str, Any], size: tuple[int, int], input_scale: float) -> str:
     """Why images of this size cannot be shrunk for this network, and the next size that can; empty if they can."""
-    own = 1 if args.get("input_size") else args.get("multiple", model.multiple)     # an adapter's: it resizes, or says it
+    own = 1 if args.get("input_size") else args.get("multiple", model.multiple)  # an adapter's: it resizes, or says it
     multiple = own * round(1 / input_scale)
     if not any(length % multiple for length in size):
         return ""
     height, width = (-(-length // multiple) * multiple for length in size)
-    return (f"{input_scale:g} of images of {size[0]} x {size[1]} (height x width) does not fit "
-            f"{model.__module__.rpartition('.')[2]}: both axes must be multiples of {multiple}; prepare images of "
-            f"{height} x {width}")
+    return (
+        f"{input_scale:g} of images of {size[0]} x {size[1]} (height x width) does not fit "
+        f"{model.__module__.rpartition('.')[2]}: both axes must be multiples of {multiple}; prepare images of "
+        f"{height} x {width}"
+    )
 
 
 def shrink(factor: int, network: nn.Module, inputs: tuple) -> tuple:

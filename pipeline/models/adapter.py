@@ -52,28 +52,44 @@ class Model(ModelBase):
     own_weights = True
     layers = {}
 
-    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0,
-                 factory: Annotated[str, Field(description="What makes the network, as module:name.")],
-                 arguments: Annotated[dict, Field(description="Keywords of the factory.")],
-                 layers: Annotated[dict[str, str], Field(description="By role, `mid` and `high`: the place of that layer.")],
-                 logits: Annotated[str | None, Field(
-                     description="The place of the logits, `linear` for a 1x1 convolution of `high`, or null for a teacher of features.")],
-                 mean: Annotated[tuple[float, float, float], Field(description="Subtracted from pixels in 0..255, in the order of `channels`.")],
-                 std: Annotated[tuple[Deviation, Deviation, Deviation], Field(description="Pixels are divided by this.")],
-                 layout: Annotated[Literal["nchw", "nhwc"], Field(description="Order of a feature map's dimensions.")] = "nchw",
-                 prefix_tokens: Annotated[int, Field(ge=0, description="Tokens to drop, before those of the image.")] = 0,
-                 multiple: Annotated[int, Field(ge=1, description="Height and width of the input must be multiples of this.")] = 8,
-                 input_size: Annotated[tuple[Pixels, Pixels] | None, Field(
-                     description="Height and width that images are resized to for this network.")] = None,
-                 call: Annotated[dict | None, Field(description="Further keywords of each call of the network.")] = None,
-                 channels: Annotated[Channels, AddedLater("rgb"), Field(
-                     description="Order of colours that the network was trained on.")] = "rgb",
-                 align_corners: Annotated[bool, AddedLater(False), Field(
-                     description="Whether the network's coarse logits were trained with corners aligned.")] = False):
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        size: tuple[int, int],
+        lanes: int = 0,
+        factory: Annotated[str, Field(description="What makes the network, as module:name.")],
+        arguments: Annotated[dict, Field(description="Keywords of the factory.")],
+        layers: Annotated[dict[str, str], Field(description="By role, `mid` and `high`: the place of that layer.")],
+        logits: Annotated[
+            str | None,
+            Field(
+                description="The place of the logits, `linear` for a 1x1 convolution of `high`, or null for a teacher of features."
+            ),
+        ],
+        mean: Annotated[
+            tuple[float, float, float], Field(description="Subtracted from pixels in 0..255, in the order of `channels`.")
+        ],
+        std: Annotated[tuple[Deviation, Deviation, Deviation], Field(description="Pixels are divided by this.")],
+        layout: Annotated[Literal["nchw", "nhwc"], Field(description="Order of a feature map's dimensions.")] = "nchw",
+        prefix_tokens: Annotated[int, Field(ge=0, description="Tokens to drop, before those of the image.")] = 0,
+        multiple: Annotated[int, Field(ge=1, description="Height and width of the input must be multiples of this.")] = 8,
+        input_size: Annotated[
+            tuple[Pixels, Pixels] | None, Field(description="Height and width that images are resized to for this network.")
+        ] = None,
+        call: Annotated[dict | None, Field(description="Further keywords of each call of the network.")] = None,
+        channels: Annotated[
+            Channels, AddedLater("rgb"), Field(description="Order of colours that the network was trained on.")
+        ] = "rgb",
+        align_corners: Annotated[
+            bool, AddedLater(False), Field(description="Whether the network's coarse logits were trained with corners aligned.")
+        ] = False,
+    ):
         super().__init__(mean, std, channels)
         if align_corners and logits in (None, "linear"):
-            raise ConfigError(f"adapter: align_corners: is about logits of the network's own, and 'logits' is {logits or 'null'}; "
-                              f"write false")
+            raise ConfigError(
+                f"adapter: align_corners: is about logits of the network's own, and 'logits' is {logits or 'null'}; write false"
+            )
         self.align_corners = align_corners
         self.multiple, self.input_size = multiple, None if input_size is None else tuple(input_size)
         check_size(self, self.input_size or size)
@@ -83,12 +99,13 @@ class Model(ModelBase):
             self.places["logits"] = place("logits", logits)
         self.network = made({"factory": factory, "arguments": arguments})
         if not isinstance(self.network, nn.Module):
-            raise ConfigError(f"adapter: factory: {factory} gives a {type(self.network).__name__}; name one that gives a "
-                              f"network")
+            raise ConfigError(f"adapter: factory: {factory} gives a {type(self.network).__name__}; name one that gives a network")
         for role, (path, _) in self.places.items():
             if path != "output" and path not in dict(self.network.named_modules()):
-                raise ConfigError(f"adapter: {role}: the network has no submodule {path!r}; it has "
-                                  f"{', '.join(name for name, _ in self.network.named_children())}, and theirs")
+                raise ConfigError(
+                    f"adapter: {role}: the network has no submodule {path!r}; it has "
+                    f"{', '.join(name for name, _ in self.network.named_children())}, and theirs"
+                )
         self.layers = {role: f"network.{path}" for role, (path, _) in self.places.items() if role != "logits"}
         self.backbone = {name.partition(".")[0] for name in self.network.state_dict()} - {"fc", "classifier"}
         self.register_state_dict_post_hook(without_prefix)
@@ -105,8 +122,10 @@ class Model(ModelBase):
         maps = self.maps(images_B3HW)
         logits = self.own["linear"](maps["high"]) if "linear" in self.own else maps.pop("logits", None)
         if logits is not None and logits.shape[1] != self.num_classes:
-            raise ConfigError(f"adapter: logits: {logits.shape[1]} classes, the dataset has {self.num_classes}; say so in "
-                              f"'arguments', or write 'logits: linear'")
+            raise ConfigError(
+                f"adapter: logits: {logits.shape[1]} classes, the dataset has {self.num_classes}; say so in "
+                f"'arguments', or write 'logits: linear'"
+            )
         if logits is not None and self.align_corners:
             logits = F.interpolate(logits, images_B3HW.shape[-2:], mode="bilinear", align_corners=True)
         existence = self.own["existence"](maps["high"]) if "existence" in self.own else None
@@ -121,29 +140,33 @@ class Model(ModelBase):
         def keep(path: str) -> Callable:
             return lambda module, inputs, out: seen.update({path: copied(out)})
 
-        hooks = [self.network.get_submodule(path).register_forward_hook(keep(path))
-                 for path in {path for path, _ in self.places.values()} - {"output"}]
+        hooks = [
+            self.network.get_submodule(path).register_forward_hook(keep(path))
+            for path in {path for path, _ in self.places.values()} - {"output"}
+        ]
         try:
             seen["output"] = self.network(x, **self.call)
         finally:
             for hook in hooks:
                 hook.remove()
-        return {role: self.map_of(tensor_of(seen[path], key, role), role, x.shape[-2:])
-                for role, (path, key) in self.places.items()}
+        return {
+            role: self.map_of(tensor_of(seen[path], key, role), role, x.shape[-2:]) for role, (path, key) in self.places.items()
+        }
 
     def map_of(self, value: Tensor, role: str, size: torch.Size) -> Tensor:
         """[B, C, h, w]; of tokens, the grid whose cells are square on the image."""
         if value.dim() == 4:
             return value.permute(0, 3, 1, 2) if self.layout == "nhwc" and role != "logits" else value
         if value.dim() != 3:
-            raise ConfigError(f"adapter: {role}: a tensor of {list(value.shape)} is neither a map nor tokens; name another "
-                              f"layer")
-        tokens_BNC = value[:, self.prefix_tokens:]
+            raise ConfigError(f"adapter: {role}: a tensor of {list(value.shape)} is neither a map nor tokens; name another layer")
+        tokens_BNC = value[:, self.prefix_tokens :]
         count = tokens_BNC.shape[1]
         h = max(1, round((count * size[0] / size[1]) ** 0.5))
         if count % h:
-            raise ConfigError(f"adapter: {role}: {count} tokens are no grid on {size[0]} x {size[1]} pixels, after "
-                              f"{self.prefix_tokens} were dropped; correct 'prefix_tokens'")
+            raise ConfigError(
+                f"adapter: {role}: {count} tokens are no grid on {size[0]} x {size[1]} pixels, after "
+                f"{self.prefix_tokens} were dropped; correct 'prefix_tokens'"
+            )
         return tokens_BNC.transpose(1, 2).unflatten(2, (h, count // h))
 
     def probed(self, size: tuple[int, int]) -> dict[str, Tensor]:
@@ -168,6 +191,7 @@ class Model(ModelBase):
 
 # --- places in a network ------------------------------------------------------------------------------------------------
 
+
 def place(where: str, text: Any) -> tuple[str, str]:
     """The path of a submodule, and which part of what it returns."""
     if not isinstance(text, str) or not text:
@@ -183,8 +207,10 @@ def tensor_of(value: Any, key: str, role: str) -> Tensor:
         while not isinstance(value, Tensor):
             value = next(iter(value.values())) if isinstance(value, Mapping) else value[0]
     except (LookupError, AttributeError, TypeError, StopIteration):
-        raise ConfigError(f"adapter: {role}: there is no tensor {key!r} in the {type(value).__name__} at that place; write "
-                          f"path:key with a key of what it returns") from None
+        raise ConfigError(
+            f"adapter: {role}: there is no tensor {key!r} in the {type(value).__name__} at that place; write "
+            f"path:key with a key of what it returns"
+        ) from None
     return value
 
 
@@ -199,6 +225,7 @@ def copied(value: Any) -> Any:
 
 # --- names of weights ---------------------------------------------------------------------------------------------------
 
+
 def without_prefix(module: nn.Module, state: dict, prefix: str, _) -> None:
     for name in [name for name in state if name.startswith(f"{prefix}network.")]:
         state[prefix + name.removeprefix(f"{prefix}network.")] = state.pop(name)
@@ -210,6 +237,7 @@ def with_prefix(module: nn.Module, state: dict, prefix: str, *_) -> None:
 
 
 # --- factories ----------------------------------------------------------------------------------------------------------
+
 
 def made(value: Any) -> Any:
     """The value, with every {factory, arguments} in it called."""
@@ -226,8 +254,10 @@ def called(factory: str, arguments: dict) -> Any:
     try:
         found = importlib.import_module(module)
     except ImportError as error:
-        raise ConfigError(f"adapter: factory: {module} can't be imported ({error}); install its package (transformers comes "
-                          f"with pip install 'offline-distillation-pipeline[hub]'), or put its folder on PYTHONPATH") from None
+        raise ConfigError(
+            f"adapter: factory: {module} can't be imported ({error}); install its package (transformers comes "
+            f"with pip install 'offline-distillation-pipeline[hub]'), or put its folder on PYTHONPATH"
+        ) from None
     for name in names.split("."):
         if not hasattr(found, name):
             raise ConfigError(f"adapter: factory: {module} has no {names!r}; correct the name")

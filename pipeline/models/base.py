@@ -28,22 +28,22 @@ Width = Annotated[int, Field(ge=1, description="Channels of the first stage; tho
 
 
 class Output(NamedTuple):
-    logits: Tensor | None                   # [B, K, h, w] on the model's own grid; whoever needs pixels upsamples. None: a
-                                            #   teacher of features alone (adapter)
-    features: dict[str, Tensor]             # by role, "mid" and "high": [B, C, h, w]
-    existence: Tensor | None = None         # [B, lanes] logits
-    mirrored: dict[str, Tensor] | None = None   # of a flip-averaged teacher: its features of the mirrored image, turned back
+    logits: Tensor | None  # [B, K, h, w] on the model's own grid; whoever needs pixels upsamples. None: a
+    #   teacher of features alone (adapter)
+    features: dict[str, Tensor]  # by role, "mid" and "high": [B, C, h, w]
+    existence: Tensor | None = None  # [B, lanes] logits
+    mirrored: dict[str, Tensor] | None = None  # of a flip-averaged teacher: its features of the mirrored image, turned back
 
 
 class ModelBase(nn.Module):
-    version: ClassVar[int] = 1              # bump when the same weights would give other outputs; see version_of
-    multiple: ClassVar[int] = 8             # height and width of the input must be multiples of it
-    uses_labels: ClassVar[bool] = False     # then it answers from the labels it is shown: all its rows depend on them
-    own_weights: ClassVar[bool] = False     # then it may come with trained weights, and teach without checkpoint or training
+    version: ClassVar[int] = 1  # bump when the same weights would give other outputs; see version_of
+    multiple: ClassVar[int] = 8  # height and width of the input must be multiples of it
+    uses_labels: ClassVar[bool] = False  # then it answers from the labels it is shown: all its rows depend on them
+    own_weights: ClassVar[bool] = False  # then it may come with trained weights, and teach without checkpoint or training
     published: "ClassVar[Published | None]" = None  # names of other people's weights for this network, see _published.py
-    layers: ClassVar[dict[str, str]]        # role -> what it is in this network, e.g. {"mid": "layer2", "high": "layer4"}
+    layers: ClassVar[dict[str, str]]  # role -> what it is in this network, e.g. {"mid": "layer2", "high": "layer4"}
 
-    mean: Tensor                            # [1, 3, 1, 1], in the order of `channels`
+    mean: Tensor  # [1, 3, 1, 1], in the order of `channels`
     std: Tensor
 
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD, channels: Channels = "rgb"):
@@ -87,7 +87,7 @@ def shapes(build: Callable[[], nn.Module], size: tuple[int, int]) -> Output:
     """
     try:
         output = on_meta(build, size, train=False)
-    except Exception:                       # whatever it was, a real pass tells it again if it was no matter of meta
+    except Exception:  # whatever it was, a real pass tells it again if it was no matter of meta
         output = on_zeros(build, size, train=False)
     empty = {role: map_BChw.to("meta") for role, map_BChw in output.features.items()}
     logits, existence = (None if value is None else value.to("meta") for value in (output.logits, output.existence))
@@ -118,13 +118,14 @@ def trains_on_one_image(build: Callable[[], nn.Module], size: tuple[int, int]) -
         except ValueError as error:
             if "more than 1 value per channel" in str(error):
                 return False
-        except Exception:                   # no matter of the batch: training itself tells it
+        except Exception:  # no matter of the batch: training itself tells it
             pass
     return True
 
 
 def as_float(output: Output) -> Output:
     """Targets and losses are float32, whatever the network ran in."""
+
     def widened(maps: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
         return None if maps is None else {role: map_BChw.float() for role, map_BChw in maps.items()}
 

@@ -53,8 +53,16 @@ def filters(convolutions: list[nn.Module], activation: type[nn.Module], layout: 
     return nn.Sequential(*(part for each in convolutions for part in convolution(each, activation=activation)))
 
 
-def branch(channels_in: int, channels_out: int, first, middle, dropout: float, activation: type[nn.Module], layout: Layout,
-           last: type[nn.Module] = nn.Identity) -> nn.Sequential:
+def branch(
+    channels_in: int,
+    channels_out: int,
+    first,
+    middle,
+    dropout: float,
+    activation: type[nn.Module],
+    layout: Layout,
+    last: type[nn.Module] = nn.Identity,
+) -> nn.Sequential:
     """Reduce (`first`), filter (`middle`), expand; both are given as functions of their channels. `last` follows the expansion."""
     inner = channels_in // 4
     return nn.Sequential(
@@ -75,8 +83,10 @@ def dilated(inner: int, dilation: int) -> list[nn.Module]:
 
 
 def asymmetric(inner: int) -> list[nn.Module]:
-    return [nn.Conv2d(inner, inner, (5, 1), padding=(2, 0), bias=False),
-            nn.Conv2d(inner, inner, (1, 5), padding=(0, 2), bias=False)]
+    return [
+        nn.Conv2d(inner, inner, (5, 1), padding=(2, 0), bias=False),
+        nn.Conv2d(inner, inner, (1, 5), padding=(0, 2), bias=False),
+    ]
 
 
 def doubled(inner: int) -> list[nn.Module]:
@@ -89,11 +99,13 @@ regular = partial(dilated, dilation=1)
 
 
 class Bottleneck(nn.Module):
-    def __init__(self, channels: int, middle=regular, dropout: float = 0.1, activation: type[nn.Module] = nn.PReLU,
-                 layout: Layout = "paper"):
+    def __init__(
+        self, channels: int, middle=regular, dropout: float = 0.1, activation: type[nn.Module] = nn.PReLU, layout: Layout = "paper"
+    ):
         super().__init__()
-        self.branch = branch(channels, channels, pointwise, middle, dropout, activation, layout,
-                             after_expansion(activation, layout))
+        self.branch = branch(
+            channels, channels, pointwise, middle, dropout, activation, layout, after_expansion(activation, layout)
+        )
         self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,8 +117,9 @@ class Downsampler(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, dropout: float, layout: Layout = "paper"):
         super().__init__()
-        self.branch = branch(channels_in, channels_out, halved, regular, dropout, nn.PReLU, layout,
-                             after_expansion(nn.PReLU, layout))
+        self.branch = branch(
+            channels_in, channels_out, halved, regular, dropout, nn.PReLU, layout, after_expansion(nn.PReLU, layout)
+        )
         self.activation = nn.PReLU()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,17 +156,41 @@ def doubled_grid(x_BChw: Tensor) -> Tensor:
 
 def eight(channels: int, layout: Layout) -> list[nn.Module]:
     """The bottlenecks that stages 2 and 3 share."""
-    middles = (regular, partial(dilated, dilation=2), asymmetric, partial(dilated, dilation=4),
-               regular, partial(dilated, dilation=8), asymmetric, partial(dilated, dilation=16))
+    middles = (
+        regular,
+        partial(dilated, dilation=2),
+        asymmetric,
+        partial(dilated, dilation=4),
+        regular,
+        partial(dilated, dilation=8),
+        asymmetric,
+        partial(dilated, dilation=16),
+    )
     return [Bottleneck(channels, middle, layout=layout) for middle in middles]
 
 
 # Names of published weights
 
-BLOCKS = {"downsample1_0": "down1", "downsample2_0": "down2", "upsample4_0": "up4", "upsample5_0": "up5", "regular5_1": "stage5",
-          "initial_block": "initial", "transposed_conv": "classifier"}
-PARTS = {"main_branch": "conv", "batch_norm": "bn", "out_activation": "activation", "main_conv1": "main", "ext_conv1": "branch.0",
-         "ext_conv2": "branch.1", "ext_conv3": "branch.2", "ext_tconv1": "branch.1.0", "ext_tconv1_bnorm": "branch.1.1"}
+BLOCKS = {
+    "downsample1_0": "down1",
+    "downsample2_0": "down2",
+    "upsample4_0": "up4",
+    "upsample5_0": "up5",
+    "regular5_1": "stage5",
+    "initial_block": "initial",
+    "transposed_conv": "classifier",
+}
+PARTS = {
+    "main_branch": "conv",
+    "batch_norm": "bn",
+    "out_activation": "activation",
+    "main_conv1": "main",
+    "ext_conv1": "branch.0",
+    "ext_conv2": "branch.1",
+    "ext_conv3": "branch.2",
+    "ext_tconv1": "branch.1.0",
+    "ext_tconv1_bnorm": "branch.1.1",
+}
 
 
 def our_name(theirs: str) -> str:
@@ -161,7 +198,7 @@ def our_name(theirs: str) -> str:
     part, dot, rest = rest.partition(".")
     ours = BLOCKS.get(block, block)
     if found := re.fullmatch(r"(?:regular|dilated|asymmetric)([1-4])_(\d)", block):
-        ours = f"stage{found[1]}.{int(found[2]) - (found[1] != '3')}"        # stage 3 is counted from 0 there
+        ours = f"stage{found[1]}.{int(found[2]) - (found[1] != '3')}"  # stage 3 is counted from 0 there
     part = "branch.2" if ours in ("up4", "up5") and part == "ext_conv2" else PARTS.get(part, part)
     return f"{ours}.{part}{dot}{rest}"
 
@@ -169,13 +206,22 @@ def our_name(theirs: str) -> str:
 class Model(ModelBase):
     """`width` is the initial block's number of channels, 16 as published; the others have 4 and 8 times as many."""
 
-    published = Published("initial_block.main_branch.weight", our_name,
-                          {"pytorch_enet": "PyTorch-ENet's, trained on RGB / 255"})
+    published = Published("initial_block.main_branch.weight", our_name, {"pytorch_enet": "PyTorch-ENet's, trained on RGB / 255"})
     layers = {"mid": "stage2", "high": "stage3"}
 
-    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, width: Annotated[Width, Field(ge=4)] = 16,
-                 layout: Annotated[Layout, AddedLater("paper"), Field(
-                     description="Whose version of the network: the paper's, or PyTorch-ENet's, whose weights load by it.")] = "paper"):
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        size: tuple[int, int],
+        lanes: int = 0,
+        width: Annotated[Width, Field(ge=4)] = 16,
+        layout: Annotated[
+            Layout,
+            AddedLater("paper"),
+            Field(description="Whose version of the network: the paper's, or PyTorch-ENet's, whose weights load by it."),
+        ] = "paper",
+    ):
         if layout == "paper":
             super().__init__()
         else:
@@ -194,8 +240,11 @@ class Model(ModelBase):
         self.stage4 = nn.Sequential(*(Bottleneck(middle, activation=nn.ReLU, layout=layout) for _ in range(2)))
         self.up5 = Upsampler(middle, thin, layout)
         self.stage5 = Bottleneck(thin, activation=nn.ReLU, layout=layout)
-        self.classifier = nn.ConvTranspose2d(thin, num_classes, 2, stride=2) if layout == "paper" else nn.ConvTranspose2d(
-            thin, num_classes, 3, stride=2, padding=1, output_padding=1, bias=False)
+        self.classifier = (
+            nn.ConvTranspose2d(thin, num_classes, 2, stride=2)
+            if layout == "paper"
+            else nn.ConvTranspose2d(thin, num_classes, 3, stride=2, padding=1, output_padding=1, bias=False)
+        )
         self.existence = EncoderExistence(thick, lanes, (size[0] // 8, size[1] // 8)) if lanes else None
         initialise(self)
 

@@ -27,7 +27,7 @@ from pipeline.models._network import check_size, check_width, initialise
 from pipeline.models._published import Published
 from pipeline.models.base import ModelBase, Output, Width
 
-EPS = 1e-3      # of every batch norm
+EPS = 1e-3  # of every batch norm
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -41,7 +41,7 @@ class Downsampler(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         convolved = self.conv(x)
-        pooled = F.max_pool2d(x, 2).to(convolved.dtype)     # a float32 image would keep autocast out of what follows
+        pooled = F.max_pool2d(x, 2).to(convolved.dtype)  # a float32 image would keep autocast out of what follows
         return F.relu(self.bn(torch.cat([convolved, pooled], dim=1)))
 
 
@@ -75,7 +75,7 @@ class Upsampler(nn.Sequential):
 
 # Names of published weights
 
-NAMES = [   # pattern of a published name, ours; {} is the first group less the number after it
+NAMES = [  # pattern of a published name, ours; {} is the first group less the number after it
     (r"encoder\.initial_block\.", "block1.", 0),
     (r"encoder\.layers\.([0-5])\.", "block2.{}.", 0),
     (r"encoder\.layers\.(\d+)\.", "block3.{}.", 6),
@@ -98,7 +98,7 @@ def our_name(theirs: str) -> str | None:
     for pattern, ours, less in NAMES:
         if found := re.match(pattern, theirs):
             place = int(found[1]) - less if found.groups() else ""
-            part, dot, rest = theirs[found.end():].partition(".")
+            part, dot, rest = theirs[found.end() :].partition(".")
             return f"{ours.format(place)}{PARTS.get(part, part)}{dot}{rest}"
     return theirs
 
@@ -106,16 +106,30 @@ def our_name(theirs: str) -> str | None:
 class Model(ModelBase):
     """`width` is block 1's number of channels, 16 as published; the others have 4 and 8 times as many."""
 
-    published = Published("encoder.initial_block.conv.weight", our_name, {
-        "eromera": "Eromera's, trained on RGB / 255",
-        "cardwing": "cardwing's, trained on BGR less its mean, as OpenCV reads a picture"})
+    published = Published(
+        "encoder.initial_block.conv.weight",
+        our_name,
+        {
+            "eromera": "Eromera's, trained on RGB / 255",
+            "cardwing": "cardwing's, trained on BGR less its mean, as OpenCV reads a picture",
+        },
+    )
     layers = {"mid": "block2", "high": "block3"}
 
-    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, width: Annotated[Width, Field(ge=4)] = 16,
-                 dropout: Annotated[tuple[Rate, Rate], Field(
-                     description="Dropout of the encoder's second and third block.")] = (0.1, 0.1),
-                 layout: Annotated[Literal["paper", "eromera", "cardwing"], AddedLater("paper"), Field(
-                     description="Whose weights load: ours, or those of a published repository, with its pixels.")] = "paper"):
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        size: tuple[int, int],
+        lanes: int = 0,
+        width: Annotated[Width, Field(ge=4)] = 16,
+        dropout: Annotated[tuple[Rate, Rate], Field(description="Dropout of the encoder's second and third block.")] = (0.1, 0.1),
+        layout: Annotated[
+            Literal["paper", "eromera", "cardwing"],
+            AddedLater("paper"),
+            Field(description="Whose weights load: ours, or those of a published repository, with its pixels."),
+        ] = "paper",
+    ):
         if layout == "eromera":
             super().__init__((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
         elif layout == "cardwing":
@@ -127,14 +141,18 @@ class Model(ModelBase):
         check_width(self, width, least=4)
         thin, middle, thick = width, 4 * width, 8 * width
         self.block1 = Downsampler(3, thin)
-        self.block2 = nn.Sequential(
-            Downsampler(thin, middle), *(NonBottleneck1D(middle, dropout=dropout[0]) for _ in range(5)))
+        self.block2 = nn.Sequential(Downsampler(thin, middle), *(NonBottleneck1D(middle, dropout=dropout[0]) for _ in range(5)))
         self.block3 = nn.Sequential(
-            Downsampler(middle, thick),
-            *(NonBottleneck1D(thick, dilation, dropout[1]) for dilation in (2, 4, 8, 16, 2, 4, 8, 16)))
+            Downsampler(middle, thick), *(NonBottleneck1D(thick, dilation, dropout[1]) for dilation in (2, 4, 8, 16, 2, 4, 8, 16))
+        )
         self.decoder = nn.Sequential(
-            Upsampler(thick, middle), NonBottleneck1D(middle), NonBottleneck1D(middle),
-            Upsampler(middle, thin), NonBottleneck1D(thin), NonBottleneck1D(thin))
+            Upsampler(thick, middle),
+            NonBottleneck1D(middle),
+            NonBottleneck1D(middle),
+            Upsampler(middle, thin),
+            NonBottleneck1D(thin),
+            NonBottleneck1D(thin),
+        )
         self.classifier = nn.ConvTranspose2d(thin, num_classes, 2, stride=2)
         self.existence = EncoderExistence(thick, lanes, (size[0] // 8, size[1] // 8)) if lanes else None
         initialise(self)

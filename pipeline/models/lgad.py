@@ -30,14 +30,21 @@ NETWORKS: dict[str, type[ModelBase]] = {"enet": ENet, "erfnet": ERFNet, "resnet1
 class Model(ModelBase):
     """`network` names another model of this folder, `width` is its width."""
 
-    version = 1                             # counts changes of the networks, too
+    version = 1  # counts changes of the networks, too
     uses_labels = True
     layers = {role: f"network.{layer}" for role, layer in ERFNet.layers.items()}
 
-    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0,
-                 network: Annotated[Literal["enet", "erfnet", "resnet18"], Field(
-                     description="The model that looks at the painted labels.")] = "erfnet",
-                 width: Annotated[Width, Field(ge=4)] = 16):
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        size: tuple[int, int],
+        lanes: int = 0,
+        network: Annotated[
+            Literal["enet", "erfnet", "resnet18"], Field(description="The model that looks at the painted labels.")
+        ] = "erfnet",
+        width: Annotated[Width, Field(ge=4)] = 16,
+    ):
         super().__init__()
         check_size(self, size)
         self.network = NETWORKS[network](num_classes, size=size, lanes=lanes, width=width)

@@ -14,8 +14,16 @@ class Model(ResNet):
     block = BasicBlock
     depths = (2, 2, 2, 2)
 
-    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, width: Width = 64,
-                 head: Head = "plain", dilation: Dilation = "paper"):
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        size: tuple[int, int],
+        lanes: int = 0,
+        width: Width = 64,
+        head: Head = "plain",
+        dilation: Dilation = "paper",
+    ):
         super().__init__(num_classes, size=size, lanes=lanes, width=width, head=head, dilation=dilation)
 
     @classmethod

@@ -11,6 +11,14 @@ class Model(ResNet):
     block = Bottleneck
     depths = (3, 4, 6, 3)
 
-    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, width: Width = 64,
-                 head: Head = "pyramid", dilation: Dilation = "paper"):
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        size: tuple[int, int],
+        lanes: int = 0,
+        width: Width = 64,
+        head: Head = "pyramid",
+        dilation: Dilation = "paper",
+    ):
         super().__init__(num_classes, size=size, lanes=lanes, width=width, head=head, dilation=dilation)

@@ -23,8 +23,8 @@ from pipeline.models._messages import Messages
 from pipeline.models._network import check_size, initialise
 from pipeline.models.base import ModelBase, Output, Width
 
-STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))       # convolutions, and their channels in widths
-LAST_POOLED = 2                                         # stages after it keep stride 8
+STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))  # convolutions, and their channels in widths
+LAST_POOLED = 2  # stages after it keep stride 8
 
 
 class Model(ModelBase):
@@ -33,9 +33,17 @@ class Model(ModelBase):
     layers = {"mid": "features.32", "high": "features"}
     backbone = ("features",)
 
-    def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int = 0, width: Width = 64,
-                 head: Annotated[Literal["scnn", "plain"], Field(
-                     description="DeepLab's large field of view, with or without SCNN's message passing.")] = "scnn"):
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        size: tuple[int, int],
+        lanes: int = 0,
+        width: Width = 64,
+        head: Annotated[
+            Literal["scnn", "plain"], Field(description="DeepLab's large field of view, with or without SCNN's message passing.")
+        ] = "scnn",
+    ):
         super().__init__()
         check_size(self, size)
         if head not in ("scnn", "plain"):
@@ -45,16 +53,27 @@ class Model(ModelBase):
         for stage, (count, widths) in enumerate(STAGES):
             dilation = 2 if stage == 4 else 1
             for _ in range(count):
-                self.features.extend((nn.Conv2d(channels, widths * width, 3, padding=dilation, dilation=dilation),
-                                      nn.BatchNorm2d(widths * width), nn.ReLU(inplace=True)))
+                self.features.extend(
+                    (
+                        nn.Conv2d(channels, widths * width, 3, padding=dilation, dilation=dilation),
+                        nn.BatchNorm2d(widths * width),
+                        nn.ReLU(inplace=True),
+                    )
+                )
                 channels = widths * width
-            self.features.append(nn.MaxPool2d(2) if stage <= LAST_POOLED else nn.Identity())   # torchvision's count goes on
+            self.features.append(nn.MaxPool2d(2) if stage <= LAST_POOLED else nn.Identity())  # torchvision's count goes on
         messages = [Messages(2 * width)] if head == "scnn" else []
         self.head = nn.Sequential(
             nn.Conv2d(channels, 16 * width, 3, padding=4, dilation=4, bias=False),
-            nn.BatchNorm2d(16 * width), nn.ReLU(inplace=True),
-            nn.Conv2d(16 * width, 2 * width, 1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU(inplace=True),
-            *messages, nn.Dropout2d(0.1), nn.Conv2d(2 * width, num_classes, 1))
+            nn.BatchNorm2d(16 * width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(16 * width, 2 * width, 1, bias=False),
+            nn.BatchNorm2d(2 * width),
+            nn.ReLU(inplace=True),
+            *messages,
+            nn.Dropout2d(0.1),
+            nn.Conv2d(2 * width, num_classes, 1),
+        )
         grid = size[0] // 8, size[1] // 8
         self.existence = Existence(num_classes, lanes, grid, hidden=2 * width) if lanes else None
         initialise(self)

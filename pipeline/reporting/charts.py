@@ -10,8 +10,8 @@ from pipeline.reporting.results import Run
 
 # seen well on white and on black
 COLOURS = ("#8a8f98", "#2f7de1", "#e8862e", "#2a9d6f", "#a45ad1", "#d9534f", "#12a5b5", "#b8860b")
-INK = "#010203"                                 # stands for the page's text colour while matplotlib draws
-POINTS = 100                                    # of a curve
+INK = "#010203"  # stands for the page's text colour while matplotlib draws
+POINTS = 100  # of a curve
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
@@ -24,11 +24,12 @@ def svg(figure) -> str:
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report", "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", transparent=True,
-                       metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     text = buffer.getvalue()
-    text = text[text.index("<svg"):].replace(INK, "currentColor")
-    text = re.sub(r' id="[a-z0-9]+_\d+"', "", text)             # names of groups, equal in every figure
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r' id="[a-z0-9]+_\d+"', "", text)  # names of groups, equal in every figure
     text = re.sub(r"font: (\d+)px [^;\"]*", r"font: \1px sans-serif", text)
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups()
     head = f'<svg viewBox="0 0 {width} {height}" role="img" xmlns:xlink="http://www.w3.org/1999/xlink">'
@@ -96,10 +97,13 @@ def _scale(axes) -> None:
 
 def forest(low: float, mean: float, high: float, reach: float) -> str:
     """An interval around a difference, on an axis from -reach to reach whose middle is no difference."""
+
     def x(value):
         return round(60 + 55 * value / reach, 2)
 
     bar = "" if np.isnan(low) else f'<line x1="{x(low)}" x2="{x(high)}" y1="8" y2="8" stroke="currentColor" stroke-width="2"/>'
-    return ('<svg class="forest" viewBox="0 0 120 16" role="img">'
-            '<line x1="60" x2="60" y1="1" y2="15" stroke="currentColor" opacity=".6"/>'
-            f'{bar}<circle cx="{x(mean)}" cy="8" r="3.2" fill="currentColor"/></svg>')
+    return (
+        '<svg class="forest" viewBox="0 0 120 16" role="img">'
+        '<line x1="60" x2="60" y1="1" y2="15" stroke="currentColor" opacity=".6"/>'
+        f'{bar}<circle cx="{x(mean)}" cy="8" r="3.2" fill="currentColor"/></svg>'
+    )

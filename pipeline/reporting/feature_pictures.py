@@ -25,21 +25,22 @@ from pipeline.models.base import ModelBase, Output
 from pipeline.reporting import record_pictures as pictures
 from pipeline.reporting.charts import INK, new_figure, svg
 from pipeline.reporting.results import Results
-from pipeline.scoring import load as trained, predict as prediction
+from pipeline.scoring import load as trained
+from pipeline.scoring import predict as prediction
 from pipeline.scoring.predict import Sample
 from pipeline.teacher import cache
 
-SHOWN, MEASURED = 4, 16                         # images drawn, images that distances and features are taken from
-CELLS = 100                                     # of a class, in the drawing of features
-FEATURES = "high"                               # the layer of the drawing of features
-WIDTH = 440                                     # of a picture, px
+SHOWN, MEASURED = 4, 16  # images drawn, images that distances and features are taken from
+CELLS = 100  # of a class, in the drawing of features
+FEATURES = "high"  # the layer of the drawing of features
+WIDTH = 440  # of a picture, px
 
 
 @dataclass(frozen=True)
 class Picture:
     name: str
-    data: str                                   # a data URI
-    score: float | None                         # mean IoU of this frame
+    data: str  # a data URI
+    score: float | None  # mean IoU of this frame
 
 
 @dataclass(frozen=True)
@@ -52,37 +53,47 @@ class Frame:
 class Graph:
     name: str
     drawing: str
-    here: float | None                          # distance to the teacher's on the image drawn; None: the teacher's own
-    mean: float | None                          # over the measured images
+    here: float | None  # distance to the teacher's on the image drawn; None: the teacher's own
+    mean: float | None  # over the measured images
 
 
 @dataclass(frozen=True)
 class Features:
     name: str
     drawing: str
-    between: float                              # share of the variance that lies between the classes' means
+    between: float  # share of the variance that lies between the classes' means
 
 
 @dataclass(frozen=True, kw_only=True)
 class Looks:
-    classes: list[tuple[str, str]]              # names and CSS colours
+    classes: list[tuple[str, str]]  # names and CSS colours
     frames: list[Frame]
     graph_image: str
     num_graphs: int
-    graphs: dict[str, list[Graph]]              # by layer; none where no image has labels
+    graphs: dict[str, list[Graph]]  # by layer; none where no image has labels
     feature_layer: str
     num_features: int
     features: list[Features]
 
 
-def look(source: DatasetBase, split: str, prepare: Prepare, teacher: Teacher, targets: Mapping[str, Plugin],
-         students: Mapping[str, Plugin], training: Training, results: Results, runs: Path, weights_file: Path,
-         device: str) -> Looks:
+def look(
+    source: DatasetBase,
+    split: str,
+    prepare: Prepare,
+    teacher: Teacher,
+    targets: Mapping[str, Plugin],
+    students: Mapping[str, Plugin],
+    training: Training,
+    results: Results,
+    runs: Path,
+    weights_file: Path,
+    device: str,
+) -> Looks:
     """Of the teacher, and of each student and method's run with the lowest seed. PipelineError where weights are missing."""
     ids = source.ids(split)
     chosen = [ids[number] for number in np.linspace(0, len(ids) - 1, min(MEASURED, len(ids))).round().astype(int)]
     samples = [Sample(image_id, source.image(image_id), source.label(image_id)) for image_id in chosen]
-    shown = samples[::max(1, len(samples) // SHOWN)][:SHOWN]
+    shown = samples[:: max(1, len(samples) // SHOWN)][:SHOWN]
     measured = [sample for sample in samples if sample.label is not None]
     answers, graphs, features, theirs = {}, {}, {}, {}
     for name, network in _networks(source, prepare, teacher, students, training, results, runs, weights_file, device):
@@ -92,37 +103,48 @@ def look(source: DatasetBase, split: str, prepare: Prepare, teacher: Teacher, ta
         for layer, target in _affinities(targets).items():
             context = cache.context(teacher.model, source, prepare.size)
             theirs.setdefault(layer, [target.compute(*one, context) for one in outputs])
-            graphs.setdefault(layer, {})[name] = [target.graph(output.features[layer], target.seen(labels, **rows), context)
-                                                  for (output, labels), rows in zip(outputs, theirs[layer])]
+            graphs.setdefault(layer, {})[name] = [
+                target.graph(output.features[layer], target.seen(labels, **rows), context)
+                for (output, labels), rows in zip(outputs, theirs[layer])
+            ]
         features[name] = _cells([(output.features[FEATURES], labels) for output, labels in outputs])
     regions = cache.context(teacher.model, source, prepare.size).regions
     return Looks(
-        classes=[(name, "rgb({}, {}, {})".format(*source.colours[number])) for number, name in enumerate(source.classes)
-                 if number != source.background],
-        frames=[_frame(sample, {name: found[number] for name, found in answers.items()}, source)
-                for number, sample in enumerate(shown)],
-        graph_image=measured[0].image_id if measured else "", num_graphs=len(measured),
+        classes=[
+            (name, "rgb({}, {}, {})".format(*source.colours[number]))
+            for number, name in enumerate(source.classes)
+            if number != source.background
+        ],
+        frames=[
+            _frame(sample, {name: found[number] for name, found in answers.items()}, source) for number, sample in enumerate(shown)
+        ],
+        graph_image=measured[0].image_id if measured else "",
+        num_graphs=len(measured),
         graphs={layer: _graphs(found, regions, source) for layer, found in graphs.items()} if measured else {},
-        feature_layer=FEATURES, num_features=len(measured),
-        features=[_features(name, *cells, source) for name, cells in features.items() if len(cells[0])])
+        feature_layer=FEATURES,
+        num_features=len(measured),
+        features=[_features(name, *cells, source) for name, cells in features.items() if len(cells[0])],
+    )
 
 
 def _networks(source, prepare, teacher, students, training, results, runs, weights_file, device):
     """Names and networks, the teacher first; one at a time, as they need not fit into memory together."""
     yield "teacher", trained.load(teacher.model, source, prepare, None, weights_file, device)
     for (student, method), found in results.groups().items():
-        yield f"{student} {method}", trained.load(students[student], source, prepare, training,
-                                                  runs / found[0].name / "weights.safetensors", device)
+        yield (
+            f"{student} {method}",
+            trained.load(students[student], source, prepare, training, runs / found[0].name / "weights.safetensors", device),
+        )
 
 
 @torch.no_grad()
-def _answer(network: ModelBase, sample: Sample, source: DatasetBase, prepare: Prepare,
-            device: str) -> tuple[Output, torch.Tensor]:
+def _answer(network: ModelBase, sample: Sample, source: DatasetBase, prepare: Prepare, device: str) -> tuple[Output, torch.Tensor]:
     """One image's output and the labels [1, H, W] that belong to it, on the CPU."""
     image, label = frame(sample.image, sample.label, source.crop_top, prepare.size)
     labels_1HW = torch.from_numpy(label)[None]
-    output = network(torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float(),
-                     labels_1HW.to(device) if network.uses_labels else None)
+    output = network(
+        torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float(), labels_1HW.to(device) if network.uses_labels else None
+    )
     features = {layer: values.float().cpu() for layer, values in output.features.items()}
     return Output(output.logits.float().cpu(), features), labels_1HW
 
@@ -145,8 +167,14 @@ def _graphs(found: Mapping[str, Sequence[Mapping]], regions: Sequence[int], sour
     drawn = []
     for name, many in found.items():
         figure, axes = new_figure(2.8, 2.4)
-        pictures.draw_graph(axes, matrices[name], [source.classes[regions[k]] for k in present],
-                            [source.colours[regions[k]] for k in present], limits, INK)
+        pictures.draw_graph(
+            axes,
+            matrices[name],
+            [source.classes[regions[k]] for k in present],
+            [source.colours[regions[k]] for k in present],
+            limits,
+            INK,
+        )
         distances = [float(loss.distance(mine, rows)) for mine, rows in zip(many, teacher)]
         own = name == "teacher"
         drawn.append(Graph(name, _markup(svg(figure)), None if own else distances[0], None if own else float(np.mean(distances))))
@@ -187,7 +215,7 @@ def components(features_NC: np.ndarray) -> np.ndarray:
 def _features(name: str, features_NC: np.ndarray, labels_N: np.ndarray, source: DatasetBase) -> Features:
     figure, axes = new_figure(2.6, 2.4)
     colours = np.array(source.colours)[labels_N] / 255
-    order = np.random.default_rng(0).permutation(len(labels_N))       # or the last class would cover the others
+    order = np.random.default_rng(0).permutation(len(labels_N))  # or the last class would cover the others
     axes.scatter(*components(features_NC)[order].T, s=7, c=colours[order], edgecolors=INK, linewidths=0.15)
     axes.set_xticks([])
     axes.set_yticks([])

@@ -1,7 +1,7 @@
 """Figures of what is stored: one record (image, regions, teacher's answer, attention, affinity graphs) on one sheet."""
 
 import math
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -12,9 +12,16 @@ from pipeline.scoring.predict import overlay
 MOMENTS = ("mean", "variance", "skewness")
 
 
-def record_figure(title: str, image: np.ndarray, labels: np.ndarray, prediction: np.ndarray | None,
-                  attention: Mapping[str, np.ndarray], graphs: Mapping[str, tuple[np.ndarray, np.ndarray]],
-                  dataset: DatasetBase, regions: Sequence[int]):
+def record_figure(
+    title: str,
+    image: np.ndarray,
+    labels: np.ndarray,
+    prediction: np.ndarray | None,
+    attention: Mapping[str, np.ndarray],
+    graphs: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    dataset: DatasetBase,
+    regions: Sequence[int],
+):
     """A matplotlib figure. `image` [H, W, 3] and `labels` [H, W] as the teacher saw them, `prediction` [H, W] or None,
     attention maps [h, w] by target name, graphs (graph [3, K, K], cells [K]) by target name."""
     from matplotlib.figure import Figure
@@ -27,8 +34,10 @@ def record_figure(title: str, image: np.ndarray, labels: np.ndarray, prediction:
     top = math.ceil(len(pictures) / columns)
     picture_height = 4.2 * image.shape[0] / image.shape[1] + 0.3
     figure = Figure(figsize=(4.2 * columns, top * picture_height + 3.1 * len(graphs)), layout="constrained")
-    upper, *lower = figure.subfigures(1 + len(graphs), 1, height_ratios=[top * picture_height] + [3.1] * len(graphs), squeeze=False)[:, 0]
-    upper.suptitle(title, fontsize=9, parse_math=False)         # ids and names are text, whatever they hold
+    upper, *lower = figure.subfigures(
+        1 + len(graphs), 1, height_ratios=[top * picture_height] + [3.1] * len(graphs), squeeze=False
+    )[:, 0]
+    upper.suptitle(title, fontsize=9, parse_math=False)  # ids and names are text, whatever they hold
     for axes, (name, picture) in zip(upper.subplots(top, columns, squeeze=False).flat, pictures):
         axes.imshow(picture)
         axes.set_title(name, fontsize=8, parse_math=False)
@@ -50,8 +59,14 @@ def record_figure(title: str, image: np.ndarray, labels: np.ndarray, prediction:
     return figure
 
 
-def draw_graph(axes, matrix: np.ndarray, names: Sequence[str], colours: Sequence[tuple[int, int, int]],
-               limits: tuple[float, float] | None = None, ink: str = "0.2") -> tuple[float, float]:
+def draw_graph(
+    axes,
+    matrix: np.ndarray,
+    names: Sequence[str],
+    colours: Sequence[tuple[int, int, int]],
+    limits: tuple[float, float] | None = None,
+    ink: str = "0.2",
+) -> tuple[float, float]:
     """Regions on a circle; the nearer two are (cosine), the thicker and darker their edge. After Fig. 5 of IntRA-KD. Returns the
     cosines of the thinnest and the thickest edge: `limits`, or the graph's own least and greatest."""
     angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False) + np.pi / 2
@@ -65,8 +80,9 @@ def draw_graph(axes, matrix: np.ndarray, names: Sequence[str], colours: Sequence
     for place, name, colour in zip(places, names, colours):
         axes.scatter(*place, s=130, color=np.array(colour) / 255, edgecolor=ink, zorder=2)
         side = "center" if abs(place[0]) < 0.5 else "left" if place[0] > 0 else "right"
-        axes.text(*((1.28 if side == "center" else 1.16) * place), name, ha=side, va="center", fontsize=6, color=ink,
-                  parse_math=False)
+        axes.text(
+            *((1.28 if side == "center" else 1.16) * place), name, ha=side, va="center", fontsize=6, color=ink, parse_math=False
+        )
     axes.set(xlim=(-2, 2), ylim=(-1.5, 1.5), aspect="equal")
     axes.axis("off")
     return low, high

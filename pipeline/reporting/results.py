@@ -13,7 +13,7 @@ from pipeline.files import read_json
 from pipeline.identity import difference, sha256
 from pipeline.paths import below, name_fault
 
-RECIPE = ("student", "training", "views", "dataset", "prepared")     # of run.json: what two runs must share to be compared
+RECIPE = ("student", "training", "views", "dataset", "prepared")  # of run.json: what two runs must share to be compared
 LOGGING = ("checkpoint_every", "norm_every")
 
 
@@ -23,7 +23,7 @@ class Time:
 
     steps: int
     seconds: float
-    machine: str                                # device and CPU threads; several if the run moved
+    machine: str  # device and CPU threads; several if the run moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class Run:
     student: str
     method: str
     seed: int
-    score: dict                                 # as `pipeline evaluate` writes it
-    recipe: dict | None                         # None: the run's folder is not here
+    score: dict  # as `pipeline evaluate` writes it
+    recipe: dict | None  # None: the run's folder is not here
     curves: list[dict[str, float]]
     time: Time | None
 
@@ -43,11 +43,11 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    runs: list[Run]                             # in the file's order of students and methods, then by seed
-    teacher: dict | None                        # its score
+    runs: list[Run]  # in the file's order of students and methods, then by seed
+    teacher: dict | None  # its score
     teacher_time: Time | None
-    strays: list[str]                           # scores of runs that the file has no student or method for
-    stale: list[str]                            # runs whose weights are not those that were scored
+    strays: list[str]  # scores of runs that the file has no student or method for
+    stale: list[str]  # runs whose weights are not those that were scored
 
     @property
     def metric(self) -> str:
@@ -79,18 +79,24 @@ def read(scores: Path, runs: Path, teacher_weights: Path, students: Iterable[str
     for student in students:
         for method in methods:
             start = f"{student}-{method}-"
-            seeds = [int(name[len(start):]) for name in files if name.startswith(start) and name[len(start):].isdecimal()]
+            seeds = [int(name[len(start) :]) for name in files if name.startswith(start) and name[len(start) :].isdecimal()]
             found += [_run(student, method, seed, files.pop(f"{start}{seed}"), runs) for seed in sorted(seeds)]
     if teacher is None and not found:
-        raise PipelineError(f"{scores}: the scores there ({', '.join(files)}) are of no student and method of this file; "
-                            "score its runs with `pipeline evaluate`")
+        raise PipelineError(
+            f"{scores}: the scores there ({', '.join(files)}) are of no student and method of this file; "
+            "score its runs with `pipeline evaluate`"
+        )
     scored = {run.name: (run.score, runs / run.name / "weights.safetensors") for run in found}
     if teacher is not None:
         scored["teacher"] = (_score(teacher), teacher_weights)
-    stale = [name for name, (score, weights) in scored.items() if "weights" in score and weights.exists()
-             and score["weights"] != sha256(weights.read_bytes())[:16]]
-    return Results(runs=found, teacher=teacher and _score(teacher), teacher_time=time_of(runs / "teacher"), strays=sorted(files),
-                   stale=stale)
+    stale = [
+        name
+        for name, (score, weights) in scored.items()
+        if "weights" in score and weights.exists() and score["weights"] != sha256(weights.read_bytes())[:16]
+    ]
+    return Results(
+        runs=found, teacher=teacher and _score(teacher), teacher_time=time_of(runs / "teacher"), strays=sorted(files), stale=stale
+    )
 
 
 def _run(student: str, method: str, seed: int, score: Path, runs: Path) -> Run:
@@ -99,8 +105,15 @@ def _run(student: str, method: str, seed: int, score: Path, runs: Path) -> Run:
         made = records.read(folder / "run.json")
         record = {name: made[name] for name in RECIPE if name in made}
         record["training"] = {key: value for key, value in record["training"].items() if key not in LOGGING}
-    return Run(student=student, method=method, seed=seed, score=_score(score), recipe=record,
-               curves=_curves(folder / "curves.tsv"), time=time_of(folder))
+    return Run(
+        student=student,
+        method=method,
+        seed=seed,
+        score=_score(score),
+        recipe=record,
+        curves=_curves(folder / "curves.tsv"),
+        time=time_of(folder),
+    )
 
 
 def _score(path: Path) -> dict:
@@ -124,10 +137,11 @@ def time_of(folder: Path) -> Time | None:
         kept = [one for one in kept if one["first"] < line["first"]] + [line]
     if not kept:
         return None
-    machines = dict.fromkeys(f"{one['device']}, {one['threads']} thread{'s' * (one['threads'] > 1)}" if one["device"] == "cpu"
-                             else one["device"] for one in kept)
-    return Time(steps=kept[-1]["last"] - kept[0]["first"], seconds=sum(one["seconds"] for one in kept),
-                machine="; ".join(machines))
+    machines = dict.fromkeys(
+        f"{one['device']}, {one['threads']} thread{'s' * (one['threads'] > 1)}" if one["device"] == "cpu" else one["device"]
+        for one in kept
+    )
+    return Time(steps=kept[-1]["last"] - kept[0]["first"], seconds=sum(one["seconds"] for one in kept), machine="; ".join(machines))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +150,9 @@ class Cached:
 
     images: int
     views: int
-    num_bytes: Mapping[str, int]                # by target, all views; targets of one pass share it
-    passes: Mapping[str, str]                   # target -> its pass
-    seconds: float | None                       # from the store's creation to its last completion, breaks included
+    num_bytes: Mapping[str, int]  # by target, all views; targets of one pass share it
+    passes: Mapping[str, str]  # target -> its pass
+    seconds: float | None  # from the store's creation to its last completion, breaks included
 
     def bytes_of(self, targets: Iterable[str]) -> int:
         return sum({self.passes[name]: self.num_bytes[name] for name in targets if name in self.passes}.values())
@@ -156,11 +170,20 @@ def cached(report: Path, root: Path, dataset: str) -> Cached | None:
     for folder in passes.values():
         if fault := name_fault(folder):
             raise PipelineError(f"{report}: the pass {folder!r} {fault}; run `pipeline cache-teacher` again")
-    weights = {folder: sum(file.stat().st_size for place in store.glob(f"targets.zarr/v*/{folder}") for file in place.rglob("*")
-                           if file.is_file()) for folder in set(passes.values())}
+    weights = {
+        folder: sum(
+            file.stat().st_size for place in store.glob(f"targets.zarr/v*/{folder}") for file in place.rglob("*") if file.is_file()
+        )
+        for folder in set(passes.values())
+    }
     seconds = _filled_in(below(store, "history.jsonl", PipelineError))
-    return Cached(images=said["images"], views=said["views"], passes=passes, seconds=seconds,
-                  num_bytes={name: weights[folder] for name, folder in passes.items()})
+    return Cached(
+        images=said["images"],
+        views=said["views"],
+        passes=passes,
+        seconds=seconds,
+        num_bytes={name: weights[folder] for name, folder in passes.items()},
+    )
 
 
 def _filled_in(history: Path) -> float | None:
@@ -177,4 +200,4 @@ def apart(mine: dict | None, theirs: dict | None) -> list[str]:
     """The settings in which two recipes differ, by name; none where one is not known."""
     found = [line.split(":")[0] for line in difference(mine, theirs)] if mine and theirs else []
     noted = all("order" in (recipe or {}).get("prepared", {}) for recipe in (mine, theirs))
-    return [name for name in found if noted or name != "prepared.order"]         # runs from before it was noted have none
+    return [name for name in found if noted or name != "prepared.order"]  # runs from before it was noted have none

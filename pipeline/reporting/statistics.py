@@ -1,8 +1,9 @@
 """A difference of means over seeds, with its 95 % interval: one rule for reports and studies.
 
-The interval and p are Welch's, for two independent samples of unequal variance (`scipy.stats.ttest_ind(equal_var=False)`). Nothing is
-paired, though both sides may have run the same seeds: a seed's number fixes other draws in each method, since a loss with parameters,
-another network or another number of steps takes other random numbers, so what two runs of one seed share is not known.
+The interval and p are Welch's, for two independent samples of unequal variance (`scipy.stats.ttest_ind(equal_var=False)`).
+Nothing is paired, though both sides may have run the same seeds: a seed's number fixes other draws in each method, since a loss
+with parameters, another network or another number of steps takes other random numbers, so what two runs of one seed share is
+not known.
 
 Source: Welch, "The generalization of 'Student's' problem when several different population variances are involved", Biometrika
 34, 1947. Intervals are not widened for the number of methods that are looked at; a claim wants one contrast named beforehand.
@@ -19,9 +20,9 @@ CONFIDENCE = 0.95
 @dataclass(frozen=True)
 class Difference:
     mean: float
-    low: float                                  # of the interval; NaN where there is none: one seed on a side, or no spread
+    low: float  # of the interval; NaN where there is none: one seed on a side, or no spread
     high: float
-    p: float                                    # two-sided, of no difference
+    p: float  # two-sided, of no difference
 
 
 def compare(mine: Sequence[float], theirs: Sequence[float]) -> Difference:
@@ -29,9 +30,9 @@ def compare(mine: Sequence[float], theirs: Sequence[float]) -> Difference:
     mean = math.fsum(mine) / len(mine) - math.fsum(theirs) / len(theirs)
     if min(len(mine), len(theirs)) < 2 or not spread(mine) + spread(theirs) > 0:
         return Difference(mean, math.nan, math.nan, math.nan)
-    from scipy import stats                     # a second of work, which only these comparisons need
+    from scipy import stats  # a second of work, which only these comparisons need
 
-    with warnings.catch_warnings():             # one side without a spread is no reason to doubt the other's
+    with warnings.catch_warnings():  # one side without a spread is no reason to doubt the other's
         warnings.simplefilter("ignore", RuntimeWarning)
         found = stats.ttest_ind(mine, theirs, equal_var=False)
         interval = found.confidence_interval(CONFIDENCE)
@@ -44,7 +45,7 @@ def spread(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else math.nan
 
 
-LEAST_GAP = 0.01                                # one point: a share of less is noise divided by next to nothing
+LEAST_GAP = 0.01  # one point: a share of less is noise divided by next to nothing
 
 
 def gap_closed(mine: float, plain: float, teacher: float | None) -> float | None:

@@ -11,9 +11,10 @@ contrast on the first of them: one arm against the *best* of the baselines it na
 Differences of means come with the 95 % interval of statistics.py, as in the report.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Mapping, Sequence
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -27,17 +28,17 @@ from pipeline.reporting.statistics import compare, gap_closed
 
 KEYS = {"config", "student", "splits", "seeds", "primary", "gate", "arms"}
 ARM_KEYS = {"method", "set", "live", "study"}
-TEACHERS_OWN = ("dataset", "prepare", "teacher", "teacher_training")        # sections that no arm may change
+TEACHERS_OWN = ("dataset", "prepare", "teacher", "teacher_training")  # sections that no arm may change
 LATER_KEYS = {"dataset", "student", "targets"}  # of `asked`: cells from before these were noted answer without them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
     name: str
-    config: Config                              # with the arm's overrides
+    config: Config  # with the arm's overrides
     method: str
-    study: str                                  # whose cells these are
-    live: Annotated[bool, AddedLater(False)] = False    # the teacher in the loop
+    study: str  # whose cells these are
+    live: Annotated[bool, AddedLater(False)] = False  # the teacher in the loop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,9 @@ class Study:
     student: str
     splits: tuple[str, ...]
     seeds: tuple[int, ...]
-    primary: str | None                         # the arm in question; None: a look around, e.g. to choose a weight
-    baselines: tuple[str, ...]                  # of which the best counts
-    gate: float                                 # the teacher must be better than the first baseline by so many of its seed sds
+    primary: str | None  # the arm in question; None: a look around, e.g. to choose a weight
+    baselines: tuple[str, ...]  # of which the best counts
+    gate: float  # the teacher must be better than the first baseline by so many of its seed sds
     arms: dict[str, Arm]
 
     @property
@@ -65,8 +66,10 @@ def read(path: Path) -> Study:
     """Raises ConfigError that names the file and what is wrong with it."""
     raw = read_yaml(path, "the examples are in configs/studies")
     if not isinstance(raw, dict) or set(raw) != KEYS:
-        raise ConfigError(f"{path}: expected the keys {', '.join(sorted(KEYS))}, "
-                          f"got {', '.join(map(str, raw)) if isinstance(raw, dict) else raw!r}")
+        raise ConfigError(
+            f"{path}: expected the keys {', '.join(sorted(KEYS))}, "
+            f"got {', '.join(map(str, raw)) if isinstance(raw, dict) else raw!r}"
+        )
     if fault := name_fault(path.stem):
         raise ConfigError(f"{str(path)!r}: its name {fault}; runs and reports are called so: rename the file")
     for split in raw["splits"]:
@@ -74,13 +77,19 @@ def read(path: Path) -> Study:
             raise ConfigError(f"{path}: splits: {split!r} {fault}; name one of the dataset's")
     arms = {}
     for name, arm in raw["arms"].items():
-        if fault := name_fault(str(name)):       # runs and scores are called so
+        if fault := name_fault(str(name)):  # runs and scores are called so
             raise ConfigError(f"{path}: arms: {name!r} {fault}")
         if not isinstance(arm, dict) or "method" not in arm or not set(arm) <= ARM_KEYS:
-            raise ConfigError(f"{path}: arms.{name}: expected a method, and perhaps {', '.join(sorted(ARM_KEYS - {'method'}))}; "
-                              f"got {arm!r}")
-        arms[name] = Arm(name=name, config=load(raw["config"], arm.get("set") or []), method=arm["method"],
-                         study=arm.get("study", path.stem), live=arm.get("live", False))
+            raise ConfigError(
+                f"{path}: arms.{name}: expected a method, and perhaps {', '.join(sorted(ARM_KEYS - {'method'}))}; got {arm!r}"
+            )
+        arms[name] = Arm(
+            name=name,
+            config=load(raw["config"], arm.get("set") or []),
+            method=arm["method"],
+            study=arm.get("study", path.stem),
+            live=arm.get("live", False),
+        )
         if fault := name_fault(arms[name].study):
             raise ConfigError(f"{path}: arms.{name}: study: {arms[name].study!r} {fault}")
         check(path, arms[name], next(iter(arms.values())), raw["student"])
@@ -91,8 +100,16 @@ def read(path: Path) -> Study:
     for name in (*primary["against"], *([primary["arm"]] if primary["arm"] else [])):
         if name not in arms:
             raise ConfigError(f"{path}: primary: there is no arm {name!r}, only {', '.join(arms)}")
-    return Study(path=path, student=raw["student"], splits=tuple(raw["splits"]), seeds=tuple(raw["seeds"]), primary=primary["arm"],
-                 baselines=tuple(primary["against"]), gate=float(raw["gate"]), arms=arms)
+    return Study(
+        path=path,
+        student=raw["student"],
+        splits=tuple(raw["splits"]),
+        seeds=tuple(raw["seeds"]),
+        primary=primary["arm"],
+        baselines=tuple(primary["against"]),
+        gate=float(raw["gate"]),
+        arms=arms,
+    )
 
 
 def check(path: Path, arm: Arm, first: Arm, student: str) -> None:
@@ -104,23 +121,34 @@ def check(path: Path, arm: Arm, first: Arm, student: str) -> None:
         raise ConfigError(f"{where}: live: {arm.method!r} reads nothing of a teacher; leave it out")
     precisions = {"teacher": arm.config.teacher.precision, "training": arm.config.training.precision}
     if arm.live and [*precisions.values()].count("tf32") == 1:
-        raise ConfigError(f"{where}: live: teacher.precision is {precisions['teacher']} and training.precision {precisions['training']}, "
-                          f"but TF32 is on or off for a whole process; write tf32 for both or for none")
+        raise ConfigError(
+            f"{where}: live: teacher.precision is {precisions['teacher']} and training.precision {precisions['training']}, "
+            f"but TF32 is on or off for a whole process; write tf32 for both or for none"
+        )
     other = [section for section in TEACHERS_OWN if arm.config.raw[section] != first.config.raw[section]]
     if other:
-        raise ConfigError(f"{where}: has another {' and '.join(other)} than {first.name!r}; a study has one teacher: write a "
-                          f"config and a study of its own")
+        raise ConfigError(
+            f"{where}: has another {' and '.join(other)} than {first.name!r}; a study has one teacher: write a "
+            f"config and a study of its own"
+        )
 
 
-def table(study: Study, teacher: float | None, scores: Mapping[str, Sequence[float]], seconds: Mapping[str, Sequence[float]],
-          stored: Mapping[str, int]) -> list[str]:
+def table(
+    study: Study,
+    teacher: float | None,
+    scores: Mapping[str, Sequence[float]],
+    seconds: Mapping[str, Sequence[float]],
+    stored: Mapping[str, int],
+) -> list[str]:
     """Markdown: what each arm scored, in points, beside the best baseline. An arm that has not run yet keeps its line. `stored`:
     bytes of an image's rows in all views that an arm reads."""
     known = {arm: values for arm, values in scores.items() if len(values)}
     baselines = [arm for arm in study.baselines if arm in known]
     best = max(baselines, key=lambda arm: np.mean(known[arm]), default=None)
-    lines = [f"| arm | seeds | mean | sd | against {best or 'baseline'} | 95 % interval | p | gap closed | s a run | bytes an image |",
-             "|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        f"| arm | seeds | mean | sd | against {best or 'baseline'} | 95 % interval | p | gap closed | s a run | bytes an image |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     if teacher is not None:
         lines.append(f"| teacher | 1 | {100 * teacher:.2f} | | | | | | | |")
     for arm in study.arms:
@@ -133,11 +161,16 @@ def table(study: Study, teacher: float | None, scores: Mapping[str, Sequence[flo
         if best is not None and arm != best:
             apart = compare(values, known[best])
             closed = gap_closed(np.mean(values), np.mean(known[best]), teacher)
-            beside = f"{100 * apart.mean:+.2f} | | | " if np.isnan(apart.low) else (
-                f"{100 * apart.mean:+.2f} | {100 * apart.low:+.2f} to {100 * apart.high:+.2f} | {apart.p:.3f} | ")
+            beside = (
+                f"{100 * apart.mean:+.2f} | | | "
+                if np.isnan(apart.low)
+                else (f"{100 * apart.mean:+.2f} | {100 * apart.low:+.2f} to {100 * apart.high:+.2f} | {apart.p:.3f} | ")
+            )
             beside += "-" if closed is None else f"{closed:.0%}"
-        lines.append(f"| {arm} | {len(values)} | {100 * np.mean(values):.2f} | {sd} | {beside} | {np.median(seconds[arm]):.0f} | "
-                     f"{stored[arm] or ''} |")
+        lines.append(
+            f"| {arm} | {len(values)} | {100 * np.mean(values):.2f} | {sd} | {beside} | {np.median(seconds[arm]):.0f} | "
+            f"{stored[arm] or ''} |"
+        )
     return lines
 
 
@@ -148,14 +181,18 @@ def verdict(study: Study, teacher: float | None, scores: Mapping[str, Sequence[f
     if first is not None and teacher is not None:
         lead, sd = teacher - np.mean(known[first]), np.std(known[first], ddof=1)
         times = lead / sd if sd else np.inf if lead > 0 else 0.0
-        lines.append(f"Gate: the teacher is {times:.1f} seed standard deviations above `{first}`; "
-                     f"{study.gate:g} were asked for: {'passed' if times >= study.gate else 'NOT passed'}.")
+        lines.append(
+            f"Gate: the teacher is {times:.1f} seed standard deviations above `{first}`; "
+            f"{study.gate:g} were asked for: {'passed' if times >= study.gate else 'NOT passed'}."
+        )
     if study.primary in known and all(arm in known for arm in study.baselines):
         best = max(study.baselines, key=lambda arm: np.mean(known[arm]))
         apart = compare(known[study.primary], known[best])
         answer = "better" if apart.low > 0 else "worse" if apart.high < 0 else "no difference can be told"
-        lines.append(f"Primary contrast: `{study.primary}` against `{best}`, the best baseline: {100 * apart.mean:+.2f} points, "
-                     f"95 % interval {100 * apart.low:+.2f} to {100 * apart.high:+.2f}, p = {apart.p:.3f}: {answer}.")
+        lines.append(
+            f"Primary contrast: `{study.primary}` against `{best}`, the best baseline: {100 * apart.mean:+.2f} points, "
+            f"95 % interval {100 * apart.low:+.2f} to {100 * apart.high:+.2f}, p = {apart.p:.3f}: {answer}."
+        )
     return lines
 
 
@@ -164,14 +201,18 @@ def remarks(study: Study, teacher: float | None, seconds: Mapping[str, Sequence[
     pass over the stored views takes."""
     lines = []
     if teacher is not None and study.primary:
-        lines.append("Gap closed: of the points between the best baseline and the teacher, the part that an arm makes up. It is "
-                     "a ratio of two measured differences, with the spread of both; there is one teacher.")
+        lines.append(
+            "Gap closed: of the points between the best baseline and the teacher, the part that an arm makes up. It is "
+            "a ratio of two measured differences, with the spread of both; there is one teacher."
+        )
     medians = {arm: float(np.median(values)) for arm, values in seconds.items() if len(values)}
     if study.primary in medians and len(medians) > 1:
         lines.append(f"Time: {shares(medians, study.primary, 0.0)}.")
         if pass_s is not None:
-            lines.append(f"With the teacher's pass over the stored views, {pass_s:.0f} s once for all students: "
-                         f"{shares(medians, study.primary, pass_s)}.")
+            lines.append(
+                f"With the teacher's pass over the stored views, {pass_s:.0f} s once for all students: "
+                f"{shares(medians, study.primary, pass_s)}."
+            )
     return lines
 
 
@@ -183,11 +224,19 @@ def shares(medians: Mapping[str, float], primary: str, pass_s: float) -> str:
 def asked(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
     """What a cell's score answers for."""
     raw, method = arm.config.raw, arm.config.method(arm.method)
-    said = {"method": raw["methods"][arm.method], "training": raw["training"], "seed": seed, "views": raw["views"],
-            "prepare": raw["prepare"], "teacher": raw["teacher"], "teacher_training": raw["teacher_training"],
-            "splits": list(study.splits), "dataset": {key: value for key, value in raw["dataset"].items() if key != "root"},
-            "student": {study.student: raw["students"][study.student]},
-            "targets": {name: raw["targets"][name] for term in method for name in term.reads}}
+    said = {
+        "method": raw["methods"][arm.method],
+        "training": raw["training"],
+        "seed": seed,
+        "views": raw["views"],
+        "prepare": raw["prepare"],
+        "teacher": raw["teacher"],
+        "teacher_training": raw["teacher_training"],
+        "splits": list(study.splits),
+        "dataset": {key: value for key, value in raw["dataset"].items() if key != "root"},
+        "student": {study.student: raw["students"][study.student]},
+        "targets": {name: raw["targets"][name] for term in method for name in term.reads},
+    }
     return said | leave_out({"live": arm.live}, Arm)
 
 

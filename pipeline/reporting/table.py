@@ -16,10 +16,10 @@ class Line:
     student: str
     method: str
     seeds: tuple[int, ...]
-    values: tuple[float, ...]                   # the metric of each seed, 0..1
-    against: Difference | None                  # None: the baseline itself, or nothing to compare with
-    gap: float | None                           # share of the way from the baseline to the teacher
-    why: str                                    # what stands in the place of a comparison that there is not
+    values: tuple[float, ...]  # the metric of each seed, 0..1
+    against: Difference | None  # None: the baseline itself, or nothing to compare with
+    gap: float | None  # share of the way from the baseline to the teacher
+    why: str  # what stands in the place of a comparison that there is not
 
     @property
     def mean(self) -> float:
@@ -41,8 +41,12 @@ def lines(results: Results, metric: str, methods: Mapping[str, Sequence[Term]]) 
     reconstruction = results.teacher is not None and "reconstruction" in results.teacher
     teacher = None if results.teacher is None or reconstruction else results.teacher[metric]
     notes = [f"{name}: its weights are not those that were scored; run `pipeline evaluate` again." for name in results.stale]
-    notes += [f"{run.name} predicts {run.score['one_class']!r} everywhere: this training collapsed. Lower the learning rate or raise "
-              f"training.warmup_steps." for run in results.runs if run.score.get("one_class")]
+    notes += [
+        f"{run.name} predicts {run.score['one_class']!r} everywhere: this training collapsed. Lower the learning rate or raise "
+        f"training.warmup_steps."
+        for run in results.runs
+        if run.score.get("one_class")
+    ]
     found = []
     for (student, method), runs in groups.items():
         known = {run.seed: run.score[metric] for run in runs if run.score.get(metric) is not None}
@@ -58,19 +62,25 @@ def lines(results: Results, metric: str, methods: Mapping[str, Sequence[Term]]) 
             why = "no score"
         elif differing:
             why = "other settings"
-            notes.append(f"{student} {method} is not compared with {plain}, since they were trained with different settings: "
-                         f"{listed(differing)}.")
+            notes.append(
+                f"{student} {method} is not compared with {plain}, since they were trained with different settings: "
+                f"{listed(differing)}."
+            )
         else:
             against = compare(list(known.values()), list(theirs.values()))
             gap = gap_closed(math.fsum(known.values()) / len(known), math.fsum(theirs.values()) / len(theirs), teacher)
-        found.append(Line(student=student, method=method, seeds=tuple(known), values=tuple(known.values()), against=against,
-                          gap=gap, why=why))
+        found.append(
+            Line(
+                student=student, method=method, seeds=tuple(known), values=tuple(known.values()), against=against, gap=gap, why=why
+            )
+        )
     if results.teacher is None:
         notes.append("The teacher has no score here, so no share of the gap is given: run `pipeline evaluate` with --teacher.")
     elif reconstruction:
         notes.append("The teacher is shown the labels, so its score is of a reconstruction, and no gap to it is given.")
     return found, notes + _words(found, teacher, plain) + [
-        f"{name}: scored, but the file has no such student and method any more; left out." for name in results.strays]
+        f"{name}: scored, but the file has no such student and method any more; left out." for name in results.strays
+    ]
 
 
 def _differing(runs: list[Run], base: list[Run]) -> list[str]:
@@ -98,14 +108,36 @@ def markdown(results: Results, found: list[Line], notes: list[str]) -> str:
     head = ["student", "method", "seeds", metric, "sd", "against plain", "95 % interval", "gap closed", *others, "images"]
     rows = []
     if results.teacher is not None:
-        rows.append(["teacher", "", "", points(results.teacher[metric]), "", "", "", "",
-                     *(points(results.teacher[name]) for name in others), str(results.teacher["images"])])
+        rows.append(
+            [
+                "teacher",
+                "",
+                "",
+                points(results.teacher[metric]),
+                "",
+                "",
+                "",
+                "",
+                *(points(results.teacher[name]) for name in others),
+                str(results.teacher["images"]),
+            ]
+        )
     groups = results.groups()
     for line in found:
         runs = groups[line.student, line.method]
         sd = points(line.sd) if len(line.values) > 1 else ""
-        rows.append([line.student, line.method, str(len(runs)), points(line.mean), sd, *compared(line),
-                     *(points(average([run.score[name] for run in runs])) for name in others), str(runs[0].score["images"])])
+        rows.append(
+            [
+                line.student,
+                line.method,
+                str(len(runs)),
+                points(line.mean),
+                sd,
+                *compared(line),
+                *(points(average([run.score[name] for run in runs])) for name in others),
+                str(runs[0].score["images"]),
+            ]
+        )
     table = "\n".join(re.sub("  +", " ", f"| {' | '.join(cells)} |") for cells in [head, ["---"] * len(head), *rows])
     return table + "".join(["\n"] + [f"\n- {note}" for note in notes] if notes else [])
 

@@ -22,8 +22,15 @@ def build(model: Plugin, source: DatasetBase, prepare: Prepare, training: Traini
     return model.build(num_classes=len(source.classes), size=canvas(prepare.size), lanes=lanes)
 
 
-def load(model: Plugin, source: DatasetBase, prepare: Prepare, training: Training | None, weights_file: Path,
-         device: str, flip_average: bool = False) -> ModelBase:
+def load(
+    model: Plugin,
+    source: DatasetBase,
+    prepare: Prepare,
+    training: Training | None,
+    weights_file: Path,
+    device: str,
+    flip_average: bool = False,
+) -> ModelBase:
     """In eval mode, in fp32; a teacher with an existence head if its weights have one. Raises PipelineError where there are no
     weights, or those of something else."""
     if not weights_file.exists():
@@ -44,14 +51,20 @@ def load(model: Plugin, source: DatasetBase, prepare: Prepare, training: Trainin
 
 def refuse_other_run(record: Path, model: Plugin, prepare: Prepare) -> None:
     """Raises PipelineError if the run was trained as another network or at another size than it would be used."""
-    if not record.exists():                     # weights from elsewhere carry no record
+    if not record.exists():  # weights from elsewhere carry no record
         return
     made = records.read(record)
     network = {"student": model} if "student" in made else {"teacher": model}
     version = {name: made[name] for name in ("network_version",) if name in made}
-    there = {**{name: made[name] for name in network}, **version, "prepare": {"size": made["prepared"]["identity"]["record"]["size"]}}
+    there = {
+        **{name: made[name] for name in network},
+        **version,
+        "prepare": {"size": made["prepared"]["identity"]["record"]["size"]},
+    }
     asked = {**network, **version_record(model.name, model.args), "prepare": {"size": prepare.size}}
     apart = difference(there, records.recorded(asked))
     if apart:
-        raise PipelineError(f"{record.parent}: was trained with something else ({listed(apart)}); use it with the same "
-                            "settings (its config.yaml has them), or train it again")
+        raise PipelineError(
+            f"{record.parent}: was trained with something else ({listed(apart)}); use it with the same "
+            "settings (its config.yaml has them), or train it again"
+        )

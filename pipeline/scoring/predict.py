@@ -4,10 +4,11 @@ K classes, H W the full frame, h w the network input without its padding.
 """
 
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -22,19 +23,20 @@ from pipeline.models.base import ModelBase
 
 
 class Answer(NamedTuple):
-    classes_HW: np.ndarray                  # uint8 train ids; the rows cut at the top are background
-    probabilities_Khw: np.ndarray | None    # float32, of the rows below the cut; None: no dataset of lanes, not needed
-    existence: np.ndarray | None            # [lanes] probabilities; None: the network has no such head
+    classes_HW: np.ndarray  # uint8 train ids; the rows cut at the top are background
+    probabilities_Khw: np.ndarray | None  # float32, of the rows below the cut; None: no dataset of lanes, not needed
+    existence: np.ndarray | None  # [lanes] probabilities; None: the network has no such head
 
 
 class Sample(NamedTuple):
     image_id: str
-    image: np.ndarray                       # [H, W, 3]
-    label: np.ndarray | None                # [H, W]
+    image: np.ndarray  # [H, W, 3]
+    label: np.ndarray | None  # [H, W]
 
 
-def answered(model: ModelBase, dataset: DatasetBase, samples: Iterable[Sample], size: tuple[int, int], *, device,
-             batch: int) -> Iterator[tuple[Sample, Answer]]:
+def answered(
+    model: ModelBase, dataset: DatasetBase, samples: Iterable[Sample], size: tuple[int, int], *, device, batch: int
+) -> Iterator[tuple[Sample, Answer]]:
     """Every frame with its answer, in order."""
     waiting = iter(samples)
     while group := list(islice(waiting, batch)):
@@ -53,14 +55,17 @@ def ahead(pool: ThreadPoolExecutor, work: Callable, items: Iterable, most: int) 
 
 
 @torch.no_grad()
-def answers(model: ModelBase, samples: Sequence[Sample], dataset: DatasetBase, size: tuple[int, int],
-            device) -> list[Answer]:
+def answers(model: ModelBase, samples: Sequence[Sample], dataset: DatasetBase, size: tuple[int, int], device) -> list[Answer]:
     """One answer a frame, from one pass of the network; the frames may differ in size."""
     images, unlabelled = [sample.image for sample in samples], [sample.image_id for sample in samples if sample.label is None]
     if model.uses_labels and unlabelled:
         raise PipelineError(f"{unlabelled[0]}: has no label, and this network answers from labels alone; choose another")
-    shown, labels = (torch.from_numpy(np.stack(parts)).to(device) for parts in zip(*(
-        frame(sample.image, sample.label if model.uses_labels else None, dataset.crop_top, size) for sample in samples)))
+    shown, labels = (
+        torch.from_numpy(np.stack(parts)).to(device)
+        for parts in zip(
+            *(frame(sample.image, sample.label if model.uses_labels else None, dataset.crop_top, size) for sample in samples)
+        )
+    )
     logits, existence = scores(model, shown.permute(0, 3, 1, 2).float(), size, labels)
     nothing = [None] * len(images)
     probabilities = logits.softmax(dim=1).cpu().numpy() if dataset.lanes else nothing
@@ -69,15 +74,16 @@ def answers(model: ModelBase, samples: Sequence[Sample], dataset: DatasetBase, s
     return [Answer(*parts) for parts in zip(classes, probabilities, flags)]
 
 
-def scores(model: ModelBase, images_B3HW: Tensor, size: tuple[int, int],
-           labels_BHW: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def scores(
+    model: ModelBase, images_B3HW: Tensor, size: tuple[int, int], labels_BHW: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """[B, K, h, w] logits of the input without its padding, and [B, lanes] probabilities of existence."""
     output = model(images_B3HW, labels_BHW)
     if output.logits is None:
         raise PipelineError("this network has no logits (an adapter with `logits: null`) and predicts nothing; choose another")
     logits = F.interpolate(output.logits.float(), canvas(size), mode="bilinear", align_corners=False)
     existence = None if output.existence is None else output.existence.float().sigmoid()
-    return logits[:, :, :size[0], :size[1]], existence
+    return logits[:, :, : size[0], : size[1]], existence
 
 
 def class_map(logits_Khw: Tensor, shape: tuple[int, int], dataset: DatasetBase) -> np.ndarray:
@@ -90,24 +96,24 @@ def class_map(logits_Khw: Tensor, shape: tuple[int, int], dataset: DatasetBase) 
         classes.masked_fill_(here > best, train_id)
         torch.maximum(best, here, out=best)
     predicted = np.full(shape, dataset.background or 0, np.uint8)
-    predicted[dataset.crop_top:] = classes.cpu().numpy()
+    predicted[dataset.crop_top :] = classes.cpu().numpy()
     return predicted
 
 
 def frame_maps(probabilities_Khw: np.ndarray, shape: tuple[int, int], dataset: DatasetBase) -> np.ndarray:
     """[K, H, W] float32: the probabilities resized to the frame; the rows cut at the top are surely background."""
     maps = np.zeros((len(probabilities_Khw), *shape), np.float32)
-    maps[dataset.background or 0, :dataset.crop_top] = 1
+    maps[dataset.background or 0, : dataset.crop_top] = 1
     below_crop = (shape[1], shape[0] - dataset.crop_top)
     for here, map_hw in zip(maps, probabilities_Khw):
-        here[dataset.crop_top:] = cv2.resize(map_hw, below_crop, interpolation=cv2.INTER_LINEAR)
+        here[dataset.crop_top :] = cv2.resize(map_hw, below_crop, interpolation=cv2.INTER_LINEAR)
     return maps
 
 
 def overlay(image: np.ndarray, classes: np.ndarray, dataset: DatasetBase, strength: float = 0.55) -> np.ndarray:
     """The image [H, W, 3] with classes painted over it; background and ignored pixels stay as they are."""
     table = np.zeros((256, 3), np.uint8)
-    table[:len(dataset.colours)] = dataset.colours
+    table[: len(dataset.colours)] = dataset.colours
     painted = classes < len(dataset.colours)
     if dataset.background is not None:
         painted &= classes != dataset.background
@@ -115,15 +121,18 @@ def overlay(image: np.ndarray, classes: np.ndarray, dataset: DatasetBase, streng
     return np.where(painted[:, :, None], mixed, image)
 
 
-def write_sheet(path: Path, rows: Sequence[tuple[np.ndarray, np.ndarray | None, np.ndarray]], dataset: DatasetBase,
-                width: int = 480) -> None:
+def write_sheet(
+    path: Path, rows: Sequence[tuple[np.ndarray, np.ndarray | None, np.ndarray]], dataset: DatasetBase, width: int = 480
+) -> None:
     """A PNG with a row per frame: the image, the labels over it, the predictions over it."""
     lines = []
     for image, label, predicted in rows:
         labelled = image if label is None else overlay(image, label, dataset)
         height = round(image.shape[0] * width / image.shape[1])
-        cells = [cv2.resize(cell, (width, height), interpolation=cv2.INTER_AREA)
-                 for cell in (image, labelled, overlay(image, predicted, dataset))]
+        cells = [
+            cv2.resize(cell, (width, height), interpolation=cv2.INTER_AREA)
+            for cell in (image, labelled, overlay(image, predicted, dataset))
+        ]
         lines.append(np.concatenate(cells, axis=1))
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), cv2.cvtColor(np.concatenate(lines), cv2.COLOR_RGB2BGR))

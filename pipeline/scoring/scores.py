@@ -11,8 +11,8 @@ height only scores of that height compare with each other.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, Sequence
 
 from pipeline.datasets.base import DatasetBase
 from pipeline.metrics import culane, llamas
@@ -20,15 +20,19 @@ from pipeline.metrics.segmentation import Confusion
 from pipeline.progress import say
 from pipeline.scoring.submission import frame_name
 
-HEADLINES = {"culane": "culane_f1", "llamas": "llamas_map", "apolloscape": "apolloscape_miou",
-             "cityscapes": "cityscapes_miou", "miou": "mean_iou"}
+HEADLINES = {
+    "culane": "culane_f1",
+    "llamas": "llamas_map",
+    "apolloscape": "apolloscape_miou",
+    "cityscapes": "cityscapes_miou",
+    "miou": "mean_iou",
+}
 LINE_WIDTH_PX = 30
 IOUS = {"culane_f1": 0.5, "culane_f1_30": 0.3}
-FEW = 200                       # frames; below, starting processes takes longer than the counting
+FEW = 200  # frames; below, starting processes takes longer than the counting
 
 
-def line_scores(dataset: DatasetBase, split: str, ids: Sequence[str], folder: Path, size: tuple[int, int],
-                workers: int) -> dict:
+def line_scores(dataset: DatasetBase, split: str, ids: Sequence[str], folder: Path, size: tuple[int, int], workers: int) -> dict:
     """F1 of the `.lines.txt` in `folder` against the dataset's, for frames of `size` = (height, width)."""
     lists = category_lists(dataset, split, ids)
     width = max(1, round(LINE_WIDTH_PX * size[0] / culane.FRAME[0]))

@@ -13,8 +13,8 @@ rule's mean over 9 x 9 pixels wipes out lines of 2 pixels (at 48 x 216 the label
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -27,11 +27,12 @@ from pipeline.metrics import culane, llamas
 from pipeline.paths import below, path_fault
 from pipeline.scoring.predict import Answer, frame_maps
 
-PUBLISHED = (208, 976)          # height, width of the maps that CULane's rule from maps to points was made for
+PUBLISHED = (208, 976)  # height, width of the maps that CULane's rule from maps to points was made for
 
 
 def write(folder: Path, image_id: str, answer: Answer, dataset: DatasetBase) -> None:
-    """Writes the files of one frame below `folder`, over those of an earlier time. Raises DatasetError if the id leads elsewhere."""
+    """Writes the files of one frame below `folder`, over those of an earlier time. Raises DatasetError if the id leads
+    elsewhere."""
     if fault := path_fault(image_id):
         raise DatasetError(f"{folder}: the image id {image_id!r} {fault}; rename the image, or leave it out")
     if dataset.metric != "miou":
@@ -60,14 +61,16 @@ def rows(lane: np.ndarray, height: int) -> np.ndarray:
     x = np.full(height, -1, np.int16)
     if len(lane):
         y = np.arange(lane[-1, 1], lane[0, 1] + 1)
-        x[y] = np.interp(y, lane[::-1, 1], lane[::-1, 0]).round().clip(0)     # the rule may say -1, which means none here
+        x[y] = np.interp(y, lane[::-1, 1], lane[::-1, 0]).round().clip(0)  # the rule may say -1, which means none here
     return x
 
 
 def write_rows(path: Path, frames: Mapping[str, Sequence[np.ndarray]]) -> None:
     """LLAMAS's file of lanes: for each frame, by its label's name, x of l1, l0, r0, r1 in every row."""
-    content = {f"{frame_name(image_id)}.json": {name: x.tolist() for name, x in zip(llamas.LANES, found)}
-               for image_id, found in frames.items()}
+    content = {
+        f"{frame_name(image_id)}.json": {name: x.tolist() for name, x in zip(llamas.LANES, found)}
+        for image_id, found in frames.items()
+    }
     write_text(path, json.dumps(content))
 
 

@@ -11,13 +11,14 @@ import logging
 import pickle
 import signal
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.progress import say
 
-IN_FLIGHT = 2                        # tasks per worker, one at work and one waiting: stopping or dying costs little
+IN_FLIGHT = 2  # tasks per worker, one at work and one waiting: stopping or dying costs little
 CONNECT_S = 10
 
 
@@ -32,12 +33,20 @@ def threads(tasks: Sequence, work: Callable, workers: int) -> Iterator:
     import dask
 
     for start in range(0, len(tasks), 4 * workers):
-        group = [dask.delayed(work, pure=False)(task) for task in tasks[start:start + 4 * workers]]
+        group = [dask.delayed(work, pure=False)(task) for task in tasks[start : start + 4 * workers]]
         yield from dask.compute(*group, scheduler="threads", num_workers=workers)
 
 
-def processes(tasks: Sequence, make: Callable[[Any, str], Callable], spec, *, device: str, workers: int = 1,
-              num_threads: int | None = None, scheduler: str | None = None) -> Iterator:
+def processes(
+    tasks: Sequence,
+    make: Callable[[Any, str], Callable],
+    spec,
+    *,
+    device: str,
+    workers: int = 1,
+    num_threads: int | None = None,
+    scheduler: str | None = None,
+) -> Iterator:
     """`make(spec, device)(task)` for each: here, in `workers` local processes, or by the workers of a Dask scheduler.
 
     `make` is importable, `spec` small and picklable. From several processes results come in any order. `num_threads` is
@@ -60,7 +69,7 @@ def processes(tasks: Sequence, make: Callable[[Any, str], Callable], spec, *, de
     devices = [device]
     if scheduler is None:
         num_threads = num_threads or max(1, torch.get_num_threads() // workers)
-        if device == "cuda":                     # no particular one: each worker its own
+        if device == "cuda":  # no particular one: each worker its own
             devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     with _local(workers) if scheduler is None else _remote(scheduler) as client:
         arguments = pickle.dumps((make, spec)), devices, num_threads
@@ -89,11 +98,12 @@ def _distributed(client, tasks: Sequence, submit: Callable) -> Iterator:
                 result = future.result()
             except KilledWorker as error:
                 times = error.allowed_failures + 1
-                raise PipelineError(f"{running[future]}: the worker it was given to died, {times} times over; look "
-                                    f"into its log (memory?) and run this again: what is finished is safe") from None
+                raise PipelineError(
+                    f"{running[future]}: the worker it was given to died, {times} times over; look "
+                    f"into its log (memory?) and run this again: what is finished is safe"
+                ) from None
             except CancelledError:
-                raise PipelineError("the Dask scheduler is gone; start it and run this again: what is finished is "
-                                    "safe") from None
+                raise PipelineError("the Dask scheduler is gone; start it and run this again: what is finished is safe") from None
             del running[future]
             refill()
             yield result
@@ -103,7 +113,7 @@ def _distributed(client, tasks: Sequence, submit: Callable) -> Iterator:
 
 # The worker's side
 
-_one_at_a_time = threading.Lock()    # a worker may have several Dask threads, but has one teacher
+_one_at_a_time = threading.Lock()  # a worker may have several Dask threads, but has one teacher
 
 
 def _in_worker(made_from: bytes, devices: Sequence[str], num_threads: int | None, task):
@@ -116,7 +126,7 @@ def _in_worker(made_from: bytes, devices: Sequence[str], num_threads: int | None
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with _one_at_a_time:
-        torch.set_num_threads(num_threads or worker.state.nthreads)      # here: threads that run already keep theirs
+        torch.set_num_threads(num_threads or worker.state.nthreads)  # here: threads that run already keep theirs
         return _made(made_from, device)(task)
 
 
@@ -133,13 +143,17 @@ def _local(workers: int):
     from distributed import Client, LocalCluster
 
     # Dask's defaults give every library one thread, and leave that behind in this process's environment
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}), \
-            LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0,
-                         preload=[__name__], dashboard_address=None) as cluster, Client(cluster) as client:
+    with (
+        dask.config.set({"distributed.nanny.pre-spawn-environ": {}}),
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=True, memory_limit=0, preload=[__name__], dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
         try:
             yield client
         finally:
-            _quiet(logging.CRITICAL)             # workers are ended at their work, and Dask would say so
+            _quiet(logging.CRITICAL)  # workers are ended at their work, and Dask would say so
 
 
 def dask_setup(worker) -> None:
@@ -147,8 +161,8 @@ def dask_setup(worker) -> None:
     leaves it to the process that started it, which ends it."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    logging.disable(logging.CRITICAL)            # what a task raises travels to that process; the rest is its end. Dask
-                                                 # resets its handlers' levels when a worker closes, but not this
+    logging.disable(logging.CRITICAL)  # what a task raises travels to that process; the rest is its end. Dask
+    # resets its handlers' levels when a worker closes, but not this
 
 
 def _quiet(level: int) -> None:
@@ -163,8 +177,10 @@ def _remote(scheduler: str):
     try:
         client = Client(scheduler, timeout=CONNECT_S)
     except (OSError, ValueError) as error:
-        raise PipelineError(f"--scheduler {scheduler}: cannot be reached ({error}); give the address that "
-                            f"`dask scheduler` prints, e.g. tcp://10.0.0.1:8786") from None
+        raise PipelineError(
+            f"--scheduler {scheduler}: cannot be reached ({error}); give the address that "
+            f"`dask scheduler` prints, e.g. tcp://10.0.0.1:8786"
+        ) from None
     with client:
         if not client.nthreads():
             say(f"{scheduler}: no workers yet, waiting for the first")

@@ -51,6 +51,7 @@ def view_name(view: int) -> str:
 
 # Sealed JSON
 
+
 def seal(content: dict, indent: int | None = 1) -> bytes:
     body = json.dumps(content, indent=indent, sort_keys=True, allow_nan=False)[:-1].rstrip()
     return f'{body}, "checksum": "{sha256(body.encode())}"}}\n'.encode()
@@ -63,7 +64,7 @@ def unseal(data: bytes, path: Path) -> dict:
         raise StoreError(f"{path}: damaged, its checksum does not fit")
     try:
         content = json.loads(body + b"}")
-    except (ValueError, RecursionError):         # from elsewhere, with a checksum that fits
+    except (ValueError, RecursionError):  # from elsewhere, with a checksum that fits
         content = None
     if not isinstance(content, dict):
         raise StoreError(f"{path}: is no JSON object; get the store again from where it was filled")
@@ -71,6 +72,7 @@ def unseal(data: bytes, path: Path) -> dict:
 
 
 # Reading and writing files
+
 
 def place(where: "str | Path | RemotePath") -> AnyPath:
     """A path on this machine, or one of object storage if it is a URL."""
@@ -95,7 +97,7 @@ def each(work: Callable, items: Sequence, folder: AnyPath, at_once: int = 32) ->
     else:
         with ThreadPoolExecutor(at_once) as pool:
             for start in range(0, len(items), at_once):
-                yield from pool.map(work, items[start:start + at_once])
+                yield from pool.map(work, items[start : start + at_once])
 
 
 def read(path: AnyPath) -> bytes:
@@ -196,8 +198,10 @@ def hold(file: BinaryIO) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
             raise
-        raise StoreError(f"{file.name}: this file system has no locks ({error.strerror}); mount it with them (Lustre: -o "
-                         f"flock), or choose a --root on another one") from error
+        raise StoreError(
+            f"{file.name}: this file system has no locks ({error.strerror}); mount it with them (Lustre: -o "
+            f"flock), or choose a --root on another one"
+        ) from error
 
 
 def _lock_file(path: Path) -> BinaryIO:
@@ -206,7 +210,7 @@ def _lock_file(path: Path) -> BinaryIO:
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES) or not path.exists():
             raise
-        return open(path, "rb", opener=no_link)                  # on a read-only disk: who finds nothing to write may pass
+        return open(path, "rb", opener=no_link)  # on a read-only disk: who finds nothing to write may pass
 
 
 class Claim:
@@ -247,7 +251,7 @@ def claimed(mark: AnyPath) -> Iterator[Claim]:
             hold(file)
             try:
                 ours = os.path.samestat(os.fstat(file.fileno()), os.stat(unfinished))
-            except FileNotFoundError:                       # whoever held it has made it the mark
+            except FileNotFoundError:  # whoever held it has made it the mark
                 ours = False
             if ours:
                 file.truncate(0)
@@ -265,11 +269,12 @@ def note(folder: AnyPath, action: str, **details) -> None:
 
 # The images of a block
 
+
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    id: str                                      # any characters but tab and newline; leads out of no folder
+    id: str  # any characters but tab and newline; leads out of no folder
     image_digest: str
-    label_digest: str                            # "-": no label
+    label_digest: str  # "-": no label
 
 
 def image_row(image_id: str, row: dict[str, np.ndarray]) -> ImageRow:
@@ -298,10 +303,11 @@ def parse_images(data: bytes, path: Path) -> list[ImageRow]:
 
 # Arrays
 
+
 @dataclass(frozen=True)
 class Array:
-    path: str                                    # below the store's folder
-    shape: tuple[int, ...]                       # of one row
+    path: str  # below the store's folder
+    shape: tuple[int, ...]  # of one row
     dtype: np.dtype
     dims: tuple[str, ...]
     chunk_rows: int
@@ -325,23 +331,26 @@ class Array:
 
     def split(self, rows: np.ndarray) -> list[np.ndarray]:
         """A block's rows by chunk."""
-        return [rows[start:start + self.chunk_rows] for start in range(0, len(rows), self.chunk_rows)]
+        return [rows[start : start + self.chunk_rows] for start in range(0, len(rows), self.chunk_rows)]
 
     def metadata(self, num_rows: int) -> bytes:
         """Its zarr.json."""
-        return json.dumps({
-            "shape": [num_rows, *self.shape],
-            "data_type": self.dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [self.chunk_rows, *self.shape]}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            "fill_value": "NaN" if self.dtype.kind == "f" else self.fill,
-            "codecs": self.codecs,
-            "attributes": {},
-            "dimension_names": ["image", *self.dims],
-            "zarr_format": 3,
-            "node_type": "array",
-            "storage_transformers": [],
-        }, indent=2).encode()
+        return json.dumps(
+            {
+                "shape": [num_rows, *self.shape],
+                "data_type": self.dtype.name,
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [self.chunk_rows, *self.shape]}},
+                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+                "fill_value": "NaN" if self.dtype.kind == "f" else self.fill,
+                "codecs": self.codecs,
+                "attributes": {},
+                "dimension_names": ["image", *self.dims],
+                "zarr_format": 3,
+                "node_type": "array",
+                "storage_transformers": [],
+            },
+            indent=2,
+        ).encode()
 
     def encode(self, rows: np.ndarray) -> bytes:
         """The chunk file of [chunk_rows, ...]."""
@@ -400,6 +409,6 @@ def finite(rows: np.ndarray) -> np.ndarray:
     """[n] bool: no NaN or infinity in the row."""
     if rows.dtype.kind != "f":
         return np.ones(len(rows), bool)
-    if rows.dtype == np.float16:                 # numpy is slow on half precision; all bits of the exponent are set
+    if rows.dtype == np.float16:  # numpy is slow on half precision; all bits of the exponent are set
         return (rows.view(np.uint16) & 0x7C00 != 0x7C00).reshape(len(rows), -1).all(axis=1)
     return np.isfinite(rows).reshape(len(rows), -1).all(axis=1)

@@ -1,4 +1,5 @@
-"""Notes beside a prepared store, a line for each image: which were left out and why; the rule, sizes and times of the others' files.
+"""Notes beside a prepared store, a line for each image: which were left out and why; the rule, sizes and times of the others'
+files.
 
 No checksum covers them: what they say is compared with the files, and a note that `prepare` cannot have written is a fault.
 """
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from pipeline.store.files import AnyPath
     from pipeline.store.store import Store
 
-NOTES = ("skipped.tsv", "sources.tsv")       # beside a prepared store: the images left out; the files of all others
-FILES = re.compile(r"((r\d+(-[0-9a-f]{8})? )?\d+:\d+( \d+:\d+)*)?")       # rule of reading, sizes and times, as `files_now` has them
+NOTES = ("skipped.tsv", "sources.tsv")  # beside a prepared store: the images left out; the files of all others
+FILES = re.compile(r"((r\d+(-[0-9a-f]{8})? )?\d+:\d+( \d+:\d+)*)?")  # rule of reading, sizes and times, as `files_now` has them
 
 
 def rows_of(path: AnyPath, head: int = 0) -> dict[str, str]:
@@ -33,9 +34,10 @@ def note_faults(store: Store, name: str) -> list[str]:
     head, lines = (["image\treason"], 1) if name == "skipped.tsv" else ([], 0)
     data = path.read_bytes().decode("utf-8", "surrogateescape").split("\n")
     faults = [] if data[:lines] == head else [f"{path}: does not begin as `pipeline prepare` writes it"]
-    for number, line in enumerate(data[lines:-1], lines + 1):          # the last one may have been cut off
+    for number, line in enumerate(data[lines:-1], lines + 1):  # the last one may have been cut off
         image_id, tab, note = line.partition("\t")
         if not tab or id_fault(image_id) or (name == "sources.tsv" and not FILES.fullmatch(note)):
-            faults.append(f"{path}: line {number}: {short(line)} is no note about an image; remove the file, and run `pipeline prepare` "
-                          f"again")
+            faults.append(
+                f"{path}: line {number}: {short(line)} is no note about an image; remove the file, and run `pipeline prepare` again"
+            )
     return faults

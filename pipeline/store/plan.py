@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -62,10 +63,10 @@ class Sizes:
     num_images: int
     num_views: int
     rows_of_block: int
-    target_bytes: Mapping[str, int]             # equal targets under two names are stored, and counted, once
+    target_bytes: Mapping[str, int]  # equal targets under two names are stored, and counted, once
     num_files: int
-    probability_bytes: int                      # of one view, for comparison: float16 class probabilities at input size
-    feature_bytes: int                          # and float16 features of all layers that the teacher names
+    probability_bytes: int  # of one view, for comparison: float16 class probabilities at input size
+    feature_bytes: int  # and float16 features of all layers that the teacher names
 
     @property
     def num_blocks(self) -> int:
@@ -90,23 +91,32 @@ def sizes(num_images: int, num_views: int, named: Mapping[str, Pass], always: Pa
         counted.add(pass_.folder)
     rows = block_rows(num_images, list(passes.values()))
     blocks = -(-num_images // rows)
-    chunks = sum(-(-rows * field_bytes(field) // MAX_CHUNK_BYTES) + 1 for pass_ in passes.values() for field in pass_.fields.values())
+    chunks = sum(
+        -(-rows * field_bytes(field) // MAX_CHUNK_BYTES) + 1 for pass_ in passes.values() for field in pass_.fields.values()
+    )
     area = context.size[0] * context.size[1]
     features = sum(2 * context.channels[role] * h * w for role, (h, w) in context.grids.items() if role != "logits")
-    return Sizes(num_images, num_views, rows, target_bytes, blocks * num_views * (chunks + len(passes)) + blocks,
-                 2 * context.num_classes * area, features)
+    return Sizes(
+        num_images,
+        num_views,
+        rows,
+        target_bytes,
+        blocks * num_views * (chunks + len(passes)) + blocks,
+        2 * context.num_classes * area,
+        features,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     """Measured seconds."""
 
-    teacher_s: float                            # the bare teacher, one view
-    answer_s: float                             # with its targets, encoded, one view
-    read_s: float                               # the images of a block, once for all its views
-    write_s: float                              # one view of a block, its marks included
-    verify_s: float                             # the same
-    student_s: float                            # a plain step, one image
+    teacher_s: float  # the bare teacher, one view
+    answer_s: float  # with its targets, encoded, one view
+    read_s: float  # the images of a block, once for all its views
+    write_s: float  # one view of a block, its marks included
+    verify_s: float  # the same
+    student_s: float  # a plain step, one image
 
     def view_s(self, sizes: Sizes) -> float:
         """The whole fill, one view."""

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from pipeline.store.store import Pass, Store
 
-RAM_SHARE = 0.25        # of what is free now; beyond it rows stay on disk
-DEVICE_SHARE = 0.5      # of the GPU's free memory; the rest is the networks'
+RAM_SHARE = 0.25  # of what is free now; beyond it rows stay on disk
+DEVICE_SHARE = 0.5  # of the GPU's free memory; the rest is the networks'
 
 
 class Reader:
@@ -46,9 +46,18 @@ class Reader:
     used by several threads.
     """
 
-    def __init__(self, store: Store, passes: Sequence[Pass], ids: Sequence[str], num_views: int, *,
-                 memory: Literal["auto", "ram", "disk", "device"] = "auto", limit_bytes: int | None = None,
-                 device: str | torch.device | None = None, host: Sequence[Pass] = ()):
+    def __init__(
+        self,
+        store: Store,
+        passes: Sequence[Pass],
+        ids: Sequence[str],
+        num_views: int,
+        *,
+        memory: Literal["auto", "ram", "disk", "device"] = "auto",
+        limit_bytes: int | None = None,
+        device: str | torch.device | None = None,
+        host: Sequence[Pass] = (),
+    ):
         store.check_ids(ids)
         self.ids, self.num_views = list(ids), num_views
         self.folder, self.block_rows = store.folder, store.block_rows
@@ -57,8 +66,8 @@ class Reader:
         for pass_ in passes:
             if not store.has_pass(pass_):
                 raise StoreError(f"{store.folder}: {pass_.folder} was never stored")
-        self._arrays: dict[str, list[dict[str, Array]]] = {}         # by pass and view
-        self._crcs: dict[str, dict[str, np.ndarray]] = {}            # [V, N] by pass and field
+        self._arrays: dict[str, list[dict[str, Array]]] = {}  # by pass and view
+        self._crcs: dict[str, dict[str, np.ndarray]] = {}  # [V, N] by pass and field
         for folder in folders:
             fields = store.layout(folder)
             crcs = [store.stored_crcs(view, folder, self._rows) for view in views]
@@ -100,24 +109,33 @@ class Reader:
         source = "from disk" if local(self.folder) else "from object storage"
         if self._held.num_rows:
             source += f", by whole chunks, those of {self._held.num_rows} images kept"
-        return "; ".join(f"{folder}: {self._num_bytes(folder) / 1e6:.1f} MB " + (
-            f"on {self._device}" if folder in self._on_device else "in RAM" if folder in self._in_ram else
-            source if all(array.raw for array in self._arrays[folder][0].values()) else f"{source}, decompressed")
-            for folder in self._arrays)
+        return "; ".join(
+            f"{folder}: {self._num_bytes(folder) / 1e6:.1f} MB "
+            + (
+                f"on {self._device}"
+                if folder in self._on_device
+                else "in RAM"
+                if folder in self._in_ram
+                else source
+                if all(array.raw for array in self._arrays[folder][0].values())
+                else f"{source}, decompressed"
+            )
+            for folder in self._arrays
+        )
 
     def read(self, pass_: Pass, positions: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray | torch.Tensor]:
         """[B, ...] of each field for these (position, view) pairs. StoreError if a row is not what was written."""
         folder = pass_.folder
         if folder in self._on_device:
             import torch
+
             places = torch.from_numpy(np.asarray(views) * len(self.ids) + positions)
             if str(self._device).startswith("cuda"):
                 places = places.pin_memory().to(self._device, non_blocking=True)
             return {name: rows.flatten(0, 1)[places] for name, rows in self._resident[folder].items()}
         if folder in self._in_ram:
             return {name: rows[views, positions] for name, rows in self._resident[folder].items()}
-        return {name: self._read_field(folder, name, np.asarray(positions), np.asarray(views))
-                for name in self._crcs[folder]}
+        return {name: self._read_field(folder, name, np.asarray(positions), np.asarray(views)) for name in self._crcs[folder]}
 
     def _read_field(self, folder: str, name: str, positions: np.ndarray, views: np.ndarray) -> np.ndarray:
         arrays = self._arrays[folder]
@@ -147,7 +165,7 @@ class Reader:
                 if close:
                     os.close(fd)
         except OSError as error:
-            if anew or error.errno != errno.ESTALE:      # another host has put another file in place of an open one
+            if anew or error.errno != errno.ESTALE:  # another host has put another file in place of an open one
                 raise StoreError(f"{self.folder / array.chunk_path(chunk)}: {error.strerror}") from error
             size = 0
         if size != len(target) and anew:
@@ -197,8 +215,10 @@ class Reader:
 
     def _refuse(self, folder: str, name: str, position: int, view: int):
         block = self._rows[position] // self.block_rows
-        raise StoreError(f"{self.folder}: image {self.ids[position]!r}, view {view}, field {name!r} of {folder} "
-                         f"(block {block}) is not what was written; verify the store, and fill it again")
+        raise StoreError(
+            f"{self.folder}: image {self.ids[position]!r}, view {view}, field {name!r} of {folder} "
+            f"(block {block}) is not what was written; verify the store, and fill it again"
+        )
 
     # RAM and the device
 
@@ -206,14 +226,17 @@ class Reader:
         return self.num_views * len(self.ids) * sum(array.row_bytes for array in self._arrays[folder][0].values())
 
     def _load(self) -> None:
-        self._resident = {folder: {name: self._load_field(folder, name) for name in self._crcs[folder]}
-                          for folder in (*self._in_ram, *self._on_device)}
+        self._resident = {
+            folder: {name: self._load_field(folder, name) for name in self._crcs[folder]}
+            for folder in (*self._in_ram, *self._on_device)
+        }
 
     def _load_field(self, folder: str, name: str) -> np.ndarray | torch.Tensor:
         array = self._arrays[folder][0][name]
         shape = self.num_views, len(self.ids), *array.shape
-        if folder in self._on_device:                     # a chunk at a time, since RAM may not hold it
+        if folder in self._on_device:  # a chunk at a time, since RAM may not hold it
             import torch
+
             dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
             found = torch.empty(shape, dtype=dtype, device=self._device)
         else:
@@ -231,8 +254,9 @@ class Reader:
                 if len(wrong):
                     self._refuse(folder, name, positions[wrong[0]], view)
                 if folder in self._on_device:
-                    found[view].index_copy_(0, torch.from_numpy(positions).to(found.device),
-                                            torch.from_numpy(rows).to(found.device))
+                    found[view].index_copy_(
+                        0, torch.from_numpy(positions).to(found.device), torch.from_numpy(rows).to(found.device)
+                    )
                 else:
                     found[view, positions] = rows
         return found
@@ -262,6 +286,7 @@ def free_device_bytes(device: str | torch.device | None) -> int:
     if not str(device).startswith("cuda"):
         return 0
     import torch
+
     return torch.cuda.mem_get_info(device)[0]
 
 
@@ -283,7 +308,7 @@ class OpenFiles:
     same ones. A spawned worker opens its own.
     """
 
-    count = 0                                    # of all readers in this process
+    count = 0  # of all readers in this process
 
     def __init__(self):
         self._fds: dict[tuple[str, int], int] = {}
@@ -301,7 +326,7 @@ class OpenFiles:
             return fd, False
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         full = limit != resource.RLIM_INFINITY and OpenFiles.count >= limit // 2
-        if full or self._fds.setdefault(key, fresh) != fresh:            # or another thread was first
+        if full or self._fds.setdefault(key, fresh) != fresh:  # or another thread was first
             return fresh, True
         OpenFiles.count += 1
         return fresh, False
@@ -321,7 +346,7 @@ class HeldChunks:
 
     def __init__(self, num_rows: int):
         self.num_rows = num_rows
-        self._of: dict[str, OrderedDict[int, np.ndarray]] = {}       # by array and chunk, the oldest first
+        self._of: dict[str, OrderedDict[int, np.ndarray]] = {}  # by array and chunk, the oldest first
         self._lock = Lock()
 
     def get(self, array: str, chunk: int) -> np.ndarray | None:

@@ -30,7 +30,7 @@ class Stat(NamedTuple):
 @dataclass(frozen=True, order=True)
 class RemotePath:
     protocol: str
-    key: str                                     # bucket/prefix/name
+    key: str  # bucket/prefix/name
 
     @classmethod
     def of(cls, url: str) -> "RemotePath":
@@ -74,7 +74,7 @@ class RemotePath:
             return False
         return True
 
-    is_file = exists                             # of what a store asks about
+    is_file = exists  # of what a store asks about
 
     def is_dir(self) -> bool:
         """Whether anything lies below; there are no empty folders."""
@@ -86,7 +86,7 @@ class RemotePath:
     def glob(self, pattern: str) -> "Iterator[RemotePath]":
         try:
             found = self._ask("glob", f"{self.key}/{pattern}")
-        except FileNotFoundError:                # nothing below, as on disk
+        except FileNotFoundError:  # nothing below, as on disk
             found = []
         return (RemotePath(self.protocol, key.strip("/")) for key in found)
 
@@ -115,14 +115,14 @@ class RemotePath:
         for i, part in enumerate(parts):
             if isinstance(part, Exception):
                 path = self / names[i]
-                parts[i] = path.read_bytes()[starts[i]:ends[i]]          # for its error, or because it is short
+                parts[i] = path.read_bytes()[starts[i] : ends[i]]  # for its error, or because it is short
         return parts
 
     def write_bytes(self, data: bytes) -> None:
         """Whole or not at all; returns when the other side has acknowledged it."""
         try:
             self._ask("pipe_file", self.key, data)
-        except FileNotFoundError:                # there are no folders that could be missing
+        except FileNotFoundError:  # there are no folders that could be missing
             raise RemoteError(f"{self}: there is no such bucket; create it, or correct the address") from None
 
     def unlink(self, missing_ok: bool = False) -> None:
@@ -148,6 +148,6 @@ class RemotePath:
             return getattr(system, method)(*given, **named)
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self)) from error
-        except Exception as error:               # every backend raises kinds of its own: no network, no permission, ...
+        except Exception as error:  # every backend raises kinds of its own: no network, no permission, ...
             said = " ".join(str(error).split()) or type(error).__name__
             raise RemoteError(f"{self}: {said}; check address, credentials and network") from error

@@ -77,9 +77,9 @@ class Pass:
     """Arrays written together, a block at a time: a target; the prepared `sample`; a view's `matrix`."""
 
     name: str
-    record: dict                                 # what makes its bytes what they are: type, parameters, version
+    record: dict  # what makes its bytes what they are: type, parameters, version
     fields: Mapping[str, Field]
-    code: str | None = dataclasses.field(default=None, compare=False)    # digest of what computes it; no part of the record
+    code: str | None = dataclasses.field(default=None, compare=False)  # digest of what computes it; no part of the record
 
     @cached_property
     def digest8(self) -> str:
@@ -105,13 +105,13 @@ class Store:
         if fault := head_fault(content):
             raise StoreError(f"{self.folder / 'store.json'}: {fault}; {ELSEWHERE}")
         self.kind: str = content["kind"]
-        self.identity: dict = content["identity"]                   # digest and record
+        self.identity: dict = content["identity"]  # digest and record
         self.block_rows: int = content["block_rows"]
         self.codec: str = content["codec"]
         self.card: dict = content["card"]
-        self.images: list[ImageRow] = []                            # by row; padding rows have an empty id
+        self.images: list[ImageRow] = []  # by row; padding rows have an empty id
         self.row_of: dict[str, int] = {}
-        self._image_digests: list[str] = []                         # of each block's list
+        self._image_digests: list[str] = []  # of each block's list
         self._layouts: dict[str, dict] = {}
         self._arrays: dict[tuple[str, str], dict[str, Array]] = {}
         self._load_images()
@@ -126,12 +126,19 @@ class Store:
 
     def head(self) -> dict:
         """What store.json says."""
-        return {"format": FORMAT, "kind": self.kind, "identity": self.identity, "block_rows": self.block_rows,
-                "codec": self.codec, "card": self.card}
+        return {
+            "format": FORMAT,
+            "kind": self.kind,
+            "identity": self.identity,
+            "block_rows": self.block_rows,
+            "codec": self.codec,
+            "card": self.card,
+        }
 
     @classmethod
-    def create_or_open(cls, root: AnyPath, kind: str, dataset: str, identity_record: dict, *,
-                       block_rows: int, codec: str = "raw", card: dict) -> Store:
+    def create_or_open(
+        cls, root: AnyPath, kind: str, dataset: str, identity_record: dict, *, block_rows: int, codec: str = "raw", card: dict
+    ) -> Store:
         """The store of this identity. One that exists keeps its block_rows, codec and card."""
         assert kind in ("prepared", "targets") and codec in ("raw", "lz4", "zstd") and block_rows > 0
         folder = store_folder(root, kind, dataset, identity_record)
@@ -142,8 +149,14 @@ class Store:
                     make_folder(folder / name)
             with locked(folder):
                 if not (folder / "store.json").exists():
-                    content = {"format": FORMAT, "kind": kind, "identity": identity,
-                               "block_rows": block_rows, "codec": codec, "card": card}
+                    content = {
+                        "format": FORMAT,
+                        "kind": kind,
+                        "identity": identity,
+                        "block_rows": block_rows,
+                        "codec": codec,
+                        "card": card,
+                    }
                     write([(below(folder, f"{kind}.zarr/zarr.json"), GROUP)])
                     note(folder, "create")
                     write([(below(folder, "store.json"), seal(content))])
@@ -187,7 +200,7 @@ class Store:
             self._image_digests.append(sha256(data))
 
     def _new_image_files(self) -> Iterator[AnyPath]:
-        if self.num_blocks:                      # listing them all for every block would take the square of their number
+        if self.num_blocks:  # listing them all for every block would take the square of their number
             while (path := self.image_file(self.num_blocks)).exists():
                 yield path
             return
@@ -209,7 +222,7 @@ class Store:
 
     def block_images(self, block: int) -> list[ImageRow]:
         """Without the padding."""
-        rows = self.images[block * self.block_rows:(block + 1) * self.block_rows]
+        rows = self.images[block * self.block_rows : (block + 1) * self.block_rows]
         return [image for image in rows if image.id]
 
     def check_ids(self, ids: Sequence[str]) -> None:
@@ -222,11 +235,10 @@ class Store:
         if not self._unknown(rows) and not any(self._stale(*group) for group in self.stored_groups()):
             return
         with locked(self.folder):
-            self._load_images()                  # another process may have grown it
+            self._load_images()  # another process may have grown it
             unknown = self._unknown(rows)
-            parts = [unknown[start:start + self.block_rows] for start in range(0, len(unknown), self.block_rows)]
-            write((self.image_file(block), images_tsv(part))
-                  for block, part in enumerate(parts, start=self.num_blocks))
+            parts = [unknown[start : start + self.block_rows] for start in range(0, len(unknown), self.block_rows)]
+            write((self.image_file(block), images_tsv(part)) for block, part in enumerate(parts, start=self.num_blocks))
             self._load_images()
             for group in self.stored_groups():
                 self.write_metadata(*group)
@@ -251,8 +263,10 @@ class Store:
                 here = getattr(self.images[self.row_of[row.id]], f"{what}_digest")
                 asked = getattr(row, f"{what}_digest")
                 if here != asked:
-                    raise StoreError(f"{self.folder}: the {what} of {row.id!r} has changed: digest {here} here, "
-                                     f"{asked} asked for{users}; restore it, or remove this store")
+                    raise StoreError(
+                        f"{self.folder}: the {what} of {row.id!r} has changed: digest {here} here, "
+                        f"{asked} asked for{users}; restore it, or remove this store"
+                    )
 
     # Passes and views
 
@@ -261,8 +275,11 @@ class Store:
         names = [view_name(view) for view in views]
         marks = [self.path(f"done/{view}") for view in names]
         self.refuse_other_code([pass_])
-        if self.has_pass(pass_) and all(path.is_dir() for path in marks) \
-                and not any(self._stale(view, pass_.folder) for view in names):
+        if (
+            self.has_pass(pass_)
+            and all(path.is_dir() for path in marks)
+            and not any(self._stale(view, pass_.folder) for view in names)
+        ):
             return
         with locked(self.folder):
             self._load_images()
@@ -276,20 +293,29 @@ class Store:
 
     def write_pass(self, pass_: Pass) -> None:
         """Its file, which follows from the pass and the store."""
-        content = {"format": FORMAT, "store": self.identity["digest"], "name": pass_.name,
-                   "record": pass_.record, "fields": self._new_layout(pass_)}
+        content = {
+            "format": FORMAT,
+            "store": self.identity["digest"],
+            "name": pass_.name,
+            "record": pass_.record,
+            "fields": self._new_layout(pass_),
+        }
         write([(self.pass_path(pass_.folder), seal(content))])
 
     def has_pass(self, pass_: Pass) -> bool:
         """Whether the pass was ever added. StoreError if it was, with other fields."""
         if not self.pass_path(pass_.folder).exists():
             return False
+
         def meaning(layout):
             return {name: {key: field[key] for key in ("shape", "dtype", "dims")} for name, field in layout.items()}
+
         apart = difference(meaning(self.layout(pass_.folder)), meaning(self._new_layout(pass_)))
         if apart:
-            raise StoreError(f"{self.folder}: {pass_.folder} has other fields: {listed(apart)}; a {pass_.name} that "
-                             "stores something else needs another version")
+            raise StoreError(
+                f"{self.folder}: {pass_.folder} has other fields: {listed(apart)}; a {pass_.name} that "
+                "stores something else needs another version"
+            )
         return True
 
     def pass_path(self, folder: str) -> AnyPath:
@@ -317,9 +343,11 @@ class Store:
     def refuse_other_code(self, passes: Iterable[Pass]) -> None:
         """Raises CodeChanged: whether the rows are what this code would store, only a second look at some of them can tell."""
         for pass_ in self.other_code(passes):
-            raise CodeChanged(f"{self.folder}: the code of the target {pass_.name} has changed since {pass_.folder} was stored, and its "
-                              f"version has not: raise `version` in pipeline/targets/{pass_.name}.py if it stores other values now, or "
-                              f"let `pipeline verify CONFIG --recompute 32` compare rows and take the new code")
+            raise CodeChanged(
+                f"{self.folder}: the code of the target {pass_.name} has changed since {pass_.folder} was stored, and its "
+                f"version has not: raise `version` in pipeline/targets/{pass_.name}.py if it stores other values now, or "
+                f"let `pipeline verify CONFIG --recompute 32` compare rows and take the new code"
+            )
 
     def vouch_for_code(self, passes: Iterable[Pass]) -> None:
         """Notes that these passes' rows are what their code gives. Under the lock."""
@@ -332,7 +360,7 @@ class Store:
     def stored_groups(self) -> list[tuple[str, str]]:
         """(view, pass) of every group of arrays on disk; folders that are called otherwise are none."""
         top = self.path(f"{self.kind}.zarr")
-        if local(top):                           # each folder is checked before what it holds is listed
+        if local(top):  # each folder is checked before what it holds is listed
             views = [path.name for path in top.glob("v*") if VIEW.fullmatch(path.name)]
             found = [path for view in views for path in self.path(f"{top.name}/{view}").glob("*")]
         else:
@@ -345,8 +373,11 @@ class Store:
         path = self.pass_path(folder)
         content = unseal(read(path), path)
         name, record = content.get("name"), content.get("record")
-        if content.get("store") != self.identity["digest"] or not isinstance(record, dict) \
-                or folder != f"{name}-{pass_digest(name, record)}":
+        if (
+            content.get("store") != self.identity["digest"]
+            or not isinstance(record, dict)
+            or folder != f"{name}-{pass_digest(name, record)}"
+        ):
             raise StoreError(f"{path}: belongs to another store or pass; move it away")
         if fault := self._layout_fault(name, content.get("fields")):
             raise StoreError(f"{path}: {fault}; {ELSEWHERE}")
@@ -369,10 +400,18 @@ class Store:
         if not isinstance(layout, dict) or set(layout) != {"shape", "dtype", "dims", "chunk_rows", "codecs"}:
             return False
         shape, dims, rows, codecs = (layout[name] for name in ("shape", "dims", "chunk_rows", "codecs"))
-        return (isinstance(shape, list) and all(map(is_count, shape)) and isinstance(dims, list) and len(dims) == len(shape)
-                and all(isinstance(dim, str) for dim in dims) and layout["dtype"] in DTYPES
-                and is_count(rows) and self.block_rows % rows == 0 and isinstance(codecs, list)
-                and [codec.get("name") if isinstance(codec, dict) else None for codec in codecs] in CODECS)
+        return (
+            isinstance(shape, list)
+            and all(map(is_count, shape))
+            and isinstance(dims, list)
+            and len(dims) == len(shape)
+            and all(isinstance(dim, str) for dim in dims)
+            and layout["dtype"] in DTYPES
+            and is_count(rows)
+            and self.block_rows % rows == 0
+            and isinstance(codecs, list)
+            and [codec.get("name") if isinstance(codec, dict) else None for codec in codecs] in CODECS
+        )
 
     def layout(self, folder: str) -> dict:
         """The fields of a stored pass as its file has them; they never change."""
@@ -387,9 +426,13 @@ class Store:
             dtype = np.dtype(field.dtype)
             assert dtype.kind in "fiu" and len(field.dims) == len(field.shape) and not name.endswith("_crc"), name
             room = MAX_CHUNK_BYTES // (dtype.itemsize * int(np.prod(field.shape)))
-            fields[name] = {"shape": list(field.shape), "dtype": dtype.name, "dims": list(field.dims),
-                            "chunk_rows": max([n for n in divisors if n <= room], default=1),
-                            "codecs": codec_chain(self.codec, dtype)}
+            fields[name] = {
+                "shape": list(field.shape),
+                "dtype": dtype.name,
+                "dims": list(field.dims),
+                "chunk_rows": max([n for n in divisors if n <= room], default=1),
+                "codecs": codec_chain(self.codec, dtype),
+            }
         return fields
 
     def arrays(self, view: str, folder: str) -> dict[str, Array]:
@@ -400,8 +443,9 @@ class Store:
         for name, field in self.layout(folder).items():
             path, dtype = f"{self.kind}.zarr/{view}/{folder}/{name}", np.dtype(field["dtype"])
             fill = np.nan if dtype.kind == "f" else int(np.iinfo(dtype).max)
-            found[name] = Array(path, tuple(field["shape"]), dtype, tuple(field["dims"]),
-                                field["chunk_rows"], field["codecs"], fill)
+            found[name] = Array(
+                path, tuple(field["shape"]), dtype, tuple(field["dims"]), field["chunk_rows"], field["codecs"], fill
+            )
             found[f"{name}_crc"] = Array(f"{path}_crc", (), CRC, (), self.block_rows, codec_chain("raw", CRC), 0)
         self._arrays[view, folder] = found
         return found
@@ -447,8 +491,9 @@ class Store:
         meant = self.block_files(view, folder, block)
         if not isinstance(files, dict) or set(files) != set(meant):
             others = sorted(set(files) ^ set(meant)) if isinstance(files, dict) else ["no files"]
-            raise StoreError(f"{path}: names other files than those of its block: {listed([short(name) for name in others])}; "
-                             f"{ELSEWHERE}")
+            raise StoreError(
+                f"{path}: names other files than those of its block: {listed([short(name) for name in others])}; {ELSEWHERE}"
+            )
         for chunk, found in files.items():
             if not fits_chunk(found, meant[chunk]):
                 raise StoreError(f"{path}: {chunk} has no size and crc as a store writes them; {ELSEWHERE}")
@@ -456,12 +501,19 @@ class Store:
 
     def block_files(self, view: str, folder: str, block: int) -> dict[str, Array]:
         """The files of a block, which follow from the pass, and the array that each belongs to."""
-        return {chunk: array for array in self.arrays(view, folder).values()
-                for chunk in array.block_chunks(block, self.block_rows)}
+        return {
+            chunk: array for array in self.arrays(view, folder).values() for chunk in array.block_chunks(block, self.block_rows)
+        }
 
     def _mark_head(self, view: str, folder: str, block: int) -> dict:
-        return {"format": FORMAT, "store": self.identity["digest"], "pass": folder, "view": view, "block": block,
-                "images": self._image_digests[block]}
+        return {
+            "format": FORMAT,
+            "store": self.identity["digest"],
+            "pass": folder,
+            "view": view,
+            "block": block,
+            "images": self._image_digests[block],
+        }
 
     def fault(self, view: str, folder: str, block: int, deep: bool = False) -> str | None:
         """Why a block is not whole, or None. Compares the sizes of its files; `deep`, their bytes."""
@@ -510,14 +562,13 @@ class Store:
                 if self.fault(view, folder, block, deep=True) is None:
                     claim.give_up()
                     return
-                remove(mark)                     # before any of its files changes
+                remove(mark)  # before any of its files changes
             write(noted())
-            for chunk, (size, crc) in files.items():         # what the disk has against what was meant
+            for chunk, (size, crc) in files.items():  # what the disk has against what was meant
                 read_chunk(self.path(chunk), size, crc)
             claim.finish(seal(self._mark_head(view, folder, block) | {"files": files}, indent=None))
 
-    def _chunks(self, view: str, folder: str, block: int,
-                rows: Mapping[str, np.ndarray]) -> Iterator[tuple[str, bytes]]:
+    def _chunks(self, view: str, folder: str, block: int, rows: Mapping[str, np.ndarray]) -> Iterator[tuple[str, bytes]]:
         """A block's files one after the other."""
         arrays = self.arrays(view, folder)
         for name in rows:
@@ -536,8 +587,10 @@ class Store:
         for name, field in pass_.fields.items():
             given, meant = rows[name], (len(images), *field.shape)
             if given.shape != meant or given.dtype != np.dtype(field.dtype):
-                raise StoreError(f"{where}: field {name!r} is {given.dtype} {given.shape}, not {field.dtype} {meant} "
-                                 f"(images {images[0].id!r} to {images[-1].id!r})")
+                raise StoreError(
+                    f"{where}: field {name!r} is {given.dtype} {given.shape}, not {field.dtype} {meant} "
+                    f"(images {images[0].id!r} to {images[-1].id!r})"
+                )
             bad = listed([repr(image.id) for image, fine in zip(images, finite(given)) if not fine])
             if bad:
                 raise StoreError(f"{where}: field {name!r} is not finite for image {bad}")
@@ -569,8 +622,9 @@ class Store:
 
     # What a run asks for
 
-    def check(self, rows: list[ImageRow], views: Iterable[int], passes: Iterable[tuple[Pass, bool]],
-              any_code: bool = False) -> None:
+    def check(
+        self, rows: list[ImageRow], views: Iterable[int], passes: Iterable[tuple[Pass, bool]], any_code: bool = False
+    ) -> None:
         """Refuses, naming the difference, unless the passes (each with: does it use labels?) are whole for them, and stored by
         the code that would compute them now (`any_code`: or by other code)."""
         passes = list(passes)
@@ -589,8 +643,10 @@ class Store:
                 key = view_name(view), pass_.folder
                 faults = [fault for fault in each(lambda block: self.fault(*key, block), blocks, self.folder) if fault]
                 if faults:
-                    raise StoreError(f"{self.folder}: {len(faults)} of {len(blocks)} blocks of {pass_.folder}, view "
-                                     f"{view}, are not filled (first: {faults[0]})")
+                    raise StoreError(
+                        f"{self.folder}: {len(faults)} of {len(blocks)} blocks of {pass_.folder}, view "
+                        f"{view}, are not filled (first: {faults[0]})"
+                    )
 
     def _nearest(self, pass_: Pass) -> str:
         stored = [self.pass_file(folder) for folder in self.stored_passes() if folder[:-9] == pass_.name]
@@ -606,13 +662,13 @@ class Store:
             files, stored = self.marked_files(view, folder, block), []
             for name in names:
                 array = arrays[f"{name}_crc"]
-                chunk, = array.block_chunks(block, self.block_rows)
+                (chunk,) = array.block_chunks(block, self.block_rows)
                 stored.append(array.decode(read_chunk(self.path(chunk), *files[chunk])))
             return stored
 
         found = {name: np.empty(len(rows), CRC) for name in names}
         numbers, counts = np.unique(blocks, return_counts=True)
-        parts = np.split(np.argsort(blocks, kind="stable"), np.cumsum(counts)[:-1])      # where the rows of each are
+        parts = np.split(np.argsort(blocks, kind="stable"), np.cumsum(counts)[:-1])  # where the rows of each are
         for here, stored in zip(parts, each(of_block, numbers.tolist(), self.folder)):
             for name, crcs in zip(names, stored):
                 found[name][here] = crcs[rows[here] % self.block_rows]
@@ -653,8 +709,11 @@ def is_count(value: object) -> bool:
 def head_fault(content: dict) -> str | None:
     """What store.json says of itself and cannot be."""
     identity = content.get("identity")
-    if not isinstance(identity, dict) or not isinstance(identity.get("record"), dict) \
-            or identity.get("digest") != identity_digest(identity["record"]):
+    if (
+        not isinstance(identity, dict)
+        or not isinstance(identity.get("record"), dict)
+        or identity.get("digest") != identity_digest(identity["record"])
+    ):
         return "its identity is not the digest of its record"
     if content.get("kind") not in ("prepared", "targets") or content.get("codec") not in ("raw", "lz4", "zstd"):
         return f"holds {short(content.get('kind'))} in the codec {short(content.get('codec'))}, which no store does"

@@ -50,18 +50,26 @@ class Values:
     total: float = 0.0
     count: int = 0
     zero_rows: int = 0
-    zero_ids: list[str] = field(default_factory=list)        # the first three
+    zero_ids: list[str] = field(default_factory=list)  # the first three
 
     @classmethod
-    def of(cls, rows: np.ndarray, ids: Sequence[str]) -> "Values":
+    def of(cls, rows: np.ndarray, ids: Sequence[str]) -> Values:
         flat = rows.reshape(len(rows), -1)
-        if flat.dtype == np.float16:             # numpy is ten times slower on half precision than on this
+        if flat.dtype == np.float16:  # numpy is ten times slower on half precision than on this
             flat = flat.astype(np.float32)
         zero = np.flatnonzero(~flat.any(axis=1))
-        return cls(rows.dtype, len(rows), float(flat.min()), float(flat.max()), float(flat.sum(dtype=np.float64)), flat.size,
-                   len(zero), [ids[i] for i in zero[:3]])
+        return cls(
+            rows.dtype,
+            len(rows),
+            float(flat.min()),
+            float(flat.max()),
+            float(flat.sum(dtype=np.float64)),
+            flat.size,
+            len(zero),
+            [ids[i] for i in zero[:3]],
+        )
 
-    def add(self, other: "Values") -> None:
+    def add(self, other: Values) -> None:
         self.least, self.greatest = min(self.least, other.least), max(self.greatest, other.greatest)
         self.total, self.count = self.total + other.total, self.count + other.count
         self.rows, self.zero_rows = self.rows + other.rows, self.zero_rows + other.zero_rows
@@ -73,8 +81,7 @@ def table(values: dict[tuple[str, str], Values]) -> str:
     for (folder, name), found in sorted(values.items()):
         named = f" ({', '.join(found.zero_ids)}{', ...' if found.zero_rows > 3 else ''})" if found.zero_rows else ""
         numbers = found.least, found.total / found.count, found.greatest
-        cells = [f"{folder}/{name}", found.dtype, found.rows, *(f"{n:.4g}" for n in numbers),
-                 f"{found.zero_rows}{named}"]
+        cells = [f"{folder}/{name}", found.dtype, found.rows, *(f"{n:.4g}" for n in numbers), f"{found.zero_rows}{named}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
@@ -104,13 +111,16 @@ def gaps(store: Store) -> list[str]:
     for view, folder in store.stored_groups():
         empty = [block for block in range(store.num_blocks) if not store.mark_path(view, folder, block).exists()]
         if empty:
-            found.append(f"{store.folder}: {len(empty)} of {store.num_blocks} blocks of {folder}, {view}, are not "
-                         f"filled (first: {empty[0]})")
+            found.append(
+                f"{store.folder}: {len(empty)} of {store.num_blocks} blocks of {folder}, {view}, are not filled (first: {empty[0]})"
+            )
     for name, lost in (("manifest.json", "blocks"), ("history.jsonl", "its origin")):
         path = store.path(name)
         if not path.exists() or not read(path):
-            found.append(f"{path}: missing or empty, so that {lost} may be lost and nothing tells; if the store is what you "
-                         f"expect, --repair begins it again")
+            found.append(
+                f"{path}: missing or empty, so that {lost} may be lost and nothing tells; if the store is what you "
+                f"expect, --repair begins it again"
+            )
     return found
 
 
@@ -120,8 +130,12 @@ def unvouched(store: Store) -> list[str]:
     for name in NOTES:
         if (path := store.path(name)).exists():
             notes = rows_of(path, head=name == "skipped.tsv")
-            others = "" if name == "skipped.tsv" else f", {sum(image_id not in store.row_of for image_id in notes)} of no image here"
-            found.append(f"{path}: no checksum covers these {len(notes)} notes{others}; `pipeline prepare` compares them with the files")
+            others = (
+                "" if name == "skipped.tsv" else f", {sum(image_id not in store.row_of for image_id in notes)} of no image here"
+            )
+            found.append(
+                f"{path}: no checksum covers these {len(notes)} notes{others}; `pipeline prepare` compares them with the files"
+            )
     return found
 
 
@@ -152,12 +166,14 @@ def _broken_promises(store: Store) -> Iterator[str]:
     path = store.path("manifest.json")
     try:
         content = unseal(read(path), path)
-    except StoreError:                           # never finalised, or reported already
+    except StoreError:  # never finalised, or reported already
         return
     promised = extents(content, store.num_blocks)
     if promised is None:
-        yield (f"{path}: vouches for passes, views or blocks that this store has not; bring back what is missing from a copy, or let "
-               f"--repair write it again")
+        yield (
+            f"{path}: vouches for passes, views or blocks that this store has not; bring back what is missing from a copy, or let "
+            f"--repair write it again"
+        )
         return
     for folder, views in promised.items():
         for view, extent in views.items():
@@ -173,16 +189,21 @@ def extents(manifest: dict, num_blocks: int) -> dict | None:
     """What a manifest calls whole, by pass and view; None unless its names are a store's, as they become paths."""
     passes = manifest.get("passes")
     try:
-        fine = all(is_pass(folder) and VIEW.fullmatch(view) and isinstance(extent["marks"], str)
-                   and all(type(first) is type(last) is int and 0 <= first <= last < num_blocks for first, last in extent["blocks"])
-                   for folder, views in passes.items() for view, extent in views.items())
+        fine = all(
+            is_pass(folder)
+            and VIEW.fullmatch(view)
+            and isinstance(extent["marks"], str)
+            and all(type(first) is type(last) is int and 0 <= first <= last < num_blocks for first, last in extent["blocks"])
+            for folder, views in passes.items()
+            for view, extent in views.items()
+        )
     except (AttributeError, KeyError, TypeError, ValueError):
         fine = False
     return passes if fine else None
 
 
 def _faults_of_arrays(store: Store, view: str, folder: str) -> Iterator[str]:
-    if not _fine_pass(store, folder):            # reported already
+    if not _fine_pass(store, folder):  # reported already
         return
     try:
         meant = store.metadata(view, folder)
@@ -194,9 +215,11 @@ def _faults_of_arrays(store: Store, view: str, folder: str) -> Iterator[str]:
             yield f"{path}: missing, or not what the store wrote (all blocks of {folder}, {view})"
 
 
-def _blocks(store: Store, view: str, folder: str, deep: bool, workers: int,
-            ranges: bool = False) -> Iterator[tuple[list[str], dict[str, Values]]]:
+def _blocks(
+    store: Store, view: str, folder: str, deep: bool, workers: int, ranges: bool = False
+) -> Iterator[tuple[list[str], dict[str, Values]]]:
     """Of each block, in order: its faults, and with `ranges` by field what its rows hold; nothing of what was never filled."""
+
     def look(block: int) -> tuple[list[str], dict[str, Values]]:
         if not store.mark_path(view, folder, block).exists():
             return [], {}
@@ -208,8 +231,7 @@ def _blocks(store: Store, view: str, folder: str, deep: bool, workers: int,
         yield from map(look, range(store.num_blocks)) if workers == 1 else threads(range(store.num_blocks), look, workers)
 
 
-def _faults_of_block(store: Store, view: str, folder: str, block: int, deep: bool,
-                     held: dict[str, Values] | None) -> Iterator[str]:
+def _faults_of_block(store: Store, view: str, folder: str, block: int, deep: bool, held: dict[str, Values] | None) -> Iterator[str]:
     fault = store.fault(view, folder, block)
     if fault or not deep:
         yield from [fault] if fault else []
@@ -218,13 +240,13 @@ def _faults_of_block(store: Store, view: str, folder: str, block: int, deep: boo
     for name, array in store.arrays(view, folder).items():
         parts, chunks = [], array.block_chunks(block, store.block_rows)
         for i, chunk in enumerate(chunks):
-            here = images[i * array.chunk_rows:(i + 1) * array.chunk_rows]
+            here = images[i * array.chunk_rows : (i + 1) * array.chunk_rows]
             try:
                 parts.append(array.decode(read_chunk(store.path(chunk), *files[chunk])))
             except StoreError as error:
                 yield f"{error}, " + (f"images {here[0].id!r} to {here[-1].id!r}" if here else "padding")
         if len(parts) == len(chunks):
-            rows[name] = (np.concatenate(parts) if len(parts) > 1 else parts[0])[:len(images)]
+            rows[name] = (np.concatenate(parts) if len(parts) > 1 else parts[0])[: len(images)]
     for name in store.layout(folder):
         if name in rows and f"{name}_crc" in rows:
             fine = (row_crcs(rows[name]) == rows[f"{name}_crc"]) & finite(rows[name])
@@ -247,7 +269,7 @@ def _strays(store: Store) -> Iterator[str]:
         known |= {store.mark_path(view, folder, block) for block in range(store.num_blocks)}
         try:
             known |= set(store.metadata(view, folder))
-        except StoreError:                       # the pass's file, reported already: what its files are is not known
+        except StoreError:  # the pass's file, reported already: what its files are is not known
             known |= set(store.path(f"{store.kind}.zarr/{view}/{folder}").rglob("*"))
             continue
         for block in range(store.num_blocks):
@@ -259,6 +281,7 @@ def _strays(store: Store) -> Iterator[str]:
 
 
 # Repair
+
 
 def repair(store: Store, passes: Sequence[Pass] = (), workers: int = 1) -> list[str]:
     """Mends what can be without a teacher, and makes the damaged blocks missing, so that the next fill writes them, and
@@ -294,7 +317,7 @@ def repair(store: Store, passes: Sequence[Pass] = (), workers: int = 1) -> list[
         for block, (faults, _) in enumerate(_blocks(store, view, folder, True, workers)):
             if faults:
                 mark = store.mark_path(view, folder, block)
-                with writing(store.folder), claimed(mark) as claim:      # a fill, or another repair, may have been faster
+                with writing(store.folder), claimed(mark) as claim:  # a fill, or another repair, may have been faster
                     if mark.exists() and any(_faults_of_block(store, view, folder, block, True, None)):
                         remove(mark)
                         done.append(f"{store.folder}: block {block} of {folder}, {view}, is to be filled again")

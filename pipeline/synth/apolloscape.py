@@ -8,8 +8,9 @@ The kinds of `markings.py` have the official names, so each has its class. Depar
 vehicles that hide it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Mapping
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -24,7 +25,7 @@ from pipeline.synth.scene import Scene
 from pipeline.synth.settings import JPEG_QUALITY, Settings
 
 CAMERA, TEST = "Camera 5", "road05"
-HOOD_TOP, HOOD_COLOUR = 2310 / 2710, (38, 40, 44)       # of the rows, as in the real frames
+HOOD_TOP, HOOD_COLOUR = 2310 / 2710, (38, 40, 44)  # of the rows, as in the real frames
 ID = {name: official for official, name, *_ in MARKINGS} | {"none": 0}
 COLOUR = {official: rgb for official, _, _, rgb, _ in MARKINGS} | dict([IGNORED])
 
@@ -34,8 +35,13 @@ def write(root: Path, settings: Settings, counts: Mapping[str, int], form: Liter
     for place, count in counts.items():
         for index in range(count):
             scene = draw_scene(settings.seed, place, index, settings.difficulty)
-            write_frame(Path(root), place, f"171206_{25742296 + 100 * index:09d}_{CAMERA.replace(' ', '_')}",
-                        *draw(scene, settings.size), form)
+            write_frame(
+                Path(root),
+                place,
+                f"171206_{25742296 + 100 * index:09d}_{CAMERA.replace(' ', '_')}",
+                *draw(scene, settings.size),
+                form,
+            )
 
 
 def draw(scene: Scene, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

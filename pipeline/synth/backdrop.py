@@ -33,13 +33,13 @@ def draw_backdrop(scene: Scene, canvas: np.ndarray, haze: Haze) -> None:
     rng = stream(*scene.key, "backdrop")
     end = scene.terrain.heights[-1] - scene.camera.height_m
     rise = scene.camera.focal * width * end / scene.terrain.edges[-1]
-    line = int(np.clip(scene.camera.horizon * height - rise, 8, height - 8))          # the row where the ground ends
+    line = int(np.clip(scene.camera.horizon * height - rise, 8, height - 8))  # the row where the ground ends
     zenith, horizon = sky_colours(scene)
     t = (np.linspace(0, 1, line + 4) ** 1.4)[:, None]
-    canvas[:line + 4] = np.round(zenith * (1 - t) + horizon * t)[:, None].astype(np.uint8)
-    draw_clouds(scene, canvas[:line + 4], rng)
-    canvas[line + 4:] = np.round(haze(np.array(scene.verge), 250.0)).astype(np.uint8)
-    unit = height / 590                                                # sizes below are for a 590-row image
+    canvas[: line + 4] = np.round(zenith * (1 - t) + horizon * t)[:, None].astype(np.uint8)
+    draw_clouds(scene, canvas[: line + 4], rng)
+    canvas[line + 4 :] = np.round(haze(np.array(scene.verge), 250.0)).astype(np.uint8)
+    unit = height / 590  # sizes below are for a 590-row image
     if scene.setting == "city" or rng.random() < 0.4:
         towers(canvas, line, unit, rng, haze)
     for distance, tall in ((900.0, 22), (500.0, 14)):
@@ -71,7 +71,7 @@ def towers(canvas, line, unit, rng, haze) -> None:
             if x1 > x0:
                 canvas[y0:y1, x0:x1] = np.round(colour).astype(np.uint8)
                 step = max(3, int(5 * unit))
-                canvas[y0 + 2:y1:step, x0:x1] = np.round(colour * 0.88).astype(np.uint8)
+                canvas[y0 + 2 : y1 : step, x0:x1] = np.round(colour * 0.88).astype(np.uint8)
         x += wide * rng.uniform(0.5, 1.4)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from pipeline.synth.camera import Camera, outline
 
-SHIFT = 4                                            # fractional bits of corners
-Haze = Callable[[np.ndarray, float], np.ndarray]     # (colour, distance in metres) -> colour seen through the air
+SHIFT = 4  # fractional bits of corners
+Haze = Callable[[np.ndarray, float], np.ndarray]  # (colour, distance in metres) -> colour seen through the air
 
 
 class Brush:
@@ -21,6 +21,6 @@ class Brush:
         polygon = np.asarray(polygon)
         corners = outline(self.matrix, polygon)
         if corners is not None:
-            pixels = np.round(np.clip(corners, -8000, 8000) * 2 ** SHIFT).astype(np.int32)
+            pixels = np.round(np.clip(corners, -8000, 8000) * 2**SHIFT).astype(np.int32)
             seen = np.clip(self.haze(np.asarray(colour), polygon[:, 2].mean()), 0, 255)
             cv2.fillConvexPoly(self.canvas, pixels, seen.tolist(), cv2.LINE_AA, SHIFT)

@@ -8,28 +8,30 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NEAR_M = 0.4          # nothing nearer than this is drawn
+NEAR_M = 0.4  # nothing nearer than this is drawn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
     height_m: float
-    focal: float      # of the image width
-    horizon: float    # row of the level horizon, of the image height
-    pitch: float      # radians, downward
-    roll: float       # radians
+    focal: float  # of the image width
+    horizon: float  # row of the level horizon, of the image height
+    pitch: float  # radians, downward
+    roll: float  # radians
 
     def matrix(self, size: tuple[int, int]) -> np.ndarray:
         """The 3x4 projection to an image of this (height, width)."""
         height, width = size
         focal_px = self.focal * width
         cos_p, sin_p, cos_r, sin_r = np.cos(self.pitch), np.sin(self.pitch), np.cos(self.roll), np.sin(self.roll)
-        intrinsics = np.array([[focal_px, 0, (width - 1) / 2],
-                               [0, focal_px, self.horizon * height + focal_px * np.tan(self.pitch)],
-                               [0, 0, 1]])
-        rotation = (np.array([[cos_r, -sin_r, 0], [sin_r, cos_r, 0], [0, 0, 1]])
-                    @ np.array([[1, 0, 0], [0, cos_p, -sin_p], [0, sin_p, cos_p]])
-                    @ np.diag([1.0, -1.0, 1.0]))                 # image rows count downward
+        intrinsics = np.array(
+            [[focal_px, 0, (width - 1) / 2], [0, focal_px, self.horizon * height + focal_px * np.tan(self.pitch)], [0, 0, 1]]
+        )
+        rotation = (
+            np.array([[cos_r, -sin_r, 0], [sin_r, cos_r, 0], [0, 0, 1]])
+            @ np.array([[1, 0, 0], [0, cos_p, -sin_p], [0, sin_p, cos_p]])
+            @ np.diag([1.0, -1.0, 1.0])
+        )  # image rows count downward
         return intrinsics @ np.column_stack([rotation, -rotation @ [0.0, self.height_m, 0.0]])
 
 

@@ -15,34 +15,36 @@ from pipeline.synth.markings import KINDS
 from pipeline.synth.road import Road
 from pipeline.synth.scene import Scene
 
-SHIFT = 4               # fractional bits of OpenCV's polygon corners
-BORDER = 3              # pixels beyond a facet's near and far edge, so that neighbours overlap
+SHIFT = 4  # fractional bits of OpenCV's polygon corners
+BORDER = 3  # pixels beyond a facet's near and far edge, so that neighbours overlap
 
 
 @dataclass(frozen=True)
 class Facet:
     """A raster over a stripe of ground: pixel (j, i) lies at x0 + j dx, z0 + i dz; `to_image` projects (j, i, 1)."""
+
     x0: float
     dx: float
     z0: float
     dz: float
     shape: tuple[int, int]
     to_image: np.ndarray
-    rows: tuple[int, int]              # of the image, those that it can touch
+    rows: tuple[int, int]  # of the image, those that it can touch
 
     def pixels(self, points_xz: np.ndarray, scale: int = 1) -> np.ndarray:
         """Corners for `fill` on this raster, or on one `scale` times as fine."""
         pixel = (points_xz - (self.x0, self.z0)) / (self.dx, self.dz)
         pixel = (pixel + 0.5) * scale - 0.5
-        return np.round(np.clip(pixel, -20_000, 20_000) * 2 ** SHIFT).astype(np.int32)
+        return np.round(np.clip(pixel, -20_000, 20_000) * 2**SHIFT).astype(np.int32)
 
     def warp(self, raster: np.ndarray, canvas: np.ndarray, interpolation: int) -> None:
         """Draws the raster into the image; pixels that it does not cover stay as they are."""
         first, last = self.rows
         to_rows = np.array([[1, 0, 0], [0, 1, -first], [0, 0, 1]]) @ self.to_image
         part = canvas[first:last]
-        cv2.warpPerspective(raster, to_rows, (part.shape[1], part.shape[0]), dst=part, flags=interpolation,
-                            borderMode=cv2.BORDER_TRANSPARENT)
+        cv2.warpPerspective(
+            raster, to_rows, (part.shape[1], part.shape[0]), dst=part, flags=interpolation, borderMode=cv2.BORDER_TRANSPARENT
+        )
 
 
 def fill(raster: np.ndarray, pixels: np.ndarray, colour, smooth: bool = True) -> None:
@@ -57,7 +59,7 @@ def facets(scene: Scene, size: tuple[int, int]) -> list[Facet]:
     found = []
     for z0, z1, y0, y1 in zip(terrain.edges, terrain.edges[1:], terrain.heights, terrain.heights[1:]):
         slope = (y1 - y0) / (z1 - z0)
-        if y0 - slope * z0 >= scene.camera.height_m - 0.02:            # seen from below: hidden by the crest before it
+        if y0 - slope * z0 >= scene.camera.height_m - 0.02:  # seen from below: hidden by the crest before it
             continue
         reach = z1 * (width / 2 / focal_px * 1.06 + 0.02)
         corners, _ = project(matrix, np.array([[x, y, z] for x in (-reach, reach) for y, z in ((y0, z0), (y1, z1))]))
@@ -71,8 +73,17 @@ def facets(scene: Scene, size: tuple[int, int]) -> list[Facet]:
         to_ground = np.array([[dx, 0, -reach], [0, dz, first_z], [0, 0, 1]])
         to_world = np.array([[1, 0, 0], [0, slope, y0 - slope * z0], [0, 1, 0], [0, 0, 1]])
         margin = 2 + 2 * BORDER * (bottom - top) / rows
-        found.append(Facet(-reach, dx, first_z, dz, shape, matrix @ to_world @ to_ground,
-                           (max(0, int(top - margin)), min(height, int(bottom + margin) + 1))))
+        found.append(
+            Facet(
+                -reach,
+                dx,
+                first_z,
+                dz,
+                shape,
+                matrix @ to_world @ to_ground,
+                (max(0, int(top - margin)), min(height, int(bottom + margin) + 1)),
+            )
+        )
     return found[::-1]
 
 
@@ -90,8 +101,9 @@ class Outlines:
     def on(self, facet: Facet, scale: int = 1) -> list[tuple[int, np.ndarray]]:
         """(number, pixels on the facet's raster) of the outlines that may touch it, in their order."""
         x1, z1 = facet.x0 + facet.dx * facet.shape[1], facet.z0 + facet.dz * facet.shape[0]
-        touching = np.flatnonzero((self.high[:, 1] > facet.z0) & (self.low[:, 1] < z1)
-                                  & (self.high[:, 0] > facet.x0) & (self.low[:, 0] < x1))
+        touching = np.flatnonzero(
+            (self.high[:, 1] > facet.z0) & (self.low[:, 1] < z1) & (self.high[:, 0] > facet.x0) & (self.low[:, 0] < x1)
+        )
         pixels = facet.pixels(self.ground, scale)
         return [(k, pixels[slice(*self.spans[k])]) for k in touching]
 

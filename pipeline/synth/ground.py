@@ -17,20 +17,29 @@ from pipeline.synth.scene import Scene
 from pipeline.synth.streams import stream
 
 SUPERSAMPLING = 2
-LANE_M = 3.3            # between the wheel tracks of neighbouring lanes
+LANE_M = 3.3  # between the wheel tracks of neighbouring lanes
 
 
 def paint_ground(scene: Scene, canvas: np.ndarray, haze: Haze) -> None:
     """Draws the ground into an RGB uint8 image by daylight."""
     rng = stream(*scene.key, "ground")
-    origin = rng.uniform(0, 5000, 2)                                  # where in the noise this ground lies
-    surfaces = [(surface.colour, piece) for surface in scene.surfaces
-                for piece in strip(surface.left, surface.right, surface.start_m, surface.end_m)] + damage(scene, rng)
+    origin = rng.uniform(0, 5000, 2)  # where in the noise this ground lies
+    surfaces = [
+        (surface.colour, piece)
+        for surface in scene.surfaces
+        for piece in strip(surface.left, surface.right, surface.start_m, surface.end_m)
+    ] + damage(scene, rng)
     paint = [(marking, outline) for marking in scene.markings for outline in marking.outlines]
     shades = sorted([*scene.shades, *vehicles.shadows(scene)], key=lambda shade: -shade.light)
-    base, painted, shaded, tracks = (Outlines(scene.road, outlines) for outlines in (
-        [piece for _, piece in surfaces], [outline for _, outline in paint], [shade.outline for shade in shades],
-        wheel_tracks(scene)))
+    base, painted, shaded, tracks = (
+        Outlines(scene.road, outlines)
+        for outlines in (
+            [piece for _, piece in surfaces],
+            [outline for _, outline in paint],
+            [shade.outline for shade in shades],
+            wheel_tracks(scene),
+        )
+    )
     for facet in facets(scene, canvas.shape[:2]):
         raster = np.full((*facet.shape, 3), scene.verge, np.uint8)
         for k, pixels in base.on(facet):
@@ -73,7 +82,7 @@ def blend(raster: np.ndarray, colour, alpha: np.ndarray) -> None:
     rows = np.flatnonzero(alpha.any(axis=1))
     if len(rows) == 0:
         return
-    part, alpha3 = raster[rows[0]:rows[-1] + 1], cv2.merge([alpha[rows[0]:rows[-1] + 1]] * 3)
+    part, alpha3 = raster[rows[0] : rows[-1] + 1], cv2.merge([alpha[rows[0] : rows[-1] + 1]] * 3)
     paint = cv2.multiply(alpha3, np.array([*colour, 0], np.float64), scale=1 / 255)
     part[:] = cv2.add(cv2.multiply(part, 255 - alpha3, scale=1 / 255), paint)
 
@@ -92,8 +101,12 @@ def grain(facet: Facet, origin, tracks) -> np.ndarray:
 
 def wheel_tracks(scene: Scene) -> list[np.ndarray]:
     lanes = {0} | {round(vehicle.offset / LANE_M) for vehicle in scene.vehicles}
-    return [piece for lane in sorted(lanes) for side in (-0.75, 0.75)
-            for piece in strip(lane * LANE_M + side - 0.28, lane * LANE_M + side + 0.28, -10, 90)]
+    return [
+        piece
+        for lane in sorted(lanes)
+        for side in (-0.75, 0.75)
+        for piece in strip(lane * LANE_M + side - 0.28, lane * LANE_M + side + 0.28, -10, 90)
+    ]
 
 
 def damage(scene: Scene, rng) -> list[tuple[tuple[int, int, int], np.ndarray]]:

@@ -15,17 +15,18 @@ from pipeline.synth.camera import project
 from pipeline.synth.scene import Scene
 
 ROW_STEP = 10
-LINE_WIDTH = 16 / 590          # of the image height
-NEAR_PAIR = 120 / 1640         # of the image width: of two lines nearer than this, only the inner one counts
-OUTSIDE = 0.04                 # of the image width: how far beyond the image's sides points are kept
+LINE_WIDTH = 16 / 590  # of the image height
+NEAR_PAIR = 120 / 1640  # of the image width: of two lines nearer than this, only the inner one counts
+OUTSIDE = 0.04  # of the image width: how far beyond the image's sides points are kept
 SLOTS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Lane:
     """An annotated line."""
-    points: np.ndarray             # [n, 2], on the rows, from the bottom upward
-    curve: np.ndarray              # [m, 2], the same line on every row between
+
+    points: np.ndarray  # [n, 2], on the rows, from the bottom upward
+    curve: np.ndarray  # [m, 2], the same line on every row between
     slot: int = 0
 
 
@@ -50,7 +51,7 @@ def traces(scene: Scene, size: tuple[int, int]) -> list[np.ndarray]:
         pixels, depth = project(matrix, scene.terrain.lift(scene.road.plan(line.offset, s)))
         pixels = pixels[depth > 0.8]
         rising = np.flatnonzero(np.diff(pixels[:, 1]) >= 0)
-        found.append(pixels[:rising[0] + 1] if len(rising) else pixels)
+        found.append(pixels[: rising[0] + 1] if len(rising) else pixels)
     return [trace for trace in found if len(trace) > 1]
 
 
@@ -63,7 +64,7 @@ def cut_to_rows(trace: np.ndarray, size: tuple[int, int]) -> list[Lane]:
     kept = np.flatnonzero((x > -OUTSIDE * width) & (x < (1 + OUTSIDE) * width))
     if len(kept) == 0:
         return []
-    kept = kept[:np.flatnonzero(np.diff(np.append(kept, -1)) != 1)[0] + 1]          # the lowest unbroken run
+    kept = kept[: np.flatnonzero(np.diff(np.append(kept, -1)) != 1)[0] + 1]  # the lowest unbroken run
     x, rows = x[kept], rows[kept]
     if np.sum((x >= 0) & (x < width) & (rows < height)) < max(2, 0.1 * height / ROW_STEP):
         return []
@@ -129,6 +130,13 @@ def draw_label(lanes: list[Lane], size: tuple[int, int]) -> np.ndarray:
     """[H, W] uint8: 0 background, 1..4 the slots; lines 16 px wide at 590 rows, later slots over earlier ones."""
     label = np.zeros(size, np.uint8)
     for lane in sorted(lanes, key=lambda lane: lane.slot):
-        cv2.polylines(label, [np.round(lane.curve * 16).astype(np.int32)], False, lane.slot,
-                      max(1, round(LINE_WIDTH * size[0])), cv2.LINE_8, 4)
+        cv2.polylines(
+            label,
+            [np.round(lane.curve * 16).astype(np.int32)],
+            False,
+            lane.slot,
+            max(1, round(LINE_WIDTH * size[0])),
+            cv2.LINE_8,
+            4,
+        )
     return label

@@ -21,12 +21,13 @@ from pipeline.synth.settings import JPEG_QUALITY, Settings
 TASK_FRAMES = 10
 
 
-def write(
-    root: Path, settings: Settings, counts: dict[str, int], workers: int, progress: Callable[[int, int], None]
-) -> None:
+def write(root: Path, settings: Settings, counts: dict[str, int], workers: int, progress: Callable[[int, int], None]) -> None:
     """Writes what is missing, then the lists. `progress` is told (frames done, frames in all)."""
-    tasks = [(split, range(first, min(first + TASK_FRAMES, count))) for split, count in counts.items()
-             for first in range(0, count, TASK_FRAMES)]
+    tasks = [
+        (split, range(first, min(first + TASK_FRAMES, count)))
+        for split, count in counts.items()
+        for first in range(0, count, TASK_FRAMES)
+    ]
     total, records = sum(counts.values()), {}
 
     def note(done):
@@ -43,7 +44,7 @@ def write(
                 for future in as_completed([pool.submit(write_frames, root, settings, *task) for task in tasks]):
                     note(future.result())
             finally:
-                pool.shutdown(cancel_futures=True)            # when stopped, the frames in hand are the last
+                pool.shutdown(cancel_futures=True)  # when stopped, the frames in hand are the last
     write_lists(root, settings, counts, records)
 
 
@@ -62,8 +63,10 @@ def write_frame(root: Path, image_id: str, frame: Frame) -> None:
     lines = "".join(" ".join(f"{x:.3f} {y:g}" for x, y in line) + " \n" for line in frame.lines)
     replace_file(root / f"{image_id}.lines.txt", lines.encode())
     replace_file(root / "laneseg_label_w16" / f"{image_id}.png", encoded(".png", frame.label))
-    replace_file(root / f"{image_id}.jpg", encoded(".jpg", cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR),
-                                                   cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))
+    replace_file(
+        root / f"{image_id}.jpg",
+        encoded(".jpg", cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR), cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY),
+    )
 
 
 def encoded(suffix: str, picture, *parameters: int) -> bytes:
@@ -88,13 +91,18 @@ def write_lists(root: Path, settings: Settings, counts: dict[str, int], records:
             labelled = [f"/{i}.jpg /laneseg_label_w16/{i}.png {f}" for i, f in zip(ids, flags)]
             write_list(folder / f"{split}_gt.txt", labelled)
             write_list(folder / f"{split}.txt", [f"/{i}.jpg" for i in ids])
-        else:                                                             # an earlier set may have had this split
+        else:  # an earlier set may have had this split
             for name in (f"{split}_gt.txt", f"{split}.txt"):
                 (folder / name).unlink(missing_ok=True)
     for k, category in enumerate(CATEGORIES):
-        write_list(folder / "test_split" / f"test{k}_{category}.txt",
-                   [f"/{settings.image_id('test', index)}.jpg" for index in range(counts["test"])
-                    if records["test", index][1] == category])
+        write_list(
+            folder / "test_split" / f"test{k}_{category}.txt",
+            [
+                f"/{settings.image_id('test', index)}.jpg"
+                for index in range(counts["test"])
+                if records["test", index][1] == category
+            ],
+        )
 
 
 def write_list(path: Path, lines: list[str]) -> None:

@@ -48,14 +48,14 @@ def light_maps(scene: Scene, size: tuple[int, int]) -> tuple[np.ndarray, np.ndar
     v, u = (v + 0.5) * height / h, (u + 0.5) * width / w
     weather, camera = scene.weather, scene.camera
     below = np.maximum(v - camera.horizon * height, 0.5)
-    ahead = camera.focal * width * camera.height_m / below                  # of the level ground
+    ahead = camera.focal * width * camera.height_m / below  # of the level ground
     across = (u - width / 2) * ahead / (camera.focal * width)
     gain, veil = np.ones((h, w, 3), np.float32), np.zeros((h, w, 3), np.float32)
     ground = (v > camera.horizon * height)[..., None]
     if weather.night:
         tint = np.array([0.25, 0.235, 0.25])
-        beam = np.exp(-(across / (2.2 + 0.13 * ahead)) ** 2) * np.exp(-ahead / 26) * np.clip(ahead / 9, 0, 1) ** 0.5
-        street = 0.3 * np.exp(-((v - 0.75 * height) / (0.5 * height)) ** 2)
+        beam = np.exp(-((across / (2.2 + 0.13 * ahead)) ** 2)) * np.exp(-ahead / 26) * np.clip(ahead / 9, 0, 1) ** 0.5
+        street = 0.3 * np.exp(-(((v - 0.75 * height) / (0.5 * height)) ** 2))
         warm = np.array([1.0, 0.88, 0.66])
         upper = np.where(v < camera.horizon * height, np.clip(v / (camera.horizon * height), 0.25, 1), 1)[..., None]
         lit = 0.95 * beam[..., None] * np.array([1, 0.97, 0.88]) + street[..., None] * warm
@@ -64,8 +64,8 @@ def light_maps(scene: Scene, size: tuple[int, int]) -> tuple[np.ndarray, np.ndar
     if weather.glare:
         gx, gy = weather.glare_at[0] * width, weather.glare_at[1] * height
         far = np.hypot((u - gx) / width, (v - gy) / width * 1.1)
-        burst = weather.glare * (330 * np.exp(-(far / 0.03) ** 2) + 190 * np.exp(-far / 0.13) + 60 * np.exp(-far / 0.4))
-        streak = weather.glare * 60 * np.exp(-((u - gx) / (0.03 * width)) ** 2) * ground[..., 0]
+        burst = weather.glare * (330 * np.exp(-((far / 0.03) ** 2)) + 190 * np.exp(-far / 0.13) + 60 * np.exp(-far / 0.4))
+        streak = weather.glare * 60 * np.exp(-(((u - gx) / (0.03 * width)) ** 2)) * ground[..., 0]
         veil += (burst + streak + 26 * weather.glare)[..., None] * np.array([1.0, 0.97, 0.9])
         gain *= 1 - 0.35 * weather.glare
     edge = 1 - 0.16 * (((u / width - 0.5) / 0.5) ** 2 + ((v / height - 0.5) / 0.5) ** 2) / 2
@@ -113,7 +113,16 @@ def drops(picture: np.ndarray, rain: float, rng) -> np.ndarray:
     for _ in range(int(90 * rain)):
         radius = rng.gamma(2.0, 2.6) * height / 590 + 1
         centre = (int(rng.integers(width)), int(rng.integers(height)))
-        cv2.ellipse(mask, centre, (max(1, int(radius)), max(1, int(radius * rng.uniform(1, 1.7)))), 0, 0, 360,
-                    float(rng.uniform(0.5, 0.95)), -1, cv2.LINE_AA)
+        cv2.ellipse(
+            mask,
+            centre,
+            (max(1, int(radius)), max(1, int(radius * rng.uniform(1, 1.7)))),
+            0,
+            0,
+            360,
+            float(rng.uniform(0.5, 0.95)),
+            -1,
+            cv2.LINE_AA,
+        )
     mask = cv2.GaussianBlur(mask, (0, 0), max(0.5, 1.5 * height / 590))[..., None]
     return picture + mask * (soft * 1.06 - picture)

@@ -21,7 +21,7 @@ from pipeline.synth.sampling import draw_scene
 from pipeline.synth.scene import Scene
 from pipeline.synth.settings import Settings
 
-STEP_M, PIECE_M = 0.1, 2.0          # between the points of a marker that are looked at; of a solid line, a marker
+STEP_M, PIECE_M = 0.1, 2.0  # between the points of a marker that are looked at; of a solid line, a marker
 NEAREST_M = 0.8
 
 
@@ -48,8 +48,9 @@ def label(scene: Scene, size: tuple[int, int], stamp: str) -> dict:
         found = list(markers(scene, line, intrinsics, to_camera, size))
         if found:
             sides["l" if line.offset < scene.road.lateral_m else "r"].append(found)
-    lanes = [{"lane_id": f"{side}{number}", "markers": found} for side, lines in sides.items()
-             for number, found in enumerate(lines)]
+    lanes = [
+        {"lane_id": f"{side}{number}", "markers": found} for side, lines in sides.items() for number, found in enumerate(lines)
+    ]
     return {"image_name": f"{stamp}_gray_rect.png", "projection_matrix": intrinsics.tolist(), "lanes": lanes}
 
 
@@ -61,8 +62,7 @@ def apart(matrix_34: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return intrinsics, np.linalg.solve(intrinsics, matrix_34)
 
 
-def markers(scene: Scene, line: Line, intrinsics: np.ndarray, to_camera: np.ndarray,
-            size: tuple[int, int]) -> Iterator[dict]:
+def markers(scene: Scene, line: Line, intrinsics: np.ndarray, to_camera: np.ndarray, size: tuple[int, int]) -> Iterator[dict]:
     """The markers of a line from near to far, up to the crest that hides the rest."""
     height, width = size
     row = height
@@ -91,5 +91,7 @@ def pieces(line: Line) -> list[tuple[float, float]]:
 
 
 def corner(end: str, point: np.ndarray, pixel: np.ndarray) -> dict:
-    return {f"world_{end}": {axis: f"{value:.5f}" for axis, value in zip("xyz", point)},
-            f"pixel_{end}": {axis: str(int(value)) for axis, value in zip("xy", pixel)}}
+    return {
+        f"world_{end}": {axis: f"{value:.5f}" for axis, value in zip("xyz", point)},
+        f"pixel_{end}": {axis: str(int(value)) for axis, value in zip("xy", pixel)},
+    }

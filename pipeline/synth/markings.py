@@ -11,14 +11,34 @@ import numpy as np
 
 from pipeline.synth.road import strip
 
-KINDS = ("none", "s_w_d", "b_w_g", "ds_w_dn", "db_w_g", "s_y_d", "b_y_g", "ds_y_dn", "sb_y_do", "s_w_s", "c_wy_z",
-         "a_w_t", "a_w_l", "a_w_r", "a_w_tl", "a_w_tr", "a_w_lr", "a_w_u", "r_wy_np")
+KINDS = (
+    "none",
+    "s_w_d",
+    "b_w_g",
+    "ds_w_dn",
+    "db_w_g",
+    "s_y_d",
+    "b_y_g",
+    "ds_y_dn",
+    "sb_y_do",
+    "s_w_s",
+    "c_wy_z",
+    "a_w_t",
+    "a_w_l",
+    "a_w_r",
+    "a_w_tl",
+    "a_w_tr",
+    "a_w_lr",
+    "a_w_u",
+    "r_wy_np",
+)
 WHITE, YELLOW = (225, 226, 222), (219, 171, 58)
 
 
 @dataclass(frozen=True)
 class Marking:
     """Paint of one class: outlines [n, 2] in road coordinates, and how much of it is left (0..1)."""
+
     kind: str
     outlines: tuple[np.ndarray, ...]
     strength: float = 1.0
@@ -31,6 +51,7 @@ class Marking:
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """A lane boundary: its centre line is what CULane annotates, `marking` is what is painted."""
+
     kind: str
     offset: float
     start_m: float
@@ -51,8 +72,12 @@ class Line:
             half *= 0.8
         else:
             strips = [(0.0, solid if self.kind[0] == "s" else broken)]
-        outlines = [outline for shift, runs in strips for start, end in runs
-                    for outline in strip(self.offset + shift - half, self.offset + shift + half, start, end)]
+        outlines = [
+            outline
+            for shift, runs in strips
+            for start, end in runs
+            for outline in strip(self.offset + shift - half, self.offset + shift + half, start, end)
+        ]
         return Marking(self.kind, tuple(outlines), self.strength)
 
     def _dashes(self) -> list[tuple[float, float]]:
@@ -68,24 +93,41 @@ def stop_line(left: float, right: float, s: float, strength: float) -> Marking:
 def zebra(left: float, right: float, s: float, length_m: float, strength: float) -> Marking:
     """Bars of 0.45 m with gaps of 0.6 m, along the direction of travel."""
     bars = np.arange(left + 0.3, right - 0.45, 1.05)
-    return Marking("c_wy_z", tuple(np.array([[o, s], [o, s + length_m], [o + 0.45, s + length_m], [o + 0.45, s]])
-                                   for o in bars), strength)
+    return Marking(
+        "c_wy_z", tuple(np.array([[o, s], [o, s + length_m], [o + 0.45, s + length_m], [o + 0.45, s]]) for o in bars), strength
+    )
 
 
 _SHAFT = [(-0.09, 0.0), (-0.09, 3.7), (0.09, 3.7), (0.09, 0.0)]
 _HEAD = [(-0.28, 3.6), (0.0, 6.0), (0.28, 3.6)]
 _LEFT = [(-0.09, 1.6), (-0.09, 2.4), (-0.42, 3.0), (-0.42, 2.5), (-0.95, 3.7), (-0.42, 4.9), (-0.42, 3.7), (0.09, 2.7)]
-_TURN = [(-0.09, 3.6), (-0.09, 4.4), (-0.55, 4.4), (-0.55, 3.4), (-0.78, 3.4), (-0.45, 1.8), (-0.12, 3.4), (-0.32, 3.4),
-         (-0.32, 4.0), (0.09, 4.0), (0.09, 3.6)]
+_TURN = [
+    (-0.09, 3.6),
+    (-0.09, 4.4),
+    (-0.55, 4.4),
+    (-0.55, 3.4),
+    (-0.78, 3.4),
+    (-0.45, 1.8),
+    (-0.12, 3.4),
+    (-0.32, 3.4),
+    (-0.32, 4.0),
+    (0.09, 4.0),
+    (0.09, 3.6),
+]
 
 
 def arrow(kind: str, offset: float, s: float, strength: float) -> Marking:
     """A 6 m arrow; through, left, right, turn and their pairs."""
     right = [(-o, along) for o, along in _LEFT]
-    parts = {"a_w_t": [_SHAFT, _HEAD], "a_w_l": [_SHAFT[:1] + [(-0.09, 2.6), (0.09, 2.6)] + _SHAFT[3:], _LEFT],
-             "a_w_r": [_SHAFT[:1] + [(-0.09, 2.6), (0.09, 2.6)] + _SHAFT[3:], right],
-             "a_w_tl": [_SHAFT, _HEAD, _LEFT], "a_w_tr": [_SHAFT, _HEAD, right],
-             "a_w_lr": [_SHAFT, _LEFT, right], "a_w_u": [_SHAFT, _TURN]}[kind]
+    parts = {
+        "a_w_t": [_SHAFT, _HEAD],
+        "a_w_l": [_SHAFT[:1] + [(-0.09, 2.6), (0.09, 2.6)] + _SHAFT[3:], _LEFT],
+        "a_w_r": [_SHAFT[:1] + [(-0.09, 2.6), (0.09, 2.6)] + _SHAFT[3:], right],
+        "a_w_tl": [_SHAFT, _HEAD, _LEFT],
+        "a_w_tr": [_SHAFT, _HEAD, right],
+        "a_w_lr": [_SHAFT, _LEFT, right],
+        "a_w_u": [_SHAFT, _TURN],
+    }[kind]
     return Marking(kind, tuple(np.array(part) * (1.3, 1.0) + (offset, s) for part in parts), strength)
 
 

@@ -16,10 +16,10 @@ from pipeline.synth.vehicles import draw_vehicle
 
 @dataclass(frozen=True)
 class Frame:
-    image: np.ndarray                                # [H, W, 3] uint8 RGB
-    label: np.ndarray                                # [H, W] uint8, 0..4
-    lines: list[np.ndarray]                          # [n, 2] each, left to right, bottom to top
-    existence: list[int]                             # flags of slots 1..4
+    image: np.ndarray  # [H, W, 3] uint8 RGB
+    label: np.ndarray  # [H, W] uint8, 0..4
+    lines: list[np.ndarray]  # [n, 2] each, left to right, bottom to top
+    existence: list[int]  # flags of slots 1..4
 
 
 def render(scene: Scene, size: tuple[int, int]) -> Frame:

@@ -12,17 +12,17 @@ import numpy as np
 
 STEP_M = 0.5
 BEHIND_M, AHEAD_M = 30.0, 420.0
-MAX_TURN = 0.8                      # radians; beyond it the curve goes straight on, so that z keeps growing with s
+MAX_TURN = 0.8  # radians; beyond it the curve goes straight on, so that z keeps growing with s
 
 
 @dataclass(frozen=True, kw_only=True)
 class Road:
-    lateral_m: float                # where the camera is, right of the reference line
-    heading: float                  # direction of the road at s = 0 seen from the camera, radians to the right
-    curvature: float                # 1/m, positive to the right
-    onset_m: float                  # where the bend begins ...
-    transition_m: float             # ... and over how many metres it builds up (clothoid)
-    s_curve: bool                   # the bend swings back
+    lateral_m: float  # where the camera is, right of the reference line
+    heading: float  # direction of the road at s = 0 seen from the camera, radians to the right
+    curvature: float  # 1/m, positive to the right
+    onset_m: float  # where the bend begins ...
+    transition_m: float  # ... and over how many metres it builds up (clothoid)
+    s_curve: bool  # the bend swings back
 
     @cached_property
     def _curve(self) -> tuple[np.ndarray, ...]:
@@ -69,9 +69,9 @@ def integral(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Terrain:
-    grade: float                    # slope after the change, positive uphill; 0: flat
+    grade: float  # slope after the change, positive uphill; 0: flat
     start_m: float
-    length_m: float                 # over which the slope builds up
+    length_m: float  # over which the slope builds up
 
     @cached_property
     def edges(self) -> np.ndarray:
@@ -83,7 +83,7 @@ class Terrain:
         """Height of the ground at the facet edges."""
         t = np.clip(self.edges - self.start_m, 0, None)
         curved = np.minimum(t, self.length_m)
-        return self.grade * (curved ** 2 / (2 * self.length_m) + np.clip(t - self.length_m, 0, None))
+        return self.grade * (curved**2 / (2 * self.length_m) + np.clip(t - self.length_m, 0, None))
 
     def height(self, z) -> np.ndarray:
         return np.interp(z, self.edges, self.heights)

@@ -11,12 +11,20 @@ from pipeline.synth.scene import Roadside, Scene
 STEEL, DARK_STEEL, POLE, BARK, CONCRETE = (158, 162, 164), (112, 116, 118), (96, 98, 100), (62, 52, 44), (146, 144, 138)
 LAMP_ARM_M = 2.2
 HOUSE_DEPTH_M = 14.0
-FACADE_M = 16.0             # width and height of a facade tile
+FACADE_M = 16.0  # width and height of a facade tile
 
 
 def draw_thing(scene: Scene, thing: Roadside, brush: Brush) -> None:
-    draw = {"tree": draw_tree, "house": draw_house, "lamp": draw_lamp, "rail": draw_rail, "wall": draw_wall,
-            "hedge": draw_wall, "sign": draw_sign, "bridge": draw_bridge}[thing.kind]
+    draw = {
+        "tree": draw_tree,
+        "house": draw_house,
+        "lamp": draw_lamp,
+        "rail": draw_rail,
+        "wall": draw_wall,
+        "hedge": draw_wall,
+        "sign": draw_sign,
+        "bridge": draw_bridge,
+    }[thing.kind]
     draw(scene, thing, brush)
 
 
@@ -50,32 +58,41 @@ def draw_tree(scene: Scene, tree: Roadside, brush: Brush) -> None:
         return
     wide, tall, side = x1 - x0, y1 - y0, texture.CROWN
     if wide < side:
-        grey, mask = (cv2.resize(part, (wide, tall), interpolation=cv2.INTER_AREA)[b - y0:d - y0, a - x0:c - x0]
-                      for part in texture.crowns()[tree.variant])
-    else:                                                   # near crowns are larger than the image: only what is seen
-        to_crown = np.array([[side / wide, 0, (a - x0 + 0.5) * side / wide - 0.5],
-                             [0, side / tall, (b - y0 + 0.5) * side / tall - 0.5]])
-        grey, mask = (cv2.warpAffine(part, to_crown, (c - a, d - b), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-                      for part in texture.crowns()[tree.variant])
+        grey, mask = (
+            cv2.resize(part, (wide, tall), interpolation=cv2.INTER_AREA)[b - y0 : d - y0, a - x0 : c - x0]
+            for part in texture.crowns()[tree.variant]
+        )
+    else:  # near crowns are larger than the image: only what is seen
+        to_crown = np.array(
+            [[side / wide, 0, (a - x0 + 0.5) * side / wide - 0.5], [0, side / tall, (b - y0 + 0.5) * side / tall - 0.5]]
+        )
+        grey, mask = (
+            cv2.warpAffine(part, to_crown, (c - a, d - b), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+            for part in texture.crowns()[tree.variant]
+        )
     dark, bright = brush.haze(np.zeros(3), base[2]), brush.haze(np.array(tree.tint) * 255 / 128, base[2])
     colours = np.clip(dark + np.linspace(0, 1, 256)[:, None] * (bright - dark), 0, 255).astype(np.uint8)
-    cv2.copyTo(cv2.LUT(cv2.merge([grey] * 3), colours[:, None]),
-               cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY)[1], brush.canvas[b:d, a:c])
+    cv2.copyTo(
+        cv2.LUT(cv2.merge([grey] * 3), colours[:, None]),
+        cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY)[1],
+        brush.canvas[b:d, a:c],
+    )
 
 
 def draw_house(scene: Scene, house: Roadside, brush: Brush) -> None:
     near, far = foot(scene, house.offset, house.s), foot(scene, house.offset, house.s + house.length_m)
     if far[2] < 3.0:
         return
-    if near[2] < 1.0:                                           # begins beside or behind the camera
+    if near[2] < 1.0:  # begins beside or behind the camera
         near = near + (far - near) * (1.0 - near[2]) / (far[2] - near[2])
     side = np.sign(house.offset)
     sunlit = scene.weather.shadows * side * np.sign(scene.weather.sun[0])
     behind = near + (side * HOUSE_DEPTH_M, 0, 0)
     for a, b, light in ((behind, near, 0.95 - 0.15 * sunlit), (near, far, 0.9 + 0.25 * sunlit)):
         repeats = np.linalg.norm((b - a)[[0, 2]]) / FACADE_M, house.height_m / FACADE_M
-        paste_wall(fence(a, b, 0, house.height_m), texture.facades()[house.variant], repeats,
-                   np.array(house.tint) / 128 * light, brush)
+        paste_wall(
+            fence(a, b, 0, house.height_m), texture.facades()[house.variant], repeats, np.array(house.tint) / 128 * light, brush
+        )
 
 
 def paste_wall(quad: np.ndarray, tile: np.ndarray, repeats: tuple[float, float], gain: np.ndarray, brush: Brush):
@@ -96,7 +113,7 @@ def paste_wall(quad: np.ndarray, tile: np.ndarray, repeats: tuple[float, float],
     pixels = pixels - (x0, y0)
     to_image = cv2.getPerspectiveTransform(corners.astype(np.float32), pixels.astype(np.float32))
     seen = np.zeros((y1 - y0, x1 - x0), np.uint8)
-    cv2.fillConvexPoly(seen, np.round(pixels * 2 ** SHIFT).astype(np.int32), 255, cv2.LINE_8, SHIFT)
+    cv2.fillConvexPoly(seen, np.round(pixels * 2**SHIFT).astype(np.int32), 255, cv2.LINE_8, SHIFT)
     drawn = cv2.warpPerspective(wall, to_image, seen.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
     cv2.copyTo(drawn, seen, brush.canvas[y0:y1, x0:x1])
 

@@ -4,9 +4,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-VERSION = 1                                # bump when the same settings would give other scenes or pictures
+VERSION = 1  # bump when the same settings would give other scenes or pictures
 JPEG_QUALITY = 90
-CLIP_FRAMES, FRAME_STEP = 100, 30          # frames a clip folder, and between frame numbers
+CLIP_FRAMES, FRAME_STEP = 100, 30  # frames a clip folder, and between frame numbers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,18 @@ import numpy as np
 from pipeline.synth.cross_section import CrossSection
 from pipeline.synth.scene import Roadside, Shade, Vehicle, Weather
 
-CAR_COLOURS = ((232, 232, 232), (28, 30, 34), (168, 172, 176), (96, 100, 106), (128, 26, 30), (36, 58, 112),
-               (196, 188, 170), (70, 76, 70), (214, 170, 40), (60, 90, 120))
+CAR_COLOURS = (
+    (232, 232, 232),
+    (28, 30, 34),
+    (168, 172, 176),
+    (96, 100, 106),
+    (128, 26, 30),
+    (36, 58, 112),
+    (196, 188, 170),
+    (70, 76, 70),
+    (214, 170, 40),
+    (60, 90, 120),
+)
 VEHICLES = {"car": 0.55, "suv": 0.22, "van": 0.1, "truck": 0.06, "bus": 0.07}
 LEAVES = ((62, 84, 42), (84, 92, 48), (52, 70, 44), (96, 90, 56))
 
@@ -23,10 +33,15 @@ def draw_vehicles(rng, section: CrossSection, difficulty: float) -> tuple[Vehicl
         while s < 130:
             kind = str(rng.choice(list(VEHICLES), p=list(VEHICLES.values())))
             if own and s < 9 and kind in ("truck", "bus"):
-                kind = "car"                                       # nothing but a wall of paint would be seen
-            vehicle = Vehicle(kind=kind, colour=CAR_COLOURS[rng.integers(len(CAR_COLOURS))],
-                              offset=offset + rng.normal(0, 0.2), s=s, oncoming=offset in section.oncoming,
-                              braking=bool(rng.random() < 0.3))
+                kind = "car"  # nothing but a wall of paint would be seen
+            vehicle = Vehicle(
+                kind=kind,
+                colour=CAR_COLOURS[rng.integers(len(CAR_COLOURS))],
+                offset=offset + rng.normal(0, 0.2),
+                s=s,
+                oncoming=offset in section.oncoming,
+                braking=bool(rng.random() < 0.3),
+            )
             vehicles.append(vehicle)
             s += vehicle.length_m + rng.uniform(2, 5) + rng.exponential(mean_gap)
     return tuple(vehicles)
@@ -44,12 +59,22 @@ def draw_roadside(rng, section: CrossSection) -> tuple[Roadside, ...]:
             away, scatter = (rng.uniform(1.6, 3.0), 0.8) if city else (rng.uniform(4, 9), 9.0)
             while s < 190:
                 if section.clear_of_crossing(s, s, 3):
-                    things.append(Roadside(kind="tree", offset=edge + side * (away + rng.uniform(0, scatter)), s=s,
-                                           height_m=rng.uniform(4.5, 9), variant=int(rng.integers(6)), tint=green))
+                    things.append(
+                        Roadside(
+                            kind="tree",
+                            offset=edge + side * (away + rng.uniform(0, scatter)),
+                            s=s,
+                            height_m=rng.uniform(4.5, 9),
+                            variant=int(rng.integers(6)),
+                            tint=green,
+                        )
+                    )
                 s += step * rng.uniform(0.7, 1.6) * (1 + s / 120)
         if rng.random() < 0.6:
-            things += [Roadside(kind="lamp", offset=edge + side * 0.9, s=s, height_m=9.0, variant=side)
-                       for s in np.arange(rng.uniform(8, 35), 220, 32)]
+            things += [
+                Roadside(kind="lamp", offset=edge + side * 0.9, s=s, height_m=9.0, variant=side)
+                for s in np.arange(rng.uniform(8, 35), 220, 32)
+            ]
         if (section.setting == "highway" or rng.random() < 0.2) and not section.has_crossing:
             things += barrier("rail", edge + side * 0.5, 200, green)
     if section.divided:
@@ -57,11 +82,18 @@ def draw_roadside(rng, section: CrossSection) -> tuple[Roadside, ...]:
         end = section.crossing_s - 1 if section.has_crossing else 200
         things += barrier(kind, section.left - 0.3 - section.median / 2, end, green)
     if rng.random() < 0.1:
-        things.append(Roadside(kind="bridge", offset=0, s=rng.uniform(18, 90), length_m=rng.uniform(5, 16),
-                               height_m=5.5))
+        things.append(Roadside(kind="bridge", offset=0, s=rng.uniform(18, 90), length_m=rng.uniform(5, 16), height_m=5.5))
     if rng.random() < 0.2:
-        things.append(Roadside(kind="sign", offset=(section.left + section.right) / 2, s=rng.uniform(30, 110),
-                               width_m=section.right - section.left, height_m=6.0, variant=int(rng.integers(2))))
+        things.append(
+            Roadside(
+                kind="sign",
+                offset=(section.left + section.right) / 2,
+                s=rng.uniform(30, 110),
+                width_m=section.right - section.left,
+                height_m=6.0,
+                variant=int(rng.integers(2)),
+            )
+        )
     return tuple(things)
 
 
@@ -70,10 +102,17 @@ def draw_houses(rng, section: CrossSection, side: int, edge: float) -> list[Road
     while s < 260:
         length = rng.uniform(14, 45)
         if section.clear_of_crossing(s, s + length, 0):
-            houses.append(Roadside(kind="house", offset=edge + side * rng.uniform(7, 16), s=s, length_m=length,
-                                   height_m=rng.choice([8, 14, 22, 40, 60]) * rng.uniform(0.8, 1.2),
-                                   variant=int(rng.integers(8)),
-                                   tint=tuple(int(c) for c in rng.uniform(85, 150) + rng.uniform(-10, 10, 3))))
+            houses.append(
+                Roadside(
+                    kind="house",
+                    offset=edge + side * rng.uniform(7, 16),
+                    s=s,
+                    length_m=length,
+                    height_m=rng.choice([8, 14, 22, 40, 60]) * rng.uniform(0.8, 1.2),
+                    variant=int(rng.integers(8)),
+                    tint=tuple(int(c) for c in rng.uniform(85, 150) + rng.uniform(-10, 10, 3)),
+                )
+            )
         s += length + rng.uniform(0, 18)
     return houses
 
@@ -102,7 +141,18 @@ def draw_shades(rng, section: CrossSection, weather: Weather, roadside: tuple[Ro
         for _ in range(rng.integers(1, 6)):
             length, reach = rng.uniform(8, 40), rng.uniform(6, 20)
             slant = 0.4 * reach * ahead / max(abs(to_right), 0.3)
-            shades.append(Shade(np.array([[start, s], [start, s + length], [start + side * reach, s + length + slant],
-                                          [start + side * reach, s + slant]]), 1 - weather.shadows))
+            shades.append(
+                Shade(
+                    np.array(
+                        [
+                            [start, s],
+                            [start, s + length],
+                            [start + side * reach, s + length + slant],
+                            [start + side * reach, s + slant],
+                        ]
+                    ),
+                    1 - weather.shadows,
+                )
+            )
             s += length + rng.uniform(3, 25)
     return tuple(shades)

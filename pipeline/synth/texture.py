@@ -11,8 +11,8 @@ import numpy as np
 from pipeline.synth.streams import stream
 
 SIDE = 512
-CROWN = 256             # pixels of a tree crown's side
-FAINT = 0.08            # contrast below which noise is left out: 3 grey values
+CROWN = 256  # pixels of a tree crown's side
+FAINT = 0.08  # contrast below which noise is left out: 3 grey values
 
 
 @cache
@@ -39,8 +39,9 @@ def sample_noise(shape, x0: float, dx: float, y0: float, dy: float, texel: float
     patch = noise_tile()[np.ix_(rows, columns)]
     patch = cv2.convertScaleAbs(patch, alpha=contrast, beta=128 * (1 - contrast))
     to_patch = np.array([[dx / texel_x, 0, x0 / texel_x - j0], [0, dy / texel_y, y0 / texel_y - i0]])
-    return cv2.warpAffine(patch, to_patch, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                          borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(
+        patch, to_patch, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+    )
 
 
 def fractal(shape, x0: float, dx: float, y0: float, dy: float, texels: tuple[float, ...]) -> np.ndarray:
@@ -64,7 +65,7 @@ def crowns() -> list[tuple[np.ndarray, np.ndarray]]:
         for _ in range(14):
             angle, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.55)
             cx, cy, radius = reach * np.cos(angle), reach * np.sin(angle) * 0.9, rng.uniform(0.25, 0.42)
-            height = np.maximum(height, 1 - ((xs - cx) ** 2 + (ys - cy) ** 2) / radius ** 2)
+            height = np.maximum(height, 1 - ((xs - cx) ** 2 + (ys - cy) ** 2) / radius**2)
         rough = fractal((CROWN, CROWN), rng.uniform(0, 5000), 1, rng.uniform(0, 5000), 1, (2, 5, 14)) - np.float32(128)
         mask = np.where(height + rough / 170 > 0.2, 255, 0).astype(np.uint8)
         shade = 118 + 0.75 * rough + 34 * np.clip(height, 0, 1) - 45 * ys
@@ -78,8 +79,19 @@ def facades() -> list[np.ndarray]:
     made = []
     for k in range(8):
         rng = stream("facade", k)
-        wall = np.array([(196, 188, 174), (170, 160, 150), (150, 118, 100), (205, 205, 200), (120, 132, 142),
-                         (182, 150, 120), (140, 140, 138), (222, 214, 196)][k], np.float32)
+        wall = np.array(
+            [
+                (196, 188, 174),
+                (170, 160, 150),
+                (150, 118, 100),
+                (205, 205, 200),
+                (120, 132, 142),
+                (182, 150, 120),
+                (140, 140, 138),
+                (222, 214, 196),
+            ][k],
+            np.float32,
+        )
         front = np.broadcast_to(wall, (256, 256, 3)).astype(np.float32).copy()
         floors, bays = int(rng.integers(4, 6)), int(rng.integers(3, 7))
         tall, wide = rng.uniform(0.4, 0.75), rng.uniform(0.45, 0.9)
@@ -88,9 +100,9 @@ def facades() -> list[np.ndarray]:
                 y0, x0 = 256 * (i + (1 - tall) / 2) / floors, 256 * (j + (1 - wide) / 2) / bays
                 y1, x1 = y0 + 256 * tall / floors, x0 + 256 * wide / bays
                 glass = np.array([62, 76, 90]) * rng.uniform(0.5, 1.5) + rng.uniform(0, 25)
-                front[int(y0):int(y1), int(x0):int(x1)] = glass
-                front[int(y1):int(y1) + 2, int(x0):int(x1)] *= 0.75
-        front[::256 // floors] *= 0.82
+                front[int(y0) : int(y1), int(x0) : int(x1)] = glass
+                front[int(y1) : int(y1) + 2, int(x0) : int(x1)] *= 0.75
+        front[:: 256 // floors] *= 0.82
         grain = sample_noise((256, 256), 71 * k, 1, 13 * k, 1, 9, 1.0).astype(np.float32)
         made.append(np.clip(front * (0.85 + 0.15 * grain / 128)[..., None], 0, 255).astype(np.uint8))
     return made

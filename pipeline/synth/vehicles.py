@@ -17,22 +17,25 @@ LAMPS = REAR_LIGHT, BRAKE_LIGHT, HEADLIGHT
 @dataclass(frozen=True)
 class Box:
     """A frustum: half widths and ends below and above, heights between; a decal is (face, u0, u1, v0, v1, colour)."""
+
     bottom: float
     top: float
-    half: tuple[float, float]                   # below, above
+    half: tuple[float, float]  # below, above
     rear: tuple[float, float]
     front: tuple[float, float]
     decals: tuple = ()
-    colour: tuple | None = None                 # None: the vehicle's own
+    colour: tuple | None = None  # None: the vehicle's own
 
     def faces(self) -> dict[str, np.ndarray]:
         """Corners [4, 3] (right, up, ahead) of each face: from its lower left one, seen from outside, to the right."""
         (wb, wt), (rb, rt), (fb, ft), b, t = self.half, self.rear, self.front, self.bottom, self.top
-        return {"rear": np.array([[-wb, b, rb], [wb, b, rb], [wt, t, rt], [-wt, t, rt]]),
-                "front": np.array([[wb, b, fb], [-wb, b, fb], [-wt, t, ft], [wt, t, ft]]),
-                "left": np.array([[-wb, b, fb], [-wb, b, rb], [-wt, t, rt], [-wt, t, ft]]),
-                "right": np.array([[wb, b, rb], [wb, b, fb], [wt, t, ft], [wt, t, rt]]),
-                "top": np.array([[-wt, t, rt], [wt, t, rt], [wt, t, ft], [-wt, t, ft]])}
+        return {
+            "rear": np.array([[-wb, b, rb], [wb, b, rb], [wt, t, rt], [-wt, t, rt]]),
+            "front": np.array([[wb, b, fb], [-wb, b, fb], [-wt, t, ft], [wt, t, ft]]),
+            "left": np.array([[-wb, b, fb], [-wb, b, rb], [-wt, t, rt], [-wt, t, ft]]),
+            "right": np.array([[wb, b, rb], [wb, b, fb], [wt, t, ft], [wt, t, rt]]),
+            "top": np.array([[-wt, t, rt], [wt, t, rt], [wt, t, ft], [-wt, t, ft]]),
+        }
 
 
 def boxes(vehicle: Vehicle) -> list[Box]:
@@ -42,13 +45,21 @@ def boxes(vehicle: Vehicle) -> list[Box]:
     half = width / 2
     under = Box(0.17, 0.4, (half * 0.86,) * 2, (0.15, 0.05), (length - 0.15, length), colour=RUBBER)
     if vehicle.kind in ("truck", "bus"):
-        lights = (("rear", 0.03, 0.12, 0.10, 0.17, rear), ("rear", 0.88, 0.97, 0.10, 0.17, rear),
-                  ("rear", 0.40, 0.60, 0.07, 0.12, PLATE), ("rear", 0.0, 1.0, 0.0, 0.05, TRIM),
-                  ("front", 0.05, 0.2, 0.1, 0.2, HEADLIGHT), ("front", 0.8, 0.95, 0.1, 0.2, HEADLIGHT),
-                  ("front", 0.08, 0.92, 0.42, 0.8, GLASS))
+        lights = (
+            ("rear", 0.03, 0.12, 0.10, 0.17, rear),
+            ("rear", 0.88, 0.97, 0.10, 0.17, rear),
+            ("rear", 0.40, 0.60, 0.07, 0.12, PLATE),
+            ("rear", 0.0, 1.0, 0.0, 0.05, TRIM),
+            ("front", 0.05, 0.2, 0.1, 0.2, HEADLIGHT),
+            ("front", 0.8, 0.95, 0.1, 0.2, HEADLIGHT),
+            ("front", 0.08, 0.92, 0.42, 0.8, GLASS),
+        )
         if vehicle.kind == "bus":
-            windows = (("rear", 0.1, 0.9, 0.52, 0.82, GLASS), ("left", 0.03, 0.97, 0.46, 0.8, GLASS),
-                       ("right", 0.03, 0.97, 0.46, 0.8, GLASS))
+            windows = (
+                ("rear", 0.1, 0.9, 0.52, 0.82, GLASS),
+                ("left", 0.03, 0.97, 0.46, 0.8, GLASS),
+                ("right", 0.03, 0.97, 0.46, 0.8, GLASS),
+            )
             return [under, Box(0.32, height, (half, half * 0.97), (0, 0.1), (length, length - 0.15), lights + windows)]
         cab = Box(0.5, 2.7, (half * 0.95,) * 2, (7.4, 7.4), (9.4, 9.1), lights[4:])
         doors = ("rear", 0.495, 0.505, 0.0, 1.0, TRIM)
@@ -56,19 +67,46 @@ def boxes(vehicle: Vehicle) -> list[Box]:
         frame = Box(0.45, 0.85, (half * 0.8,) * 2, (0, 0), (7.4, 7.4), colour=TRIM)
         return [frame, cab, load]
     waist = {"car": 0.93, "suv": 1.08, "van": 1.15}[vehicle.kind]
-    cabin_rear, cabin_front = {"car": ((0.35, 0.95), (3.55, 2.75)), "suv": ((0.05, 0.35), (3.6, 2.95)),
-                               "van": ((0.0, 0.1), (4.7, 4.0))}[vehicle.kind]
+    cabin_rear, cabin_front = {
+        "car": ((0.35, 0.95), (3.55, 2.75)),
+        "suv": ((0.05, 0.35), (3.6, 2.95)),
+        "van": ((0.0, 0.1), (4.7, 4.0)),
+    }[vehicle.kind]
     y = 0.62 if vehicle.kind == "car" else 0.72
-    body = Box(0.26, waist, (half, half * 0.96), (0.0, 0.06), (length, length - 0.12),
-               (("rear", 0.03, 0.22, y, y + 0.22, rear), ("rear", 0.78, 0.97, y, y + 0.22, rear),
-                ("rear", 0.38, 0.62, 0.34, 0.5, PLATE), ("rear", 0.0, 1.0, 0.0, 0.2, TRIM),
-                ("front", 0.04, 0.24, 0.55, 0.8, HEADLIGHT), ("front", 0.76, 0.96, 0.55, 0.8, HEADLIGHT),
-                ("front", 0.25, 0.75, 0.2, 0.62, TRIM), ("front", 0.38, 0.62, 0.06, 0.2, PLATE),
-                ("left", 0.0, 1.0, 0.0, 0.14, TRIM), ("right", 0.0, 1.0, 0.0, 0.14, TRIM)))
-    cabin = Box(waist, height, (half * 0.92, half * 0.74), cabin_rear, cabin_front,
-                (("rear", 0.08, 0.92, 0.12, 0.88, GLASS), ("front", 0.06, 0.94, 0.08, 0.92, GLASS),
-                 ("left", 0.06, 0.48, 0.12, 0.88, GLASS), ("left", 0.52, 0.94, 0.12, 0.88, GLASS),
-                 ("right", 0.06, 0.48, 0.12, 0.88, GLASS), ("right", 0.52, 0.94, 0.12, 0.88, GLASS)))
+    body = Box(
+        0.26,
+        waist,
+        (half, half * 0.96),
+        (0.0, 0.06),
+        (length, length - 0.12),
+        (
+            ("rear", 0.03, 0.22, y, y + 0.22, rear),
+            ("rear", 0.78, 0.97, y, y + 0.22, rear),
+            ("rear", 0.38, 0.62, 0.34, 0.5, PLATE),
+            ("rear", 0.0, 1.0, 0.0, 0.2, TRIM),
+            ("front", 0.04, 0.24, 0.55, 0.8, HEADLIGHT),
+            ("front", 0.76, 0.96, 0.55, 0.8, HEADLIGHT),
+            ("front", 0.25, 0.75, 0.2, 0.62, TRIM),
+            ("front", 0.38, 0.62, 0.06, 0.2, PLATE),
+            ("left", 0.0, 1.0, 0.0, 0.14, TRIM),
+            ("right", 0.0, 1.0, 0.0, 0.14, TRIM),
+        ),
+    )
+    cabin = Box(
+        waist,
+        height,
+        (half * 0.92, half * 0.74),
+        cabin_rear,
+        cabin_front,
+        (
+            ("rear", 0.08, 0.92, 0.12, 0.88, GLASS),
+            ("front", 0.06, 0.94, 0.08, 0.92, GLASS),
+            ("left", 0.06, 0.48, 0.12, 0.88, GLASS),
+            ("left", 0.52, 0.94, 0.12, 0.88, GLASS),
+            ("right", 0.06, 0.48, 0.12, 0.88, GLASS),
+            ("right", 0.52, 0.94, 0.12, 0.88, GLASS),
+        ),
+    )
     return [under, body, cabin]
 
 
@@ -78,8 +116,11 @@ def wheels(vehicle: Vehicle, side: int) -> tuple[list[np.ndarray], list[np.ndarr
     radius = 0.48 if vehicle.kind in ("truck", "bus") else 0.34
     turn = np.linspace(0, 2 * np.pi, 16, endpoint=False)
     at = [0.17 * length, 0.8 * length]
-    treads = [np.array([[x - 0.13, 0, c], [x + 0.13, 0, c], [x + 0.13, radius, c], [x - 0.13, radius, c]])
-              for c in (at[0] - radius, at[1] + radius) for x in (-width / 2 + 0.16, width / 2 - 0.16)]
+    treads = [
+        np.array([[x - 0.13, 0, c], [x + 0.13, 0, c], [x + 0.13, radius, c], [x - 0.13, radius, c]])
+        for c in (at[0] - radius, at[1] + radius)
+        for x in (-width / 2 + 0.16, width / 2 - 0.16)
+    ]
     x = np.full(16, side * (width / 2 + 0.01))
     discs = [np.stack([x, radius + radius * np.sin(turn), c + radius * np.cos(turn)], -1) for c in at]
     return treads, discs
@@ -88,7 +129,7 @@ def wheels(vehicle: Vehicle, side: int) -> tuple[list[np.ndarray], list[np.ndarr
 def facing(scene: Scene, vehicle: Vehicle) -> Iterator[tuple[np.ndarray, tuple, float]]:
     """(world polygon, colour, light on it) of what faces the camera, in the order of drawing."""
     rotation, origin = pose(scene, vehicle)
-    eye = rotation.T @ (np.array([0, scene.camera.height_m, 0]) - origin)          # the camera in the vehicle's axes
+    eye = rotation.T @ (np.array([0, scene.camera.height_m, 0]) - origin)  # the camera in the vehicle's axes
     sun = np.array([-scene.weather.sun[0], 1.0, -scene.weather.sun[1]])
     sun = rotation.T @ (sun / np.linalg.norm(sun))
     treads, discs = wheels(vehicle, 1 if eye[0] > 0 else -1)
@@ -96,7 +137,7 @@ def facing(scene: Scene, vehicle: Vehicle) -> Iterator[tuple[np.ndarray, tuple, 
         yield tread @ rotation.T + origin, RUBBER, 1.0
     parts = boxes(vehicle)
     if vehicle.kind == "truck" and eye[2] > 8:
-        parts[-1], parts[-2] = parts[-2], parts[-1]                                # from ahead, the cab hides the load
+        parts[-1], parts[-2] = parts[-2], parts[-1]  # from ahead, the cab hides the load
     for box in parts:
         for name, corners in box.faces().items():
             inward = np.cross(corners[1] - corners[0], corners[3] - corners[0])
@@ -138,8 +179,9 @@ def pose(scene: Scene, vehicle: Vehicle) -> tuple[np.ndarray, np.ndarray]:
 def patch(corners, u0, u1, v0, v1) -> np.ndarray:
     """A part of a face by bilinear coordinates: u to the right, v up."""
     a, b, c, d = corners
-    return np.array([(1 - v) * ((1 - u) * a + u * b) + v * ((1 - u) * d + u * c)
-                     for u, v in ((u0, v0), (u1, v0), (u1, v1), (u0, v1))])
+    return np.array(
+        [(1 - v) * ((1 - u) * a + u * b) + v * ((1 - u) * d + u * c) for u, v in ((u0, v0), (u1, v0), (u1, v1), (u0, v1))]
+    )
 
 
 def shadows(scene: Scene) -> list[Shade]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-VANISHING = 1e-6            # a vector's length, in units of the image's largest value, to a power of two
+VANISHING = 1e-6  # a vector's length, in units of the image's largest value, to a power of two
 
 
 def scaled(features_BChw: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def scaled(features_BChw: Tensor) -> Tensor:
     Cosines forget the unit, and no square leaves float32's range. Nothing is rounded.
     """
     peak_B111 = features_BChw.detach().abs().amax(dim=(1, 2, 3), keepdim=True)
-    exponent_B111 = peak_B111.frexp().exponent.clamp(min=-126)      # or the power leaves float32's range
+    exponent_B111 = peak_B111.frexp().exponent.clamp(min=-126)  # or the power leaves float32's range
     return features_BChw * torch.ones_like(peak_B111).ldexp(-exponent_B111)
 
 
@@ -35,7 +35,7 @@ def inverse_length(vectors_BNC: Tensor) -> Tensor:
 ERRORS = {
     "float32": {},
     "float16": {"relative_error": 2**-11, "absolute_error": 2**-24},
-    "int8": {"absolute_error": 1 / 253},        # half a step of the largest magnitude's 127th part
+    "int8": {"absolute_error": 1 / 253},  # half a step of the largest magnitude's 127th part
 }
 
 

@@ -43,6 +43,7 @@ def area_means(values: Tensor, cells: int) -> Tensor:
 
 def cell_labels(labels_BHW: Tensor, grid: tuple[int, int]) -> Tensor:
     """[B, h, w]: the label of each cell's middle pixel (the lower right of four), the same everywhere."""
-    rows, columns = (torch.arange(cells, device=labels_BHW.device) * 2 * size + size
-                     for cells, size in zip(grid, labels_BHW.shape[-2:]))
+    rows, columns = (
+        torch.arange(cells, device=labels_BHW.device) * 2 * size + size for cells, size in zip(grid, labels_BHW.shape[-2:])
+    )
     return labels_BHW[:, (rows // (2 * grid[0]))[:, None], columns // (2 * grid[1])]

@@ -49,8 +49,19 @@ class PowerMeans(torch.autograd.Function):
         slopes_B3KC = (slopes_B3KC / counts_BK[:, None, :, None]).contiguous()
         found_BCP = torch.empty_like(features_BCP)
         grid = B * triton.cdiv(C, SLOPES["CHANNELS"]), triton.cdiv(P, SLOPES["POSITIONS"])
-        slopes_kernel[grid](features_BCP, masks_BKP, shift_BC, slopes_B3KC, found_BCP, *features_BCP.stride(),
-                            *found_BCP.stride(), C, P, K, **SLOPES)
+        slopes_kernel[grid](
+            features_BCP,
+            masks_BKP,
+            shift_BC,
+            slopes_B3KC,
+            found_BCP,
+            *features_BCP.stride(),
+            *found_BCP.stride(),
+            C,
+            P,
+            K,
+            **SLOPES,
+        )
         return found_BCP, None, None
 
 
@@ -69,8 +80,9 @@ def tile(features, shift, stride_b, stride_c, stride_p, C, P, CHANNELS: tl.const
 
 
 @triton.jit
-def sums_kernel(features, masks, shift, sums, stride_b, stride_c, stride_p, B, C, P, K,
-                CHANNELS: tl.constexpr, POSITIONS: tl.constexpr):
+def sums_kernel(
+    features, masks, shift, sums, stride_b, stride_c, stride_p, B, C, P, K, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr
+):
     """A tile's three sums, region after region."""
     b, c, p, inside, x = tile(features, shift, stride_b, stride_c, stride_p, C, P, CHANNELS, POSITIONS)
     square = x * x
@@ -91,8 +103,24 @@ def sums_kernel(features, masks, shift, sums, stride_b, stride_c, stride_p, B, C
 
 
 @triton.jit
-def slopes_kernel(features, masks, shift, slopes, found, stride_b, stride_c, stride_p, found_b, found_c, found_p, C, P, K,
-                  CHANNELS: tl.constexpr, POSITIONS: tl.constexpr):
+def slopes_kernel(
+    features,
+    masks,
+    shift,
+    slopes,
+    found,
+    stride_b,
+    stride_c,
+    stride_p,
+    found_b,
+    found_c,
+    found_p,
+    C,
+    P,
+    K,
+    CHANNELS: tl.constexpr,
+    POSITIONS: tl.constexpr,
+):
     """A tile of the features' gradient: of each mask that covers a position, slope_1 + 2 x slope_2 + 3 x^2 slope_3."""
     b, c, p, inside, x = tile(features, shift, stride_b, stride_c, stride_p, C, P, CHANNELS, POSITIONS)
     total = tl.zeros((CHANNELS, POSITIONS), tl.float64)

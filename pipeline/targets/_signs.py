@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-@lru_cache(maxsize=16)                  # the largest, of a map of 2048 channels, is 20 to 70 MB
+@lru_cache(maxsize=16)  # the largest, of a map of 2048 channels, is 20 to 70 MB
 def signs(seed: int, stream: int, count: int, device: torch.device) -> Tensor:
     """[count] of -1 and 1, float32: the first bits of a stream, so that a longer one begins with a shorter one."""
     words = np.random.Philox(key=np.array([seed, stream], np.uint64)).random_raw(-(-count // 64))

@@ -34,27 +34,42 @@ from pipeline.errors import ConfigError
 from pipeline.models.base import Output
 from pipeline.targets.base import Context, Field, Layer, TargetType
 
-CHUNK = {"cpu": 2**19, "cuda": 2**25}   # features made float64 at a time: 4 MiB fit a cache, 256 MiB are few launches
-MOMENTS: Literal["torch", "triton"] = "torch"   # on CUDA; triton: _moments.py, not timed on any GPU yet, which bench/moments.py does
-VANISHING = 1e-6                        # a node's norm, in units of the map's deviation
+CHUNK = {"cpu": 2**19, "cuda": 2**25}  # features made float64 at a time: 4 MiB fit a cache, 256 MiB are few launches
+MOMENTS: Literal["torch", "triton"] = "torch"  # on CUDA; triton: _moments.py, not timed on any GPU yet, which bench/moments.py does
+VANISHING = 1e-6  # a node's norm, in units of the map's deviation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
     layer: Layer
-    aoi_kernel: Annotated[int, pydantic.Field(
-        ge=1, description="Side of the square that each region is dilated by, in pixels of the network's input; an odd number.")] = 5
-    aoi_grid: Annotated[Literal["teacher", "own"], pydantic.Field(
-        description="The grid of the regions: the teacher's for both networks, or each network's own.")] = "teacher"
-    regions: Annotated[Literal["label", "teacher", "both"], pydantic.Field(
-        description="Regions come from the labels, from the teacher's prediction, or from the labels and, where an image has none, "
-                    "from the prediction.")] = "label"
-    reading: Annotated[Literal["masked", "literal"], pydantic.Field(
-        description="Sum the moments inside each region, or take the paper's equation to the letter.")] = "masked"
-    eps: Annotated[float, pydantic.Field(
-        gt=0, description="Added to the variance before the third moment is divided by it.")] = 1e-2
-    eps_scale: Annotated[Literal["relative", "absolute"], pydantic.Field(
-        description="`eps` is a part of the map's mean channel variance, or the number itself.")] = "relative"
+    aoi_kernel: Annotated[
+        int,
+        pydantic.Field(
+            ge=1, description="Side of the square that each region is dilated by, in pixels of the network's input; an odd number."
+        ),
+    ] = 5
+    aoi_grid: Annotated[
+        Literal["teacher", "own"],
+        pydantic.Field(description="The grid of the regions: the teacher's for both networks, or each network's own."),
+    ] = "teacher"
+    regions: Annotated[
+        Literal["label", "teacher", "both"],
+        pydantic.Field(
+            description="Regions come from the labels, from the teacher's prediction, or from the labels and, where an image has none, "  # noqa: E501
+            "from the prediction."
+        ),
+    ] = "label"
+    reading: Annotated[
+        Literal["masked", "literal"],
+        pydantic.Field(description="Sum the moments inside each region, or take the paper's equation to the letter."),
+    ] = "masked"
+    eps: Annotated[float, pydantic.Field(gt=0, description="Added to the variance before the third moment is divided by it.")] = (
+        1e-2
+    )
+    eps_scale: Annotated[
+        Literal["relative", "absolute"],
+        pydantic.Field(description="`eps` is a part of the map's mean channel variance, or the number itself."),
+    ] = "relative"
 
     fidelity = "exact"
 
@@ -74,7 +89,7 @@ class Target(TargetType):
         n = len(context.regions)
         fields = {
             "graph": Field(shape=(3, n, n), dtype="float32", dims=("moment", "region", "other_region")),
-            "cells": Field(shape=(n,), dtype="int32", dims=("region",)),        # per region, on the teacher's grid
+            "cells": Field(shape=(n,), dtype="int32", dims=("region",)),  # per region, on the teacher's grid
         }
         if self.regions != "label":
             h, w = context.grids["logits"]
@@ -121,6 +136,7 @@ class Target(TargetType):
 
 # The AOI: one bit a region, eight regions a byte, so that one OR serves eight maps and no [B, K, H, W] map is made.
 
+
 def pack(labels_BHW: Tensor, regions: tuple[int, ...]) -> Tensor:
     """[K / 8, B, H, W] bytes: bit k % 8 of byte k // 8 is set where the label is regions[k]."""
     table = torch.zeros(-(-len(regions) // 8), 256, dtype=torch.uint8)
@@ -163,7 +179,7 @@ def nodes(features_BChw: Tensor, aoi_BKhw: Tensor, reading: str, eps: float, eps
     shift_BC1 = features_BCP.detach().mean(dim=2, keepdim=True).double()
 
     if fused(features_BCP):
-        from pipeline.targets import _moments    # which imports triton
+        from pipeline.targets import _moments  # which imports triton
 
         masks_BKP = torch.cat((aoi_BKhw.flatten(2), torch.ones_like(aoi_BKhw[:, :1]).flatten(2)), dim=1)
         powers = _moments.power_means(features_BCP, masks_BKP, shift_BC1)
@@ -177,11 +193,11 @@ def nodes(features_BChw: Tensor, aoi_BKhw: Tensor, reading: str, eps: float, eps
     e1, e2, e3 = (powers[:, p, :-1] / unit_B11 ** (p + 1) for p in range(3))
     mean = shift_BC1.transpose(1, 2) / unit_B11 + e1
     variance = e2 - e1.square()
-    constant = variance < 1e-12 * e2            # what is left is rounding, which a small eps would blow up
+    constant = variance < 1e-12 * e2  # what is left is rounding, which a small eps would blow up
     variance = variance.masked_fill(constant, 0)
     third = (e3 - 3 * e1 * e2 + 2 * e1**3).masked_fill(constant, 0)
     if reading == "literal":
-        outside = areas_BKP.shape[2] / cells_BK1.clamp(min=1) - 1       # positions outside add (0 - mu1)^r
+        outside = areas_BKP.shape[2] / cells_BK1.clamp(min=1) - 1  # positions outside add (0 - mu1)^r
         variance, third = variance + outside * mean**2, third - outside * mean**3
     skewness = third / (variance + eps) ** (3 if reading == "literal" else 1.5)
     return torch.stack((mean, variance, skewness), dim=1) * (cells_BK1 > 0)[:, None]
@@ -232,6 +248,6 @@ def chunks(features_BCP: Tensor, *others: Tensor):
 def cosines(nodes_BRKC: Tensor) -> Tensor:
     """Eq. 3: [B, 3, K, K]; a vanishing node has cosine 0 with every node, itself too, and no gradient."""
     squares = nodes_BRKC.square().sum(dim=-1, keepdim=True)
-    vanishing = squares < VANISHING**2          # False for NaN, which stays
+    vanishing = squares < VANISHING**2  # False for NaN, which stays
     units = (nodes_BRKC * squares.masked_fill(vanishing, 1).rsqrt()).masked_fill(vanishing, 0)
     return units @ units.mT

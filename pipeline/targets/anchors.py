@@ -30,7 +30,7 @@ from pipeline.targets._grid import cell_labels, grid_of, on_grid
 from pipeline.targets._signs import signs
 from pipeline.targets.base import STORED, Context, Field, Layer, TargetType
 
-NONE = 255                                              # the class of an anchor that is not there
+NONE = 255  # the class of an anchor that is not there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +45,18 @@ class Target(TargetType):
 
     def __post_init__(self):
         if self.count < 1 or self.channels < 1 or self.seed < 0:
-            raise ConfigError(f"anchors: count {self.count}, channels {self.channels}, seed {self.seed}: write 1 or "
-                              f"more of the first two, and 0 or more")
+            raise ConfigError(
+                f"anchors: count {self.count}, channels {self.channels}, seed {self.seed}: write 1 or "
+                f"more of the first two, and 0 or more"
+            )
 
     def fields(self, context: Context) -> dict[str, Field]:
         h, w = grid_of(context, self.layer, "anchors.layer")
         N, D, K = min(self.count, h * w), self.width(context.channels[self.layer]), context.num_classes
         return {
             "embedding": Field((N, D), self.dtype, ("anchor", "channel"), **ERRORS[self.dtype]),
-            "place": Field((N,), "int32", ("anchor",)),             # y * w + x
-            "label": Field((N,), "uint8", ("anchor",)),             # 255: no anchor, its place and embedding are 0
+            "place": Field((N,), "int32", ("anchor",)),  # y * w + x
+            "label": Field((N,), "uint8", ("anchor",)),  # 255: no anchor, its place and embedding are 0
             "mean": Field((K, D), self.dtype, ("class", "channel"), **ERRORS[self.dtype]),
             "cells": Field((K,), "int32", ("class",)),
         }
@@ -72,8 +74,10 @@ class Target(TargetType):
         cells_BK = members_BKP.sum(dim=2)
         return {
             "embedding": at(cells_BPD, place_BN) * (label_BN != NONE)[..., None],
-            "place": place_BN.int(), "label": label_BN,
-            "mean": members_BKP @ cells_BPD / cells_BK.clamp(min=1)[..., None], "cells": cells_BK.int(),
+            "place": place_BN.int(),
+            "label": label_BN,
+            "mean": members_BKP @ cells_BPD / cells_BK.clamp(min=1)[..., None],
+            "cells": cells_BK.int(),
         }
 
     def embeddings(self, output: Output, context: Context) -> Tensor:
@@ -91,11 +95,12 @@ class Target(TargetType):
 
     def encode(self, values: dict[str, Tensor]) -> dict[str, np.ndarray]:
         if not (values["embedding"].isfinite().all() and values["mean"].isfinite().all()):
-            raise OverflowError(f"anchors of {self.layer!r}: not finite; "
-                                "look for NaN or infinity in the teacher's features")
+            raise OverflowError(f"anchors of {self.layer!r}: not finite; look for NaN or infinity in the teacher's features")
         dtype = getattr(torch, self.dtype)
-        return {name: value.detach().to(dtype if value.is_floating_point() else value.dtype).cpu().numpy()
-                for name, value in values.items()}
+        return {
+            name: value.detach().to(dtype if value.is_floating_point() else value.dtype).cpu().numpy()
+            for name, value in values.items()
+        }
 
     def decode(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         return dict(rows) | {name: rows[name].float() for name in ("embedding", "mean")}
@@ -116,7 +121,7 @@ def chosen(labels_BP: Tensor, count: int, num_classes: int, seed: int) -> tuple[
     lot_BP = mixed(mixed(content_B1 ^ seed % 2**32) ^ mixed(place_P))
     by_class_BP = (labels_BP.long() * 2**32 + lot_BP).argsort(dim=1, stable=True)
     sorted_BP = labels_BP.gather(1, by_class_BP).long()
-    first_BP = torch.searchsorted(sorted_BP, sorted_BP.contiguous())             # where each class begins
+    first_BP = torch.searchsorted(sorted_BP, sorted_BP.contiguous())  # where each class begins
     rank_BP = torch.empty_like(by_class_BP).scatter(1, by_class_BP, place_P - first_BP)
     rank_BP = torch.where(labels_BP < num_classes, rank_BP, labels_BP.shape[1])
     place_BN = (rank_BP * 2**32 + lot_BP).argsort(dim=1, stable=True)[:, :count]

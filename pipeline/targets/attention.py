@@ -65,5 +65,5 @@ class Energy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, slope_Bhw: Tensor) -> Tensor:
-        features_BChw, = ctx.saved_tensors
+        (features_BChw,) = ctx.saved_tensors
         return features_BChw * (slope_Bhw[:, None] / features_BChw.shape[1] * 2)

@@ -7,8 +7,9 @@ B images, H W the network input, h w a layer's grid, K regions.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, Mapping
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pydantic
@@ -17,7 +18,6 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.later import leave_out
 from pipeline.models.base import Output
-
 
 # what keys of several targets say
 STORED = pydantic.Field(description="Type of the stored numbers.")
@@ -32,9 +32,9 @@ class Field:
 
     shape: tuple[int, ...]
     dtype: str
-    dims: tuple[str, ...] = ()              # dimension names, unique per grid: ("y26", "x122"); needed as many as shape has
-    relative_error: float = 0.0             # the largest rounding error of the stored dtype: |decoded - computed| <=
-    absolute_error: float = 0.0             #   absolute_error * (the row's largest magnitude) + relative_error * |computed|
+    dims: tuple[str, ...] = ()  # dimension names, unique per grid: ("y26", "x122"); needed as many as shape has
+    relative_error: float = 0.0  # the largest rounding error of the stored dtype: |decoded - computed| <=
+    absolute_error: float = 0.0  #   absolute_error * (the row's largest magnitude) + relative_error * |computed|
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,18 @@ class Context:
     """What a target may know besides the output: all of it about the *teacher*, and the same for teacher and student."""
 
     num_classes: int
-    regions: tuple[int, ...]                # classes that are nodes of the affinity graph
-    size: tuple[int, int]                   # network input (height, width)
-    grids: Mapping[str, tuple[int, int]]    # of the teacher: "mid", "high", "logits" -> (h, w)
+    regions: tuple[int, ...]  # classes that are nodes of the affinity graph
+    size: tuple[int, int]  # network input (height, width)
+    grids: Mapping[str, tuple[int, int]]  # of the teacher: "mid", "high", "logits" -> (h, w)
     channels: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetType:
-    version: ClassVar[int] = 1              # bump when compute or encode would give other bytes
-    uses_labels: ClassVar[bool] = False     # then a changed label refuses the rows
+    version: ClassVar[int] = 1  # bump when compute or encode would give other bytes
+    uses_labels: ClassVar[bool] = False  # then a changed label refuses the rows
     fidelity: ClassVar[Literal["exact", "codec", "distribution"]] = "codec"
-    compute_tolerance: ClassVar[float] = 1e-4   # relative, fp32: the same row from another batch, thread count or device
+    compute_tolerance: ClassVar[float] = 1e-4  # relative, fp32: the same row from another batch, thread count or device
 
     def check(self, size: tuple[int, int]) -> None:
         """Raises ConfigError if there can be no such target on images of this height and width; told when a file is read. What
@@ -77,11 +77,17 @@ class TargetType:
 
     def record(self, type_name: str) -> dict:
         """What makes two targets the same target: type, parameters, version, whether labels count."""
-        return {"type": type_name, "version": self.version, "uses_labels": self.uses_labels,
-                **leave_out(dataclasses.asdict(self), type(self))}
+        return {
+            "type": type_name,
+            "version": self.version,
+            "uses_labels": self.uses_labels,
+            **leave_out(dataclasses.asdict(self), type(self)),
+        }
 
 
 def check_pool(key: str, pool: int, size: tuple[int, int]) -> None:
     """Raises ConfigError if a cell of this side is larger than all of this height and width."""
     if pool > max(size):
-        raise ConfigError(f"{key}: a cell of {pool} x {pool} is larger than all of {size[0]} x {size[1]}; write {max(size)} or less")
+        raise ConfigError(
+            f"{key}: a cell of {pool} x {pool} is larger than all of {size[0]} x {size[1]}; write {max(size)} or less"
+        )

@@ -46,8 +46,9 @@ class Target(TargetType):
     def encode(self, values: dict[str, Tensor]) -> dict[str, np.ndarray]:
         similarity_Bhw = values["similarity"].detach()
         if not similarity_Bhw.isfinite().all():
-            raise OverflowError(f"class similarity of {self.layer!r}: not finite; "
-                                "look for NaN or infinity in the teacher's features")
+            raise OverflowError(
+                f"class similarity of {self.layer!r}: not finite; look for NaN or infinity in the teacher's features"
+            )
         return coded("similarity", similarity_Bhw, self.dtype, over=(1, 2))
 
     def decode(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:

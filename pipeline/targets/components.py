@@ -33,15 +33,19 @@ from pipeline.targets.base import STORED, Context, Field, Layer, Pool, TargetTyp
 class Target(TargetType):
     layer: Layer
     rank: Annotated[int, pydantic.Field(ge=1, description="Directions that are kept; fewer than the layer has channels.")]
-    error: Annotated[float, pydantic.Field(
-        gt=0, description="The largest difference that is accepted, as a part of the image's largest feature.")] = 1.0
+    error: Annotated[
+        float,
+        pydantic.Field(gt=0, description="The largest difference that is accepted, as a part of the image's largest feature."),
+    ] = 1.0
     pool: Pool = 1
     dtype: Annotated[Literal["float32", "float16"], STORED] = "float16"
 
     def __post_init__(self):
         if self.rank < 1 or self.pool < 1 or self.error <= 0:
-            raise ConfigError(f"components: rank {self.rank}, pool {self.pool}, error {self.error}: "
-                              "write 1 or more, 1 or more, and a positive share")
+            raise ConfigError(
+                f"components: rank {self.rank}, pool {self.pool}, error {self.error}: "
+                "write 1 or more, 1 or more, and a positive share"
+            )
 
     def check(self, size: tuple[int, int]) -> None:
         check_pool("components.pool", self.pool, size)
@@ -54,13 +58,15 @@ class Target(TargetType):
     def fields(self, context: Context) -> dict[str, Field]:
         C, (h, w) = context.channels[self.layer], self.grid(context)
         if self.rank >= min(C, h * w):
-            raise ConfigError(f"components.rank: {self.rank} of {C} channels on {h} x {w} cells saves nothing; "
-                              "write less, or take a target of type features")
+            raise ConfigError(
+                f"components.rank: {self.rank} of {C} channels on {h} x {w} cells saves nothing; "
+                "write less, or take a target of type features"
+            )
         return {
             "features": Field((self.rank, h, w), self.dtype, ("component", f"y{h}", f"x{w}"), absolute_error=self.error),
             "basis": Field((self.rank, C), self.dtype, ("direction", "channel")),
             "mean": Field((C,), "float32", ("channel",)),
-            "scale": Field((), "float32"),              # of the coefficients; an absolute error is relative to the row
+            "scale": Field((), "float32"),  # of the coefficients; an absolute error is relative to the row
         }
 
     def compute(self, output: Output, labels_BHW: Tensor, context: Context) -> dict[str, Tensor]:
@@ -70,8 +76,7 @@ class Target(TargetType):
         features_BChw = values["features"].detach()
         largest_B = features_BChw.abs().amax(dim=(1, 2, 3))
         if not largest_B.isfinite().all():
-            raise OverflowError(f"features of {self.layer!r}: not finite; "
-                                "look for NaN or infinity in the teacher's features")
+            raise OverflowError(f"features of {self.layer!r}: not finite; look for NaN or infinity in the teacher's features")
         unit_B = torch.where(largest_B > 0, largest_B, 1)
         shares_BCP = features_BChw.flatten(2).double() / unit_B[:, None, None]
         mean_BC1 = shares_BCP.mean(dim=2, keepdim=True)
@@ -80,13 +85,19 @@ class Target(TargetType):
         scale_B = coefficients_Brhw.abs().amax(dim=(1, 2, 3))
         scale_B = torch.where(scale_B > 0, scale_B, 1)
         stored = getattr(torch, self.dtype)
-        rows = {"features": (coefficients_Brhw / scale_B[:, None, None, None]).to(stored), "basis": basis_BrC.to(stored),
-                "mean": (mean_BC1[..., 0] * unit_B[:, None]).float(), "scale": (scale_B * unit_B).float()}
+        rows = {
+            "features": (coefficients_Brhw / scale_B[:, None, None, None]).to(stored),
+            "basis": basis_BrC.to(stored),
+            "mean": (mean_BC1[..., 0] * unit_B[:, None]).float(),
+            "scale": (scale_B * unit_B).float(),
+        }
         found_B = (self.decode(rows)["features"] - features_BChw).abs().amax(dim=(1, 2, 3)) / unit_B
         if (found_B > self.error).any():
-            raise OverflowError(f"features of {self.layer!r}: {self.rank} components leave an error of "
-                                f"{found_B.max().item():.3g} of the largest feature, and {self.error:g} is declared; "
-                                "raise `rank` or `error`")
+            raise OverflowError(
+                f"features of {self.layer!r}: {self.rank} components leave an error of "
+                f"{found_B.max().item():.3g} of the largest feature, and {self.error:g} is declared; "
+                "raise `rank` or `error`"
+            )
         return {name: row.cpu().numpy() for name, row in rows.items()}
 
     def decode(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -97,7 +108,7 @@ class Target(TargetType):
 
 def directions(centred_BCP: Tensor, rank: int) -> Tensor:
     """[B, r, C]: unit vectors of the largest variance, the largest first, each with a positive largest entry."""
-    vectors_BCC = torch.linalg.eigh(centred_BCP @ centred_BCP.mT)[1]        # by rising variance
+    vectors_BCC = torch.linalg.eigh(centred_BCP @ centred_BCP.mT)[1]  # by rising variance
     vectors_BrC = vectors_BCC[..., -rank:].mT.flip(1)
     peak_Br1 = vectors_BrC.gather(2, vectors_BrC.abs().argmax(dim=2, keepdim=True))
     return vectors_BrC * torch.where(peak_Br1 < 0, -1, 1)

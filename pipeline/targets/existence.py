@@ -35,11 +35,12 @@ class Target(TargetType):
 
     def compute(self, output: Output, labels_BHW: Tensor, context: Context) -> dict[str, Tensor]:
         if output.existence is None:
-            raise ConfigError("existence: this network has no lane-existence head; train it with existence_weight above 0, "
-                              "or leave the target out")
+            raise ConfigError(
+                "existence: this network has no lane-existence head; train it with existence_weight above 0, "
+                "or leave the target out"
+            )
         if output.existence.shape[1] != self.lanes:
-            raise ConfigError(f"existence.lanes: {self.lanes}, but the network answers for {output.existence.shape[1]}; "
-                              f"write that")
+            raise ConfigError(f"existence.lanes: {self.lanes}, but the network answers for {output.existence.shape[1]}; write that")
         return {"existence": output.existence.float()}
 
     def encode(self, values: dict[str, Tensor]) -> dict[str, np.ndarray]:

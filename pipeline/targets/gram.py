@@ -26,13 +26,15 @@ from pipeline.targets._grid import grid_of, on_grid
 from pipeline.targets._signs import signs
 from pipeline.targets.base import STORED, Context, Field, Layer, Seed, TargetType
 
-ERRORS = {"float32": (0.0, 0.0), "float16": (2**-11, 2**-24)}       # relative, absolute
+ERRORS = {"float32": (0.0, 0.0), "float16": (2**-11, 2**-24)}  # relative, absolute
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
-    layers: Annotated[tuple[Layer, Layer], pydantic.Field(
-        description="Two layers of the network, the earlier one first.")] = ("mid", "high")
+    layers: Annotated[tuple[Layer, Layer], pydantic.Field(description="Two layers of the network, the earlier one first.")] = (
+        "mid",
+        "high",
+    )
     channels: Annotated[int, pydantic.Field(ge=1, description="Channels that each layer is projected to.")] = 64
     seed: Seed = 0
     dtype: Annotated[Literal["float32", "float16"], STORED] = "float16"
@@ -66,8 +68,9 @@ class Target(TargetType):
         gram_BDD = values["gram"].detach()
         scale_B = gram_BDD.abs().amax(dim=(1, 2))
         if not scale_B.isfinite().all():
-            raise OverflowError(f"Gram matrix of {' and '.join(self.layers)}: not finite; "
-                                "look for NaN or infinity in the teacher's features")
+            raise OverflowError(
+                f"Gram matrix of {' and '.join(self.layers)}: not finite; look for NaN or infinity in the teacher's features"
+            )
         if self.dtype == "float32":
             scale_B = torch.ones_like(scale_B)
         share_BDD = gram_BDD / torch.where(scale_B > 0, scale_B, 1)[:, None, None]

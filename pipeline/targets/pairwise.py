@@ -32,11 +32,15 @@ from pipeline.targets.base import STORED, Context, Field, Layer, TargetType, che
 class Target(TargetType):
     layer: Layer
     patch: Annotated[int, pydantic.Field(ge=1, description="Height and width of a node, in cells of the teacher.")] = 2
-    nodes: Annotated[tuple[Annotated[int, pydantic.Field(ge=1)], Annotated[int, pydantic.Field(ge=1)]] | None, pydantic.Field(
-        description="Rows and columns of nodes, instead of a patch.")] = None
+    nodes: Annotated[
+        tuple[Annotated[int, pydantic.Field(ge=1)], Annotated[int, pydantic.Field(ge=1)]] | None,
+        pydantic.Field(description="Rows and columns of nodes, instead of a patch."),
+    ] = None
     pool: Annotated[Literal["average", "max"], pydantic.Field(description="How the cells of a node become one.")] = "average"
-    keeps: Annotated[Literal["smaller", "cosines", "nodes"], pydantic.Field(
-        description="Store the cosines of all pairs, the nodes, or what is smaller.")] = "smaller"
+    keeps: Annotated[
+        Literal["smaller", "cosines", "nodes"],
+        pydantic.Field(description="Store the cosines of all pairs, the nodes, or what is smaller."),
+    ] = "smaller"
     dtype: Annotated[Literal["float32", "float16", "int8"], STORED] = "float16"
 
     def __post_init__(self):
@@ -95,11 +99,12 @@ class Target(TargetType):
         return cosines_BNN
 
     def encode(self, values: dict[str, Tensor]) -> dict[str, np.ndarray]:
-        (name, value), = values.items()
+        ((name, value),) = values.items()
         value = value.detach()
         if not value.isfinite().all():
-            raise OverflowError(f"pair-wise {name} of {self.layer!r}: not finite; "
-                                "look for NaN or infinity in the teacher's features")
+            raise OverflowError(
+                f"pair-wise {name} of {self.layer!r}: not finite; look for NaN or infinity in the teacher's features"
+            )
         return coded(name, value, self.dtype, over=(value.dim() - 1,))
 
     def decode(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -31,13 +31,14 @@ from pipeline.targets._grid import area_means, grid_of, on_grid
 from pipeline.targets._signs import signs
 from pipeline.targets.base import STORED, Context, Field, Layer, TargetType
 
-ERRORS = {"float32": (0.0, 0.0), "float16": (2**-11, 2**-24)}       # relative, absolute
+ERRORS = {"float32": (0.0, 0.0), "float16": (2**-11, 2**-24)}  # relative, absolute
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(TargetType):
-    layers: Annotated[tuple[Layer, ...], pydantic.Field(
-        min_length=2, description="Layers of the network, in the order of depth.")] = ("mid", "high")
+    layers: Annotated[
+        tuple[Layer, ...], pydantic.Field(min_length=2, description="Layers of the network, in the order of depth.")
+    ] = ("mid", "high")
     size: Annotated[int, pydantic.Field(ge=1, description="Numbers of each layer's sketch.")] = 1024
     seed: Annotated[int, pydantic.Field(ge=0, description="Seed of the random signs.")] = 0
     dtype: Annotated[Literal["float32", "float16"], STORED] = "float16"
@@ -56,7 +57,7 @@ class Target(TargetType):
         shape, relative, absolute = (len(self.layers), self.size), *ERRORS[self.dtype]
         return {
             "sketch": Field(shape, self.dtype, ("layer", "bucket"), relative_error=relative, absolute_error=absolute),
-            "scale": Field(shape=(len(self.layers),), dtype="float32", dims=("layer",)),    # each layer's maximum
+            "scale": Field(shape=(len(self.layers),), dtype="float32", dims=("layer",)),  # each layer's maximum
             "transformation": Field(shape=(len(self.layers) - 1,), dtype="float32", dims=("step",)),
         }
 
@@ -79,8 +80,9 @@ class Target(TargetType):
         sketch_BLS, transformation_BL = values["sketch"].detach(), values["transformation"].detach()
         scale_BL = sketch_BLS.abs().amax(dim=2)
         if not (scale_BL.isfinite().all() and transformation_BL.isfinite().all()):
-            raise OverflowError(f"sketch of {', '.join(self.layers)}: not finite; "
-                                "look for NaN or infinity in the teacher's features")
+            raise OverflowError(
+                f"sketch of {', '.join(self.layers)}: not finite; look for NaN or infinity in the teacher's features"
+            )
         if self.dtype == "float32":
             scale_BL = torch.ones_like(scale_BL)
         share_BLS = sketch_BLS / torch.where(scale_BL > 0, scale_BL, 1)[..., None]
@@ -95,6 +97,8 @@ class Target(TargetType):
 def change(earlier_BChw: Tensor, later_BChw: Tensor) -> Tensor:
     """[B]: the mean squared difference, on the later map's grid and the smaller number of channels."""
     channels = min(earlier_BChw.shape[1], later_BChw.shape[1])
-    earlier, later = (area_means(map_BChw.flatten(2).mT, channels)
-                      for map_BChw in (on_grid(earlier_BChw, tuple(later_BChw.shape[-2:])), later_BChw))
+    earlier, later = (
+        area_means(map_BChw.flatten(2).mT, channels)
+        for map_BChw in (on_grid(earlier_BChw, tuple(later_BChw.shape[-2:])), later_BChw)
+    )
     return (earlier - later).square().double().mean(dim=(1, 2)).float()

@@ -38,8 +38,10 @@ class Target(TargetType):
     def fields(self, context: Context) -> dict[str, Field]:
         k, (h, w) = self.count, context.grids["logits"]
         if k >= context.num_classes:
-            raise ConfigError(f"top_classes.count: {k} of {context.num_classes} classes leaves no tail; "
-                              "write less, or take a target of type logits")
+            raise ConfigError(
+                f"top_classes.count: {k} of {context.num_classes} classes leaves no tail; "
+                "write less, or take a target of type logits"
+            )
         relative, absolute = (2**-11, 2**-24) if self.dtype == "float16" else (0.0, 0.0)
         return {
             "logs": Field((k + 1, h, w), self.dtype, ("rank", f"y{h}", f"x{w}"), relative, absolute),
@@ -48,9 +50,8 @@ class Target(TargetType):
 
     def compute(self, output: Output, labels_BHW: Tensor, context: Context) -> dict[str, Tensor]:
         logs_BKhw, classes_BKhw = output.logits.float().log_softmax(dim=1).sort(dim=1, descending=True, stable=True)
-        tail_B1hw = logs_BKhw[:, self.count:].logsumexp(dim=1, keepdim=True)
-        return {"logs": torch.cat([logs_BKhw[:, :self.count], tail_B1hw], dim=1),
-                "classes": classes_BKhw[:, :self.count]}
+        tail_B1hw = logs_BKhw[:, self.count :].logsumexp(dim=1, keepdim=True)
+        return {"logs": torch.cat([logs_BKhw[:, : self.count], tail_B1hw], dim=1), "classes": classes_BKhw[:, : self.count]}
 
     def encode(self, values: dict[str, Tensor]) -> dict[str, np.ndarray]:
         logs_BRhw = values["logs"].detach().to(getattr(torch, self.dtype))

@@ -4,9 +4,9 @@ A cache never holds pixels: it holds, per (image, view), the view's matrix and e
 """
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -27,8 +27,7 @@ from pipeline.store import ImageRow, Pass, Store
 from pipeline.store.files import AnyPath
 from pipeline.targets.base import Context, Field, TargetType
 
-MATRIX = Pass("matrix", {"type": "matrix", "version": geometry.VERSION},
-              {"matrix": Field((2, 3), "float64", ("row", "column"))})
+MATRIX = Pass("matrix", {"type": "matrix", "version": geometry.VERSION}, {"matrix": Field((2, 3), "float64", ("row", "column"))})
 
 
 def build_teacher(teacher: Teacher, dataset: DatasetBase, size: tuple[int, int], lanes: int = 0) -> ModelBase:
@@ -58,8 +57,13 @@ def described(model: Plugin, num_classes: int, regions: Sequence[int], size: tup
     height_width = canvas(size)
     output = shapes(lambda: model.build(num_classes=num_classes, size=height_width, lanes=lanes), height_width)
     named = output.features if output.logits is None else {**output.features, "logits": output.logits}
-    return Context(num_classes, tuple(regions), height_width, {role: tuple(f.shape[-2:]) for role, f in named.items()},
-                   {role: f.shape[1] for role, f in named.items()})
+    return Context(
+        num_classes,
+        tuple(regions),
+        height_width,
+        {role: tuple(f.shape[-2:]) for role, f in named.items()},
+        {role: f.shape[1] for role, f in named.items()},
+    )
 
 
 def identity(dataset: DatasetBase, prepare: Prepare, views: Views, teacher: Teacher, weights_digest: str) -> dict:
@@ -69,14 +73,21 @@ def identity(dataset: DatasetBase, prepare: Prepare, views: Views, teacher: Teac
     looks_mirrored = views.mirror or teacher.flip_average
     return {
         "prepare": prepared.identity(dataset, prepare),
-        "views": {"version": geometry.VERSION, **{key: value for key, value in plain(views).items() if key != "count"},
-                  "permutation": list(dataset.mirror) if looks_mirrored and dataset.mirror else None},
+        "views": {
+            "version": geometry.VERSION,
+            **{key: value for key, value in plain(views).items() if key != "count"},
+            "permutation": list(dataset.mirror) if looks_mirrored and dataset.mirror else None,
+        },
         "regions": list(regions),
-        "teacher": {"name": teacher.model.name, "args": dict(sorted(leave_out(teacher.model.args, model).items())),
-                    "version": model.version_of(teacher.model.args),
-                    **model.made_from(teacher.model.args), "weights": weights_digest,
-                    **leave_out({"precision": teacher.precision, "flip_average": teacher.flip_average}, Teacher),
-                    **({"mirror_lanes": list(dataset.mirror_lanes)} if teacher.flip_average and dataset.mirror_lanes else {})},
+        "teacher": {
+            "name": teacher.model.name,
+            "args": dict(sorted(leave_out(teacher.model.args, model).items())),
+            "version": model.version_of(teacher.model.args),
+            **model.made_from(teacher.model.args),
+            "weights": weights_digest,
+            **leave_out({"precision": teacher.precision, "flip_average": teacher.flip_average}, Teacher),
+            **({"mirror_lanes": list(dataset.mirror_lanes)} if teacher.flip_average and dataset.mirror_lanes else {}),
+        },
     }
 
 
@@ -92,10 +103,14 @@ def target_passes(targets: Mapping[str, Plugin], context: Context) -> dict[str, 
     for name, plugin in targets.items():
         target = plugin.build()
         if "logits" not in context.grids and needs_logits(target):
-            raise ConfigError(f"targets.{name}: is made from logits, and this teacher has none (teacher.logits); leave it out, or "
-                              f"name a layer with one channel a class")
-        result[name] = (target, Pass(plugin.name, target.record(plugin.name), target.fields(context),
-                                     records.target_code(plugin.name)))
+            raise ConfigError(
+                f"targets.{name}: is made from logits, and this teacher has none (teacher.logits); leave it out, or "
+                f"name a layer with one channel a class"
+            )
+        result[name] = (
+            target,
+            Pass(plugin.name, target.record(plugin.name), target.fields(context), records.target_code(plugin.name)),
+        )
     return result
 
 
@@ -122,8 +137,15 @@ def needs_labels(config: Config) -> str | None:
     return None
 
 
-def open_whole(root: AnyPath, dataset: str, identity_record: dict, images: Sequence[ImageRow], num_views: int,
-               named: Mapping[str, tuple[TargetType, Pass]], config: Path) -> tuple[Store, list[Pass]]:
+def open_whole(
+    root: AnyPath,
+    dataset: str,
+    identity_record: dict,
+    images: Sequence[ImageRow],
+    num_views: int,
+    named: Mapping[str, tuple[TargetType, Pass]],
+    config: Path,
+) -> tuple[Store, list[Pass]]:
     """The cache of this identity and its passes, the matrices first, all of them whole for these images and views. Raises
     StoreError with what to run."""
     passes = {pass_.folder: (pass_, by_labels(identity_record, target)) for target, pass_ in named.values()}
@@ -131,7 +153,7 @@ def open_whole(root: AnyPath, dataset: str, identity_record: dict, images: Seque
     try:
         store = Store.find(root, "targets", dataset, identity_record)
         store.check(list(images), range(num_views), wanted)
-    except CodeChanged:                          # filling doesn't mend it
+    except CodeChanged:  # filling doesn't mend it
         raise
     except StoreError as error:
         raise StoreError(f"{error}; run `pipeline cache-teacher {config}` (with the same --set, if there was one)") from None
@@ -146,11 +168,16 @@ def weights_digest(teacher: Teacher, path: Path) -> str:
     copied = weights.load_file(path)
     digest = weights.digest(copied)
     if teacher.checkpoint is not None and teacher.checkpoint.exists():
-        checkpoint = weights.fitted(weights.renamed(find_class("models", teacher.model.name), weights.load_file(teacher.checkpoint)), copied,
-                                    teacher.checkpoint)
+        checkpoint = weights.fitted(
+            weights.renamed(find_class("models", teacher.model.name), weights.load_file(teacher.checkpoint)),
+            copied,
+            teacher.checkpoint,
+        )
         if (named := weights.digest(checkpoint)) != digest:
-            raise StoreError(f"{path}: holds teacher.weights {digest[:12]}, but {teacher.checkpoint} holds {named[:12]}; run "
-                             f"`pipeline train-teacher` to copy it")
+            raise StoreError(
+                f"{path}: holds teacher.weights {digest[:12]}, but {teacher.checkpoint} holds {named[:12]}; run "
+                f"`pipeline train-teacher` to copy it"
+            )
     return digest
 
 
@@ -168,8 +195,17 @@ class Answers:
     Batches never cross a block and the last is filled up with repeats, so a row does not depend on what else is filled.
     """
 
-    def __init__(self, model: ModelBase, dataset: DatasetBase, context: Context, content: tuple[int, int], *, precision: str,
-                 batch: int, device):
+    def __init__(
+        self,
+        model: ModelBase,
+        dataset: DatasetBase,
+        context: Context,
+        content: tuple[int, int],
+        *,
+        precision: str,
+        batch: int,
+        device,
+    ):
         self.device = torch.device(device)
         self.model = model.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.dataset, self.context, self.content, self.batch = dataset, context, content, batch
@@ -179,31 +215,40 @@ class Answers:
     def output(self, images: np.ndarray, labels: np.ndarray, matrices: np.ndarray) -> tuple[Output, torch.Tensor]:
         """The teacher's float32 output on these views, and the labels of the views. uint8 [B, H, W, 3] and [B, H, W]."""
         shown, labels_BHW, _ = geometry.apply(
-            torch.from_numpy(images).to(self.device), torch.from_numpy(labels).to(self.device), torch.from_numpy(matrices),
-            content=self.content, permutation=self.dataset.mirror)
+            torch.from_numpy(images).to(self.device),
+            torch.from_numpy(labels).to(self.device),
+            torch.from_numpy(matrices),
+            content=self.content,
+            permutation=self.dataset.mirror,
+        )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             output = self.model(shown, labels_BHW)
         return as_float(output), labels_BHW
 
-    def rows(self, targets: Sequence[TargetType], images: np.ndarray, labels: np.ndarray,
-             matrices: np.ndarray) -> list[dict[str, np.ndarray]]:
+    def rows(
+        self, targets: Sequence[TargetType], images: np.ndarray, labels: np.ndarray, matrices: np.ndarray
+    ) -> list[dict[str, np.ndarray]]:
         """For each target, its encoded fields [n, ...] for these n images. Raises BadAnswer."""
         return joined([self._batch(targets, images, labels, matrices, start) for start in range(0, len(images), self.batch)])
 
-    def begin(self, targets: Sequence[TargetType], images: np.ndarray, labels: np.ndarray,
-              matrices: np.ndarray) -> Callable[[], list[dict[str, np.ndarray]]]:
+    def begin(
+        self, targets: Sequence[TargetType], images: np.ndarray, labels: np.ndarray, matrices: np.ndarray
+    ) -> Callable[[], list[dict[str, np.ndarray]]]:
         """The same, answered by threads while the caller does something else; what it returns waits for the rows. Two batches
         are under way at a time, each in a stream of its own, so that one is copied and encoded while the other is in the
         network."""
-        waiting = [self._threads.submit(self._batch, targets, images, labels, matrices, start)
-                   for start in range(0, len(images), self.batch)]
+        waiting = [
+            self._threads.submit(self._batch, targets, images, labels, matrices, start)
+            for start in range(0, len(images), self.batch)
+        ]
         return lambda: joined([part.result() for part in waiting])
 
     @functools.cached_property
     def _threads(self) -> ThreadPoolExecutor:
         def own_stream():
-            torch.cuda.synchronize(self.device)      # the weights are there
+            torch.cuda.synchronize(self.device)  # the weights are there
             torch.cuda.set_stream(torch.cuda.Stream(self.device))
+
         return ThreadPoolExecutor(2, "answers", own_stream) if self.device.type == "cuda" else ThreadPoolExecutor(1, "answers")
 
     def _batch(self, targets, images, labels, matrices, start: int) -> list[dict[str, np.ndarray]]:
@@ -233,12 +278,15 @@ def computed(target: TargetType, output: Output, labels_BHW: torch.Tensor, conte
     others = target.compute(output._replace(features=output.mirrored, mirrored=None), labels_BHW, context)
     for name, value in values.items():
         if not value.is_floating_point() and not torch.equal(value, others[name]):
-            raise ConfigError(f"teacher.flip_average: {name} of a {type(target).__module__.rpartition('.')[2]} target differs in "
-                              f"the mirrored image, and there is no mean of it; write false, or leave that target out")
+            raise ConfigError(
+                f"teacher.flip_average: {name} of a {type(target).__module__.rpartition('.')[2]} target differs in "
+                f"the mirrored image, and there is no mean of it; write false, or leave that target out"
+            )
     return {name: (value + others[name]) / 2 if value.is_floating_point() else value for name, value in values.items()}
 
 
 # A teacher that is broken is noticed at its first answer, not when a student has learned nothing
+
 
 def refuse_output(output: Output, targets: Sequence[TargetType], start: int) -> None:
     """Raises BadAnswer at NaN, infinity, or a map that is the same everywhere, in the layers that the targets read."""
@@ -256,8 +304,9 @@ def refuse_output(output: Output, targets: Sequence[TargetType], start: int) -> 
                 raise BadAnswer(start + image, readers, f"the teacher's {role!r} is {what}")
 
 
-def refuse_values(values: Mapping[str, torch.Tensor], target: TargetType, number: int, labels_BHW: torch.Tensor,
-                  context: Context, start: int) -> None:
+def refuse_values(
+    values: Mapping[str, torch.Tensor], target: TargetType, number: int, labels_BHW: torch.Tensor, context: Context, start: int
+) -> None:
     """Raises BadAnswer at what is not finite, or all zero for every image of a batch that shows a region: one alone may
     well be, e.g. where no labelled cell responds."""
     for name, value in values.items():
@@ -289,7 +338,7 @@ def encoded(values: Mapping[str, torch.Tensor], target: TargetType, number: int,
     except OverflowError as error:
         for image in range(len(next(iter(values.values())))):
             try:
-                target.encode({name: value[image:image + 1] for name, value in values.items()})
+                target.encode({name: value[image : image + 1] for name, value in values.items()})
             except OverflowError:
                 raise BadAnswer(start + image, [number], str(error)) from None
         raise

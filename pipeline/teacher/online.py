@@ -53,14 +53,31 @@ class LiveTargets:
         for start in range(0, len(positions), self.answers.batch):
             some = slice(start, start + self.answers.batch)
             output, labels_BHW = self.answers.output(images["image"][some], images["label"][some], matrices[some])
-            parts.append({name: cache.computed(target, output, labels_BHW, self.answers.context)
-                          for name, (target, _) in self.targets.items()})
-        return {name: {field: torch.cat([part[name][field] for part in parts]).contiguous() for field in fields}
-                for name, fields in parts[0].items()}           # as stored rows lie, or sums are taken in another order
+            parts.append(
+                {
+                    name: cache.computed(target, output, labels_BHW, self.answers.context)
+                    for name, (target, _) in self.targets.items()
+                }
+            )
+        return {
+            name: {field: torch.cat([part[name][field] for part in parts]).contiguous() for field in fields}
+            for name, fields in parts[0].items()
+        }  # as stored rows lie, or sums are taken in another order
 
 
-def live_targets(teacher: Teacher, targets: Mapping[str, Plugin], dataset: DatasetBase, prepare: Prepare, views: Views,
-                 weights_file: Path, samples: Reader, sample: Pass, *, batch: int, device) -> LiveTargets:
+def live_targets(
+    teacher: Teacher,
+    targets: Mapping[str, Plugin],
+    dataset: DatasetBase,
+    prepare: Prepare,
+    views: Views,
+    weights_file: Path,
+    samples: Reader,
+    sample: Pass,
+    *,
+    batch: int,
+    device,
+) -> LiveTargets:
     """What this teacher makes of the samples, with its weights from the file."""
     model = cache.load_teacher(teacher, dataset, prepare.size, weights_file)
     context = cache.context(teacher.model, dataset, prepare.size)

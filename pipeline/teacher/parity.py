@@ -5,8 +5,8 @@ A row may differ by what its codec declares and by what computing it again may c
 |stored - live| <= absolute_error * m + relative_error * |live| + compute_tolerance * m, with m the row's largest magnitude.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -36,8 +36,14 @@ class RowError:
 LOOSER = {"fp32": 1.0, "tf32": 2.0**4, "bf16": 2.0**9}
 
 
-def row_error(name: str, target: TargetType, stored: Mapping[str, Tensor], live: Mapping[str, Tensor], context: Context,
-              precision: str = "fp32") -> RowError:
+def row_error(
+    name: str,
+    target: TargetType,
+    stored: Mapping[str, Tensor],
+    live: Mapping[str, Tensor],
+    context: Context,
+    precision: str = "fp32",
+) -> RowError:
     """Decoded rows `stored` against computed `live`, both [B, ...] by field, of a teacher that runs in `precision`."""
     fields = target.fields(context)
     largest = excess = total = count = 0.0
@@ -46,9 +52,11 @@ def row_error(name: str, target: TargetType, stored: Mapping[str, Tensor], live:
         magnitude = theirs.flatten(1).abs().amax(1).clamp(min=1e-30).view(-1, *[1] * (theirs.ndim - 1))
         error = (ours - theirs).abs()
         declared = fields.get(field, Field((), "float32"))
-        allowed = (declared.absolute_error + LOOSER[precision] * target.compute_tolerance) * magnitude + declared.relative_error * theirs.abs()
+        allowed = (
+            declared.absolute_error + LOOSER[precision] * target.compute_tolerance
+        ) * magnitude + declared.relative_error * theirs.abs()
         worst = float((error / allowed).max())
-        excess = max(excess, worst) if worst == worst else float("inf")          # NaN is no agreement
+        excess = max(excess, worst) if worst == worst else float("inf")  # NaN is no agreement
         relative = error / magnitude
         largest, total, count = max(largest, float(relative.max())), total + float(relative.sum()), count + relative.numel()
     return RowError(name, len(next(iter(stored.values()))), largest, total / count, excess)

@@ -10,7 +10,7 @@ The first process writes the run's folder.
 """
 
 import os
-from typing import Iterable
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as group

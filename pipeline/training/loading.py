@@ -8,9 +8,10 @@ B images, H W the network input.
 """
 
 import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class CachedTargets:
 
     def rows(self, positions: np.ndarray, numbers: np.ndarray, to_device: Callable) -> dict[str, dict[str, Tensor]]:
         """[B, ...] by target and field, decoded. `to_device` is how arrays get there."""
-        read: dict[str, dict[str, Tensor]] = {}       # two targets with equal parts share arrays: read them once
+        read: dict[str, dict[str, Tensor]] = {}  # two targets with equal parts share arrays: read them once
         for _, pass_ in self.targets.values():
             if pass_.folder not in read:
                 rows = self.reader.read(pass_, positions, numbers)
@@ -53,25 +54,41 @@ class CachedTargets:
 
 
 class Loader:
-    def __init__(self, samples: Reader, sample: Pass, ids: Sequence[str], *, dataset: DatasetBase, content: tuple[int, int],
-                 views: Views, training: Training, seed: int, device, cached: "CachedTargets | LiveTargets | None" = None,
-                 share: tuple[int, int] = (0, 1)):
+    def __init__(
+        self,
+        samples: Reader,
+        sample: Pass,
+        ids: Sequence[str],
+        *,
+        dataset: DatasetBase,
+        content: tuple[int, int],
+        views: Views,
+        training: Training,
+        seed: int,
+        device,
+        cached: "CachedTargets | LiveTargets | None" = None,
+        share: tuple[int, int] = (0, 1),
+    ):
         """`share` (i, n): of every batch, the i-th of n equal parts, for one of n processes. Raises ConfigError."""
         self.samples, self.sample, self.ids = samples, sample, list(ids)
         self.dataset, self.content, self.views, self.training = dataset, content, views, training
         self.seed, self.device, self.cached, self.share = seed, torch.device(device), cached, share
         if training.batch % (share[1] * training.accumulate):
-            raise ConfigError(f"training.batch: {training.batch} images are no whole number for each of {share[1]} processes "
-                              f"in {training.accumulate} parts; write a multiple of {share[1] * training.accumulate}")
+            raise ConfigError(
+                f"training.batch: {training.batch} images are no whole number for each of {share[1]} processes "
+                f"in {training.accumulate} parts; write a multiple of {share[1] * training.accumulate}"
+            )
         self.size = sample.fields["label"].shape
         self._order = (-1, None)
         for reader in [samples, *([cached.reader] if isinstance(cached, CachedTargets) else [])]:
             if not reader.resident:
                 self._hold(reader)
         if not 0 <= training.held_out < len(self.ids):
-            raise ConfigError(f"training.held_out: {training.held_out} of {len(self.ids)} images leave none to train on; write less")
+            raise ConfigError(
+                f"training.held_out: {training.held_out} of {len(self.ids)} images leave none to train on; write less"
+            )
         order = surveyed(self.ids)
-        self.held_out, self.shown = np.array(order[:training.held_out], int), np.sort(order[training.held_out:])
+        self.held_out, self.shown = np.array(order[: training.held_out], int), np.sort(order[training.held_out :])
 
     @property
     def epochs(self) -> float:
@@ -87,19 +104,24 @@ class Loader:
     def held_out_batches(self, step: int) -> Iterator[Batch]:
         """The images kept from training, in the plain view, without photometric changes."""
         for start in range(0, len(self.held_out), self.training.batch):
-            positions = self.held_out[start:start + self.training.batch]
+            positions = self.held_out[start : start + self.training.batch]
             yield self._seen(positions, np.zeros_like(positions), step)
 
     def _seen(self, positions: np.ndarray, numbers: np.ndarray, step: int) -> Batch:
         rows = self.samples.read(self.sample, positions, np.zeros_like(positions))
         matrices = self._matrices(positions, numbers)
         images, labels, inside = geometry.apply(
-            self._tensor(rows["image"]), self._tensor(rows["label"]), matrices,
-            content=self.content, permutation=self.dataset.mirror)
+            self._tensor(rows["image"]),
+            self._tensor(rows["label"]),
+            matrices,
+            content=self.content,
+            permutation=self.dataset.mirror,
+        )
         flags = None
         if "existence" in rows:
-            flags = geometry.existence(self._tensor(rows["existence"]), labels, self.dataset.lane_classes, matrices,
-                                       self.dataset.mirror_lanes)
+            flags = geometry.existence(
+                self._tensor(rows["existence"]), labels, self.dataset.lane_classes, matrices, self.dataset.mirror_lanes
+            )
         return Batch(images, labels, inside, flags, self._targets(positions, numbers), step)
 
     def positions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -117,50 +139,61 @@ class Loader:
 
     def survey(self, images: int = 16) -> Iterator[dict[str, dict[str, Tensor]]]:
         """Rows of the plain view, some images at a time, in an order that follows from the ids alone."""
-        order = np.array(surveyed(self.ids)[self.training.held_out:])
+        order = np.array(surveyed(self.ids)[self.training.held_out :])
         for start in range(0, len(order), images):
-            positions = order[start:start + images]
+            positions = order[start : start + images]
             yield self._targets(positions, np.zeros_like(positions))
 
     def class_shares(self, images: int = 2000) -> Tensor:
         """[K]: each class's part of the labelled pixels, of all images or of these many of them."""
         counts = np.zeros(256)
-        for position in surveyed(self.ids)[self.training.held_out:][:images]:
+        for position in surveyed(self.ids)[self.training.held_out :][:images]:
             label = self.samples.read(self.sample, np.array([position]), np.array([0]))["label"]
             counts += np.bincount(torch.as_tensor(label).cpu().numpy().ravel(), minlength=256)
-        counts = counts[:len(self.dataset.classes)]
+        counts = counts[: len(self.dataset.classes)]
         return torch.from_numpy(counts / counts.sum().clip(min=1)).float()
 
     def _hold(self, reader: Reader) -> None:
         """Makes it keep whole blocks if the order goes from block to block; says so if it should."""
         block, rows = self.training.shuffle_block, reader.block_rows
         if block % rows:
-            raise ConfigError(f"training.shuffle_block: {block} images are no whole number of blocks of {reader.folder}, "
-                              f"which have {rows}; write a multiple of {rows}")
+            raise ConfigError(
+                f"training.shuffle_block: {block} images are no whole number of blocks of {reader.folder}, "
+                f"which have {rows}; write a multiple of {rows}"
+            )
         if block:
             reader.hold(block * self.training.shuffle_window)
         elif not local(reader.folder) and self.share[0] == 0:
-            say(f"{reader.folder}: rows are fetched one by one, since they don't fit into RAM; training.shuffle_block: {rows} "
-                f"fetches each block once an epoch, `pipeline cache pull` each once and for all")
+            say(
+                f"{reader.folder}: rows are fetched one by one, since they don't fit into RAM; training.shuffle_block: {rows} "
+                f"fetches each block once an epoch, `pipeline cache pull` each once and for all"
+            )
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:
             block, window = self.training.shuffle_block, self.training.shuffle_window
-            self._order = (epoch, self.shown[windowed(self.seed, epoch, self.shown // block, window) if block else
-                                             permutation(self.seed, epoch, len(self.shown))])
+            self._order = (
+                epoch,
+                self.shown[
+                    windowed(self.seed, epoch, self.shown // block, window)
+                    if block
+                    else permutation(self.seed, epoch, len(self.shown))
+                ],
+            )
         return self._order[1]
 
     def _matrices(self, positions, numbers) -> Tensor:
         if self.cached is not None:
             return torch.from_numpy(self.cached.matrices(positions, numbers))
-        return torch.from_numpy(np.stack([
-            geometry.draw(self.views, self.ids[p], int(v), self.size) for p, v in zip(positions, numbers)]))
+        return torch.from_numpy(
+            np.stack([geometry.draw(self.views, self.ids[p], int(v), self.size) for p, v in zip(positions, numbers)])
+        )
 
     def _targets(self, positions, numbers) -> dict[str, dict[str, Tensor]]:
         return {} if self.cached is None else self.cached.rows(positions, numbers, self._tensor)
 
     def _tensor(self, rows: np.ndarray | Tensor) -> Tensor:
-        if isinstance(rows, Tensor):                  # the reader holds them on the device
+        if isinstance(rows, Tensor):  # the reader holds them on the device
             return rows
         tensor = torch.from_numpy(rows)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
@@ -191,7 +224,7 @@ def ahead(loader: Loader, steps: Sequence[int]) -> Iterator[Batch]:
             if made is not None:
                 current = torch.cuda.current_stream(loader.device)
                 current.wait_event(made)
-                for tensor in batch.tensors():        # or their memory is given to the next batch while the step reads them
+                for tensor in batch.tensors():  # or their memory is given to the next batch while the step reads them
                     tensor.record_stream(current)
             yield batch
 

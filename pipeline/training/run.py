@@ -1,14 +1,14 @@
 """A run's folder: what it was made from, checkpoints to resume from, curves, and the trained weights.
 
-    run.json                what the run was made from; a folder with another record is set aside, never overwritten
-    config.yaml             the experiment's file with its --set overrides, for people
-    checkpoint.pt           model, optimiser, losses and the curves so far, with a checksum; replaced atomically
-    curves.tsv .json .png   each term's mean over a window of steps
-    curves/<term>.tsv       the same, a file a term, as `dvc plots` draws them
-    history.jsonl           the time each stretch of steps took, and on what; outside every comparison
-    held_out.tsv            each term on the images kept from training (training.held_out), at each checkpoint
-    norms.tsv               each weighted term's gradient norm at the network's features
-    weights.safetensors     the end of the run
+run.json                what the run was made from; a folder with another record is set aside, never overwritten
+config.yaml             the experiment's file with its --set overrides, for people
+checkpoint.pt           model, optimiser, losses and the curves so far, with a checksum; replaced atomically
+curves.tsv .json .png   each term's mean over a window of steps
+curves/<term>.tsv       the same, a file a term, as `dvc plots` draws them
+history.jsonl           the time each stretch of steps took, and on what; outside every comparison
+held_out.tsv            each term on the images kept from training (training.held_out), at each checkpoint
+norms.tsv               each weighted term's gradient norm at the network's features
+weights.safetensors     the end of the run
 """
 
 import fcntl
@@ -18,9 +18,9 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Iterator
 
 import torch
 
@@ -34,7 +34,7 @@ from pipeline.training import distributed
 from pipeline.training.loading import Loader, ahead
 from pipeline.training.step import Step
 
-POINTS = 400                                   # of a curve, whatever the number of steps
+POINTS = 400  # of a curve, whatever the number of steps
 
 
 class Run:
@@ -45,7 +45,7 @@ class Run:
         self.curves: list[dict] = []
         self.norms: list[dict] = []
         self.held_out: list[dict] = []
-        self.pending: list[tuple[int, dict]] = []        # steps that the curves have no point for yet, with their terms
+        self.pending: list[tuple[int, dict]] = []  # steps that the curves have no point for yet, with their terms
         self.opened = False
         self._locks: list[int] = []
         self.compare()
@@ -70,10 +70,12 @@ class Run:
             if self._locks:
                 self._locks.append(self._lock())
                 if (self.folder / "run.json").exists():
-                    raise PipelineError(f"{self.folder}: another process began this run at the same moment; run the same command "
-                                        f"again when it has ended")
+                    raise PipelineError(
+                        f"{self.folder}: another process began this run at the same moment; run the same command "
+                        f"again when it has ended"
+                    )
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob("*.tmp"):           # of a process that was killed, perhaps by a full disk
+        for leftover in self.folder.glob("*.tmp"):  # of a process that was killed, perhaps by a full disk
             leftover.unlink(missing_ok=True)
         write_text(self.folder / "run.json", json.dumps(self.record, indent=1) + "\n")
         write_text(self.folder / "config.yaml", self.settings)
@@ -104,7 +106,7 @@ class Run:
                 pass
             if self.folder.exists() and os.path.samestat(os.fstat(folder), os.stat(self.folder)):
                 return folder
-            os.close(folder)                     # whoever held it has set it aside
+            os.close(folder)  # whoever held it has set it aside
 
     @property
     def weights(self) -> Path:
@@ -121,33 +123,47 @@ class Run:
                 raise ValueError("damaged or cut short: its checksum does not fit")
             state = torch.load(path, map_location="cpu", weights_only=True)
             step.load_state(state)
-            self.curves, self.norms, self.held_out, self.pending = (state[name] for name in ("curves", "norms", "held_out", "pending"))
+            self.curves, self.norms, self.held_out, self.pending = (
+                state[name] for name in ("curves", "norms", "held_out", "pending")
+            )
         except (torch.OutOfMemoryError, MemoryError):
             raise
-        except Exception as error:               # damaged bytes fail anywhere in the parser
+        except Exception as error:  # damaged bytes fail anywhere in the parser
             why = f"{error}".strip().partition("\n")[0]
-            raise PipelineError(f"{path}: cannot be read ({why}); bring back a copy, or delete it to start this run afresh") from error
+            raise PipelineError(
+                f"{path}: cannot be read ({why}); bring back a copy, or delete it to start this run afresh"
+            ) from error
         return state["steps"]
 
     def save(self, step: Step, steps: int) -> None:
         """Raises PipelineError instead if the weights are not finite: the loss was, but a step on its gradient was too much. Also
         if there is no room; the last checkpoint is kept then."""
         if not step.finite():
-            raise PipelineError(f"{self.folder}: step {steps - 1}: the weights are not finite any more; lower the learning rate "
-                                f"(the last checkpoint is from before)")
+            raise PipelineError(
+                f"{self.folder}: step {steps - 1}: the weights are not finite any more; lower the learning rate "
+                f"(the last checkpoint is from before)"
+            )
         if not distributed.first():
             return
-        state = {**step.state(), "steps": steps, "curves": self.curves, "norms": self.norms, "held_out": self.held_out,
-                 "pending": [(number, {name: float(value) for name, value in values.items()}) for number, values in self.pending]}
+        state = {
+            **step.state(),
+            "steps": steps,
+            "curves": self.curves,
+            "norms": self.norms,
+            "held_out": self.held_out,
+            "pending": [(number, {name: float(value) for name, value in values.items()}) for number, values in self.pending],
+        }
         data, path = io.BytesIO(), self.folder / "checkpoint.pt"
-        torch.save(state, data)                  # not to the file: on a full disk, torch.save reports its own position there
+        torch.save(state, data)  # not to the file: on a full disk, torch.save reports its own position there
         try:
             weights.write_file(path, weights.seal(data))
             self._write_curves()
         except OSError as error:
             kept = "the last checkpoint is kept" if path.exists() else "there is no checkpoint yet"
-            raise PipelineError(f"{error.filename or path}: {error.strerror} at step {steps}; make room or give the right to write, "
-                                f"and run the same command again ({kept})") from error
+            raise PipelineError(
+                f"{error.filename or path}: {error.strerror} at step {steps}; make room or give the right to write, "
+                f"and run the same command again ({kept})"
+            ) from error
 
     def _write_curves(self):
         write_tsv(self.folder / "curves.tsv", self.curves)
@@ -159,15 +175,21 @@ class Run:
         """Steps first..last-1 took so long, and are kept: a checkpoint holds them."""
         if not distributed.first():
             return
-        line = {"first": first, "last": last, "seconds": round(seconds, 3), "threads": torch.get_num_threads(),
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type, "torch": torch.__version__}
+        line = {
+            "first": first,
+            "last": last,
+            "seconds": round(seconds, 3),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "torch": torch.__version__,
+        }
         with open(self.folder / "history.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
 
     def finish(self, step: Step) -> None:
         if not distributed.first():
             return
-        self._write_curves()                     # again: DVC deletes a stage's outs before it runs a finished one
+        self._write_curves()  # again: DVC deletes a stage's outs before it runs a finished one
         shutil.rmtree(self.folder / "curves", ignore_errors=True)
         for name in self.curves[-1]:
             if name != "step":
@@ -204,13 +226,13 @@ def _fit(run: Run, step: Step, loader: Loader, what: str, signals) -> None:
             if not run.opened and distributed.first():
                 _refuse_step(run, step, number, values)
                 run.open()
-            run.pending.append((number, values))     # they stay on the device until a window ends: reading one waits for it
+            run.pending.append((number, values))  # they stay on the device until a window ends: reading one waits for it
             if norms:
                 run.norms.append({"step": number, **norms})
             last = number + 1 == training.steps
             saves = (number + 1) % training.checkpoint_every == 0 or last
             stops = bool(asked) and not last
-            if (number + 1) % window == 0 or saves:      # a checkpoint ends a window: a resumed run writes equal curves
+            if (number + 1) % window == 0 or saves:  # a checkpoint ends a window: a resumed run writes equal curves
                 run.curves.append(_window(run.pending, run.folder))
                 run.pending = []
             if saves or stops:
@@ -233,17 +255,20 @@ def _refuse_step(run: Run, step: Step, number: int, values) -> None:
     """Raises PipelineError if a first step came to nothing, so that it moves no finished run away."""
     _window([(number, values)], run.folder)
     if not step.finite():
-        raise PipelineError(f"{run.folder}: step {number}: the weights are not finite; lower the learning rate (the run that is "
-                            f"there stays)")
+        raise PipelineError(
+            f"{run.folder}: step {number}: the weights are not finite; lower the learning rate (the run that is there stays)"
+        )
 
 
 def _window(pending, folder) -> dict:
-    found: dict[str, list[float]] = {}               # a term that has not begun yet has no values
+    found: dict[str, list[float]] = {}  # a term that has not begun yet has no values
     for number, values in pending:
         for name, value in values.items():
             if not math.isfinite(value := float(value)):
-                raise PipelineError(f"{folder}: step {number}: the term {name!r} is {value}; lower its weight or the "
-                                    f"learning rate (the last checkpoint is from before)")
+                raise PipelineError(
+                    f"{folder}: step {number}: the term {name!r} is {value}; lower its weight or the "
+                    f"learning rate (the last checkpoint is from before)"
+                )
             found.setdefault(name, []).append(value)
     return {"step": pending[-1][0] + 1, **{name: sum(values) / len(values) for name, values in found.items()}}
 

@@ -3,8 +3,8 @@
 B images, H W the network input, K classes, L lane slots.
 """
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Callable, Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -45,13 +45,15 @@ def existence_loss(existence_BL: Tensor, flags_BL: Tensor) -> Tensor:
 def class_weights(dataset: DatasetBase, training: Training, device, shares_K: Tensor | None = None) -> Tensor:
     """[K] cross-entropy weights; `enet` needs each class's share of the labelled pixels. Raises ConfigError on a background
     weight where the dataset names no background, or a list of another length than the classes."""
-    if training.class_weights == "enet":        # Paszke et al., "ENet", 2016: w = 1 / ln(c + p), c = 1.02
+    if training.class_weights == "enet":  # Paszke et al., "ENet", 2016: w = 1 / ln(c + p), c = 1.02
         assert shares_K is not None
         return 1 / (1.02 + shares_K.to(device)).log()
     if training.class_weights is not None:
         if len(training.class_weights) != len(dataset.classes):
-            raise ConfigError(f"training.class_weights: {len(training.class_weights)} weights for {len(dataset.classes)} "
-                              f"classes ({', '.join(dataset.classes)}); write one for each")
+            raise ConfigError(
+                f"training.class_weights: {len(training.class_weights)} weights for {len(dataset.classes)} "
+                f"classes ({', '.join(dataset.classes)}); write one for each"
+            )
         return torch.tensor(training.class_weights, device=device)
     weights = torch.ones(len(dataset.classes), device=device)
     if dataset.background is not None:
@@ -64,12 +66,15 @@ def class_weights(dataset: DatasetBase, training: Training, device, shares_K: Te
 class Step:
     """`model`, `losses` (by the method's terms), optimiser and schedule; called with a batch it makes one update."""
 
-    def __init__(self, model: nn.Module, terms: Sequence[Term], losses: Sequence[nn.Module], training: Training,
-                 weights_K: Tensor, seed: int):
+    def __init__(
+        self, model: nn.Module, terms: Sequence[Term], losses: Sequence[nn.Module], training: Training, weights_K: Tensor, seed: int
+    ):
         device = weights_K.device
         if training.compile == "graphs" and training.accumulate > 1:
-            raise ConfigError("training.compile: graphs write a part's gradients over those of the part before; write true, or "
-                              "training.accumulate: 1")
+            raise ConfigError(
+                "training.compile: graphs write a part's gradients over those of the part before; write true, or "
+                "training.accumulate: 1"
+            )
         if training.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.model, self.training, self.weights_K, self.seed = distributed.synchronised(model, device), training, weights_K, seed
@@ -79,24 +84,34 @@ class Step:
         parameters, self.lr_factors = grouped(model, self.losses, training)
         fused = True if device.type == "cuda" else None
         if training.optimiser == "adamw":
-            self.optimiser = torch.optim.AdamW(parameters, training.lr, betas=(training.momentum, 0.999),
-                                               weight_decay=training.weight_decay, fused=fused)
+            self.optimiser = torch.optim.AdamW(
+                parameters, training.lr, betas=(training.momentum, 0.999), weight_decay=training.weight_decay, fused=fused
+            )
         else:
-            self.optimiser = torch.optim.SGD(parameters, training.lr, momentum=training.momentum,
-                                             weight_decay=training.weight_decay, nesterov=training.nesterov, fused=fused)
+            self.optimiser = torch.optim.SGD(
+                parameters,
+                training.lr,
+                momentum=training.momentum,
+                weight_decay=training.weight_decay,
+                nesterov=training.nesterov,
+                fused=fused,
+            )
         self.mean = {name: value.clone() for name, value in self.model.state_dict().items()} if training.ema else {}
 
-    def loss_terms(self, batch: Batch, counted: Tensor | None = None,
-                   traced: bool = False) -> tuple[Output, dict[str, tuple[float, Tensor]]]:
+    def loss_terms(
+        self, batch: Batch, counted: Tensor | None = None, traced: bool = False
+    ) -> tuple[Output, dict[str, tuple[float, Tensor]]]:
         """The student's output as it ran, and every term that counts at this step with its weight. `counted`: see
         cross_entropy. `traced`: gradients of the logits at the features will be asked for, which a compiled network hides."""
         network = self.model if traced else self.network
         bf16 = self.training.precision == "bf16"
         with torch.autocast(batch.images_B3HW.device.type, torch.bfloat16) if bf16 else nullcontext():
-            output = network(batch.images_B3HW, batch.labels_BHW)            # which only a label-fed teacher looks at
+            output = network(batch.images_B3HW, batch.labels_BHW)  # which only a label-fed teacher looks at
         if output.logits is None:
-            raise ConfigError("this network has no logits (logits: null) and can't be trained on labels; write 'logits: linear', or, "
-                              "for a teacher as it is, 'teacher_training: null'")
+            raise ConfigError(
+                "this network has no logits (logits: null) and can't be trained on labels; write 'logits: linear', or, "
+                "for a teacher as it is, 'teacher_training: null'"
+            )
         raw, output = output, as_float(output)
         terms = {"labels": (1.0, cross_entropy(output.logits, batch.labels_BHW, self.weights_K, counted))}
         if output.existence is not None and batch.existence_BL is not None:
@@ -186,12 +201,14 @@ class Step:
 
 def check_batch(build: Callable[[], nn.Module], size: tuple[int, int], training: Training, device: str, where: str) -> None:
     """Raises ConfigError if images reach this network one at a time and it can't be trained so; `where` is the section."""
-    processes = 1 if torch.device(device).type == "cuda" else distributed.share()[1]         # see distributed.synchronised
+    processes = 1 if torch.device(device).type == "cuda" else distributed.share()[1]  # see distributed.synchronised
     if training.batch // training.accumulate // processes == 1 and not trains_on_one_image(build, size):
         parts = f" in {training.accumulate} parts" if training.accumulate > 1 else ""
-        raise ConfigError(f"{where}.batch: {training.batch}{parts} shows the network one image at a time, and it normalises a map "
-                          f"of one cell (as pyramid pooling has), of which one image gives one value and no variance; write a "
-                          f"batch of {2 * training.accumulate * processes} or more, or another head")
+        raise ConfigError(
+            f"{where}.batch: {training.batch}{parts} shows the network one image at a time, and it normalises a map "
+            f"of one cell (as pyramid pooling has), of which one image gives one value and no variance; write a "
+            f"batch of {2 * training.accumulate * processes} or more, or another head"
+        )
 
 
 def compiled(network: nn.Module, graphs: bool = False):
@@ -223,8 +240,9 @@ def grouped(model: nn.Module, losses: nn.Module, training: Training) -> tuple[li
     if training.head_lr == 1:
         return [{"params": [*model.parameters(), *losses.parameters()]}], [1.0]
     if not hasattr(model, "backbone"):
-        raise ConfigError(f"training.head_lr: {type(model).__module__.rpartition('.')[2]} has no backbone apart from its "
-                          f"head; write 1.0")
+        raise ConfigError(
+            f"training.head_lr: {type(model).__module__.rpartition('.')[2]} has no backbone apart from its head; write 1.0"
+        )
     sides: dict[bool, list[nn.Parameter]] = {True: [*losses.parameters()], False: []}
     for name, parameter in model.named_parameters():
         sides[name.partition(".")[0] in model.backbone].append(parameter)
@@ -248,5 +266,5 @@ def gradient_norms(output: Output, terms: Mapping[str, tuple[float, Tensor]]) ->
             continue
         gradients = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
         squares = sum(float(g.double().square().sum()) for g in gradients if g is not None)
-        norms[name] = weight * squares ** 0.5
+        norms[name] = weight * squares**0.5
     return norms

@@ -61,10 +61,20 @@ def stage_two(experiment, method):
     store = Store.open(experiment.store("targets"))
     reader = Reader(store, [caches.MATRIX, *(pass_ for _, pass_ in named.values())], ids, cfg.views.count)
     calm = dataclasses.replace(cfg.training, photometric=config.Photometric(brightness=0.0, contrast=0.0, noise=0.0))
-    loader = Loader(Reader(pixels, [sample], ids, 1), sample, ids, dataset=source, content=cfg.prepare.size, views=cfg.views,
-                    training=calm, seed=3, device="cpu", cached=CachedTargets(reader, caches.MATRIX, named))
+    loader = Loader(
+        Reader(pixels, [sample], ids, 1),
+        sample,
+        ids,
+        dataset=source,
+        content=cfg.prepare.size,
+        views=cfg.views,
+        training=calm,
+        seed=3,
+        device="cpu",
+        cached=CachedTargets(reader, caches.MATRIX, named),
+    )
     torch.manual_seed(0)
-    model = cfg.student("erfnet").build(num_classes=5, size=context.size, lanes=0).eval()       # no dropout
+    model = cfg.student("erfnet").build(num_classes=5, size=context.size, lanes=0).eval()  # no dropout
     own = caches.context(cfg.student("erfnet"), source, cfg.prepare.size)
     losses = [term.loss.build(reads={name: named[name][0] for name in term.reads}, context=context, student=own) for term in terms]
     return loader, steps.Step(model, terms, losses, calm, steps.class_weights(source, calm, "cpu"), 3)
@@ -77,10 +87,10 @@ def loaded(cache, seed=3, **settings):
 def test_batches_are_those_of_the_pipelines_own_training(here, cache):
     loader, _ = stage_two(here, "intra")
     sampler = cache.sampler(3)
-    keys = [key for _ in range(3) for key in sampler]                   # three epochs: every view of every image
+    keys = [key for _ in range(3) for key in sampler]  # three epochs: every view of every image
     assert len(set(keys)) == len(keys) == 13 * 3
     for step in range(9):
-        ours, theirs = pipeline.collate([cache[key] for key in keys[4 * step:4 * step + 4]]), loader.batch(step)
+        ours, theirs = pipeline.collate([cache[key] for key in keys[4 * step : 4 * step + 4]]), loader.batch(step)
         for name in ("images_B3HW", "labels_BHW", "inside_BHW", "existence_BL"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
         for name, fields in theirs.rows.items():
@@ -144,8 +154,14 @@ def test_lightning_moves_batches_and_tells_the_sampler_about_epochs(cache):
             return torch.optim.SGD(self.parameters(), 0.01)
 
     task = Task()
-    trainer = lightning.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
-                                enable_progress_bar=False, enable_model_summary=False)
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     trainer.fit(task, loaded(cache))
     plain = loaded(cache)
     meant = [batch.rows["graph_high"]["graph"] for _ in range(2) for batch in plain]
@@ -164,18 +180,26 @@ def test_workers_give_the_same_batches(cache, context, workers):
 
 def test_a_batch_moves_whole(cache):
     batch = pipeline.collate([cache[cache.ids[0], 1]]).to("meta")
-    tensors = [batch.images_B3HW, batch.labels_BHW, batch.inside_BHW, batch.existence_BL,
-               *(values for fields in batch.rows.values() for values in fields.values())]
+    tensors = [
+        batch.images_B3HW,
+        batch.labels_BHW,
+        batch.inside_BHW,
+        batch.existence_BL,
+        *(values for fields in batch.rows.values() for values in fields.values()),
+    ]
     assert all(tensor.device.type == "meta" for tensor in tensors)
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"views": {"rotate_deg": 4.0}}, "views.rotate_deg: 3.0 here, 4.0 asked for"),
-    ({"views": {"count": 4}}, "view 3, are not filled"),
-    ({"prepare": {"size": [44, 120]}}, "prepare.*size|size"),
-    ({"targets": {"graph_mid": {"type": "affinity", "layer": "mid", "aoi_kernel": 7}}}, "aoi_kernel: 5 here, 7 asked for"),
-    ({"teacher": {"precision": "bf16"}}, "teacher.precision: 'fp32' here, 'bf16' asked for"),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"views": {"rotate_deg": 4.0}}, "views.rotate_deg: 3.0 here, 4.0 asked for"),
+        ({"views": {"count": 4}}, "view 3, are not filled"),
+        ({"prepare": {"size": [44, 120]}}, "prepare.*size|size"),
+        ({"targets": {"graph_mid": {"type": "affinity", "layer": "mid", "aoi_kernel": 7}}}, "aoi_kernel: 5 here, 7 asked for"),
+        ({"teacher": {"precision": "bf16"}}, "teacher.precision: 'fp32' here, 'bf16' asked for"),
+    ],
+)
 def test_a_config_that_asks_for_something_else_is_refused_with_the_difference(experiment, monkeypatch, change, said):
     experiment.change(**change)
     monkeypatch.chdir(experiment.folder)
@@ -185,12 +209,15 @@ def test_a_config_that_asks_for_something_else_is_refused_with_the_difference(ex
 
 def test_other_weights_and_overrides_are_refused_as_well(experiment, monkeypatch):
     from pipeline import weights
+
     monkeypatch.chdir(experiment.folder)
     with pytest.raises(StoreError, match="views.seed: 0 here, 1 asked for"):
         pipeline.open_cache("toy.yaml", overrides=["views.seed=1"])
     state = weights.load_file("teachers/toy.safetensors")
-    weights.save_file("teachers/toy.safetensors", {name: tensor + 1e-3 if tensor.is_floating_point() else tensor
-                                                   for name, tensor in state.items()})
+    weights.save_file(
+        "teachers/toy.safetensors",
+        {name: tensor + 1e-3 if tensor.is_floating_point() else tensor for name, tensor in state.items()},
+    )
     with pytest.raises(StoreError, match="teacher.weights: '"):
         pipeline.open_cache("toy.yaml")
 
@@ -264,6 +291,7 @@ def test_a_url_alone_shows_records_without_pixels(cache, here):
 
 def test_rows_that_other_code_stored_are_refused_without_a_config_too(experiment, monkeypatch):
     from pipeline.targets import affinity
+
     monkeypatch.setattr(affinity.Target, "version", 2)
     with pytest.raises(StoreError, match="was stored by other code: version: 1 here, 2 asked for"):
         pipeline.open_cache(experiment.store("targets"))
@@ -280,7 +308,7 @@ def test_every_target_of_every_example_comes_back_from_its_record():
 
 
 def test_importing_the_package_loads_no_torch():
-    code = "import sys, pipeline; pipeline.PipelineError; assert 'torch' not in sys.modules; pipeline.open_cache; assert 'torch' in sys.modules"
+    code = "import sys, pipeline; pipeline.PipelineError; assert 'torch' not in sys.modules; pipeline.open_cache; assert 'torch' in sys.modules"  # noqa: E501
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         pipeline.nothing

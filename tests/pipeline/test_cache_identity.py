@@ -11,8 +11,13 @@ from pipeline.teacher import cache
 def identity(mirror, flip_average, permutation, lanes=None):
     dataset = SimpleNamespace(classes=("a", "b", "c"), crop_top=0, lanes=2, regions=None, mirror=permutation, mirror_lanes=lanes)
     views = Views(count=2, seed=0, scale=(1.0, 1.0), rotate_deg=0.0, shift=0.0, mirror=mirror)
-    teacher = Teacher(model=Plugin(kind="models", name="erfnet", args={}), checkpoint=None, backbone=None, precision="fp32",
-                      flip_average=flip_average)
+    teacher = Teacher(
+        model=Plugin(kind="models", name="erfnet", args={}),
+        checkpoint=None,
+        backbone=None,
+        precision="fp32",
+        flip_average=flip_average,
+    )
     return cache.identity(dataset, Prepare(size=(16, 16), codec="raw"), views, teacher, "1a2b")
 
 

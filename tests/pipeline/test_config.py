@@ -56,6 +56,7 @@ def test_all_faults_are_reported_at_once(tmp_path):
         raw["views"]["count"] = 2.5
         raw["targets"]["graph_mid"]["type"] = "afinity"
         raw["colour"] = {}
+
     lines = fault(tmp_path, change).splitlines()
     assert len(lines) == 4
     assert any("training.lr" in line and "write a number with a point" in line for line in lines)
@@ -64,25 +65,34 @@ def test_all_faults_are_reported_at_once(tmp_path):
     assert any("colour: no such section" in line for line in lines)
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda raw: raw["methods"]["intra"][0].update(reads=["graph_middle"]), "no target 'graph_middle'; did you mean 'graph_mid'?"),
-    (lambda raw: raw["methods"]["intra"][0].update(reads=["logits"]), "affinity cannot read 'logits' (type logits)"),
-    (lambda raw: raw["methods"]["intra"][0].update(reads=[]), "affinity reads targets of type affinity; name some"),
-    (lambda raw: raw["methods"]["kd"][0].update(temprature=2.0), "no such key; did you mean 'temperature'?"),
-    (lambda raw: raw["methods"]["kd"].append(copy.deepcopy(raw["methods"]["kd"][0])), "stands there twice"),
-    (lambda raw: raw["methods"].update(kd={"loss": "kd"}), "expected a list of losses"),
-    (lambda raw: raw["teacher"].update(name="resnet102"), "did you mean 'resnet101'?"),
-    (lambda raw: raw["teacher"].update(precision="fp61"), "expected one of fp32, tf32, bf16; got the text 'fp61'"),
-    (lambda raw: (raw.update(teacher_training=None), raw["teacher"].update(checkpoint=None)), "has no checkpoint and there is no teacher_training"),
-    (lambda raw: raw.pop("views"), "views: this section is missing"),
-    (lambda raw: raw["views"].update(scale=[1.1, 0.9]), "expected two rising positive numbers"),
-    (lambda raw: raw["views"].update(mirror="yes please"), "expected true or false"),
-    (lambda raw: raw["prepare"].update(size=[96]), "expected 2 values, got 1"),
-    (lambda raw: raw["dataset"].pop("name"), "dataset.name: this key is missing"),
-    (lambda raw: raw["training"].update(batch=0), "must be positive"),
-    (lambda raw: raw["training"].update(norm_every=0), "training.norm_every: must be positive"),
-    (lambda raw: raw["students"].update({"erfnet-half": {"model": "erfnet"}}), "a name with a dash; write 'erfnet_half'"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda raw: raw["methods"]["intra"][0].update(reads=["graph_middle"]),
+            "no target 'graph_middle'; did you mean 'graph_mid'?",
+        ),
+        (lambda raw: raw["methods"]["intra"][0].update(reads=["logits"]), "affinity cannot read 'logits' (type logits)"),
+        (lambda raw: raw["methods"]["intra"][0].update(reads=[]), "affinity reads targets of type affinity; name some"),
+        (lambda raw: raw["methods"]["kd"][0].update(temprature=2.0), "no such key; did you mean 'temperature'?"),
+        (lambda raw: raw["methods"]["kd"].append(copy.deepcopy(raw["methods"]["kd"][0])), "stands there twice"),
+        (lambda raw: raw["methods"].update(kd={"loss": "kd"}), "expected a list of losses"),
+        (lambda raw: raw["teacher"].update(name="resnet102"), "did you mean 'resnet101'?"),
+        (lambda raw: raw["teacher"].update(precision="fp61"), "expected one of fp32, tf32, bf16; got the text 'fp61'"),
+        (
+            lambda raw: (raw.update(teacher_training=None), raw["teacher"].update(checkpoint=None)),
+            "has no checkpoint and there is no teacher_training",
+        ),
+        (lambda raw: raw.pop("views"), "views: this section is missing"),
+        (lambda raw: raw["views"].update(scale=[1.1, 0.9]), "expected two rising positive numbers"),
+        (lambda raw: raw["views"].update(mirror="yes please"), "expected true or false"),
+        (lambda raw: raw["prepare"].update(size=[96]), "expected 2 values, got 1"),
+        (lambda raw: raw["dataset"].pop("name"), "dataset.name: this key is missing"),
+        (lambda raw: raw["training"].update(batch=0), "must be positive"),
+        (lambda raw: raw["training"].update(norm_every=0), "training.norm_every: must be positive"),
+        (lambda raw: raw["students"].update({"erfnet-half": {"model": "erfnet"}}), "a name with a dash; write 'erfnet_half'"),
+    ],
+)
 def test_each_fault_says_where_and_what(tmp_path, change, words):
     message = fault(tmp_path, change)
     assert words in message and "experiment.yaml" in message
@@ -136,8 +146,10 @@ def test_a_weight_starts_and_rises_as_told(tmp_path):
     assert [weight_at(term, step) for step in (0, 9, 10, 11, 13, 100)] == [0, 0, 0.5, 1.0, 2.0, 2.0]
 
 
-@pytest.mark.parametrize("key, value", [("training.lr", 0), ("training.lr", float("nan")), ("training.momentum", 1.0),
-                                        ("teacher_training.weight_decay", -0.1)])
+@pytest.mark.parametrize(
+    "key, value",
+    [("training.lr", 0), ("training.lr", float("nan")), ("training.momentum", 1.0), ("teacher_training.weight_decay", -0.1)],
+)
 def test_what_an_optimiser_cannot_do_is_a_fault_of_the_file(tmp_path, key, value):
     section, name = key.split(".")
     with pytest.raises(ConfigError, match=f"{key}: (must be|expected)"):
@@ -165,18 +177,51 @@ def test_a_students_own_key_stands_beside_its_models(tmp_path):
 # Values that no one can mean
 
 NO_ONE_MEANS = [
-    ("training.background_weight", -1), ("training.existence_weight", float("nan")), ("training.existence_weight", -0.1),
-    ("training.power", -1), ("training.photometric.noise", -1), ("training.photometric.brightness", -3),
-    ("training.photometric.contrast", float("inf")), ("training.weight_decay", float("inf")), ("training.lr", float("inf")),
-    ("training.ema", 1.0), ("training.held_out", -1), ("training.head_lr", 0), ("training.class_weights", []),
-    ("training.warmup_steps", 1001), ("training.accumulate", 3), ("training.shuffle_window", 0), ("training.batch", True),
-    ("views.count", 0), ("views.shift", float("inf")), ("views.shift", 5), ("views.rotate_deg", float("nan")),
-    ("views.rotate_deg", -1), ("views.scale", [1.0, float("inf")]), ("views.scale", [0.0, 1.0]),
-    ("prepare.size", [0, 0]), ("prepare.size", [-4, 8]), ("prepare.size", [48, 216, 3]), ("evaluate.split", "tset"),
-    ("teacher.name", 5), ("teacher.checkpoint", 5), ("teacher.width", 0), ("students.erfnet.dropout", [2.0, 0.0]), ("students.erfnet.width", 3),
-    ("students.erfnet.width", 0), ("students.erfnet.dropout", [0.1, 1.0]), ("dataset.difficulty", 1.5), ("dataset.root", ""),
-    ("dataset.size", [63, 656]), ("dataset.train", -1), ("targets.graph_mid.eps", float("inf")), ("targets.graph_mid.eps", 0),
-    ("targets.graph_mid.aoi_kernel", 4), ("targets.logits.pool", 1000), ("targets.logits.pool", 0), ("targets.logits.dtype", "int3"),
+    ("training.background_weight", -1),
+    ("training.existence_weight", float("nan")),
+    ("training.existence_weight", -0.1),
+    ("training.power", -1),
+    ("training.photometric.noise", -1),
+    ("training.photometric.brightness", -3),
+    ("training.photometric.contrast", float("inf")),
+    ("training.weight_decay", float("inf")),
+    ("training.lr", float("inf")),
+    ("training.ema", 1.0),
+    ("training.held_out", -1),
+    ("training.head_lr", 0),
+    ("training.class_weights", []),
+    ("training.warmup_steps", 1001),
+    ("training.accumulate", 3),
+    ("training.shuffle_window", 0),
+    ("training.batch", True),
+    ("views.count", 0),
+    ("views.shift", float("inf")),
+    ("views.shift", 5),
+    ("views.rotate_deg", float("nan")),
+    ("views.rotate_deg", -1),
+    ("views.scale", [1.0, float("inf")]),
+    ("views.scale", [0.0, 1.0]),
+    ("prepare.size", [0, 0]),
+    ("prepare.size", [-4, 8]),
+    ("prepare.size", [48, 216, 3]),
+    ("evaluate.split", "tset"),
+    ("teacher.name", 5),
+    ("teacher.checkpoint", 5),
+    ("teacher.width", 0),
+    ("students.erfnet.dropout", [2.0, 0.0]),
+    ("students.erfnet.width", 3),
+    ("students.erfnet.width", 0),
+    ("students.erfnet.dropout", [0.1, 1.0]),
+    ("dataset.difficulty", 1.5),
+    ("dataset.root", ""),
+    ("dataset.size", [63, 656]),
+    ("dataset.train", -1),
+    ("targets.graph_mid.eps", float("inf")),
+    ("targets.graph_mid.eps", 0),
+    ("targets.graph_mid.aoi_kernel", 4),
+    ("targets.logits.pool", 1000),
+    ("targets.logits.pool", 0),
+    ("targets.logits.dtype", "int3"),
 ]
 
 
@@ -187,35 +232,43 @@ def test_a_value_that_no_one_can_mean_is_refused_where_it_stands(tmp_path, key, 
         for parent in parents:
             raw = raw[parent]
         raw[last] = value
+
     for line in fault(tmp_path, change).splitlines():
         assert line.removeprefix(f"{tmp_path / 'experiment.yaml'}: ").startswith((key, key.rpartition(".")[0] + ": "))
 
 
-@pytest.mark.parametrize("loss, words", [
-    (dict(loss="kd", reads=["logits"], temperature=float("inf")), r"temperature: expected a finite number, got inf"),
-    (dict(loss="affinity", reads=["graph_mid"], moments=[]), r"moments: expected 1 or more values, got 0"),
-    (dict(loss="affinity", reads=["graph_mid"], moments=[4]), r"moments\[0\]: expected one of 1, 2, 3; got 4"),
-    (dict(loss="affinity", reads=["graph_mid"], min_cells=[-1, 2, 8]), r"min_cells\[0\]: must be positive, got -1"),
-    (dict(loss="affinity", reads=["graph_mid", "graph_mid"]), r"reads: names a target twice"),
-    (dict(loss="cirkd", reads=["some", "others"]), r"cirkd: reads some, others; name one target"),
-    (dict(loss="cirkd", reads=["some"], contrast_pixels=-3), r"contrast_pixels: must be positive, got -3"),
-    (dict(loss="dkd", reads=["logits"], temperature=4.0, beta=-8.0), r"beta: expected 0 or more, got -8"),
-    (dict(loss="skd_holistic", reads=["logits"], width=0), r"width: must be positive, got 0"),
-])
+@pytest.mark.parametrize(
+    "loss, words",
+    [
+        (dict(loss="kd", reads=["logits"], temperature=float("inf")), r"temperature: expected a finite number, got inf"),
+        (dict(loss="affinity", reads=["graph_mid"], moments=[]), r"moments: expected 1 or more values, got 0"),
+        (dict(loss="affinity", reads=["graph_mid"], moments=[4]), r"moments\[0\]: expected one of 1, 2, 3; got 4"),
+        (dict(loss="affinity", reads=["graph_mid"], min_cells=[-1, 2, 8]), r"min_cells\[0\]: must be positive, got -1"),
+        (dict(loss="affinity", reads=["graph_mid", "graph_mid"]), r"reads: names a target twice"),
+        (dict(loss="cirkd", reads=["some", "others"]), r"cirkd: reads some, others; name one target"),
+        (dict(loss="cirkd", reads=["some"], contrast_pixels=-3), r"contrast_pixels: must be positive, got -3"),
+        (dict(loss="dkd", reads=["logits"], temperature=4.0, beta=-8.0), r"beta: expected 0 or more, got -8"),
+        (dict(loss="skd_holistic", reads=["logits"], width=0), r"width: must be positive, got 0"),
+    ],
+)
 def test_a_loss_that_no_one_can_mean_is_refused_before_anything_is_cached(tmp_path, loss, words):
     def change(raw):
         raw["targets"] |= {name: dict(type="anchors", layer="high", seed=seed) for name, seed in (("some", 0), ("others", 1))}
         raw["methods"]["odd"] = [dict(loss, weight=1.0)]
+
     (line,) = fault(tmp_path, change).splitlines()
     assert re.search(rf"experiment\.yaml: methods\.odd\[0\](\.|: ){words}", line), line
 
 
-@pytest.mark.parametrize("value, words", [
-    (5, "expected a list of numbers or 'enet' or null, got 5"),
-    ([1.0, -1.0], "training.class_weights[1]: expected 0 or more, got -1.0"),
-    ([1.0, "2e-1"], "training.class_weights[1]: expected a number, got the text '2e-1' (YAML reads it as text"),
-    ([0.0, 0.0], "training.class_weights: all weights are 0"),
-])
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        (5, "expected a list of numbers or 'enet' or null, got 5"),
+        ([1.0, -1.0], "training.class_weights[1]: expected 0 or more, got -1.0"),
+        ([1.0, "2e-1"], "training.class_weights[1]: expected a number, got the text '2e-1' (YAML reads it as text"),
+        ([0.0, 0.0], "training.class_weights: all weights are 0"),
+    ],
+)
 def test_a_fault_in_a_list_names_the_item(tmp_path, value, words):
     assert words in fault(tmp_path, lambda raw: raw["training"].update(class_weights=value, background_weight=1.0))
 
@@ -226,11 +279,15 @@ def test_a_union_is_told_as_a_whole(tmp_path, value):
     assert f"training.compile: expected true or false or 'graphs', got {'the text ' if value == 'yes' else ''}{value!r}" in message
 
 
-@pytest.mark.parametrize("name, split, near", [("camvid", "test/0016E5", "tset/0016E5"), ("llamas", "val", "vall"), ("apolloscape", "val", "va")])
+@pytest.mark.parametrize(
+    "name, split, near", [("camvid", "test/0016E5", "tset/0016E5"), ("llamas", "val", "vall"), ("apolloscape", "val", "va")]
+)
 def test_the_splits_are_those_that_the_datasets_keys_give(name, split, near):
     path = DEMO.with_name(f"{name}.yaml")
     assert config.load(path, [f"evaluate.split={split}"]).evaluate.split == split
-    with pytest.raises(ConfigError, match=f"evaluate.split: {name} has no split '{near}'; did you mean '{split.partition('/')[0]}'"):
+    with pytest.raises(
+        ConfigError, match=f"evaluate.split: {name} has no split '{near}'; did you mean '{split.partition('/')[0]}'"
+    ):
         config.load(path, [f"evaluate.split={near}"])
     if name == "llamas":
         with pytest.raises(ConfigError, match="did you mean 'valid'"):
@@ -238,6 +295,7 @@ def test_the_splits_are_those_that_the_datasets_keys_give(name, split, near):
 
 
 # Files that a parser must not follow
+
 
 def refused(tmp_path, text):
     path = tmp_path / "odd.yaml"
@@ -248,18 +306,24 @@ def refused(tmp_path, text):
     return line
 
 
-@pytest.mark.parametrize("text, words", [
-    ("a: " + "[" * 5000 + "]" * 5000, "nested more than 50 deep"),
-    ("\n".join(" " * i + "a:" for i in range(200)), "nested more than 50 deep"),
-    ("a0: &a0 [x, x]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)), "more than 100,000 values"),
-    ("a0: &a0 {x: 1}\n" + "\n".join(f"a{i}: &a{i} {{b: *a{i - 1}}}" for i in range(1, 100)), "nested more than 50 deep"),
-    ("a: &a [1, *a]", r"line 1: \*a stands within itself"),
-    ("a: *nothing", "undefined alias"),
-    (f"a: {'9' * 5000}", "not valid YAML"),
-    ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
-    ("a: 1\n---\nb: 2", "expected a single document"),
-    ("a: {[1]: 2}", "not valid YAML"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("a: " + "[" * 5000 + "]" * 5000, "nested more than 50 deep"),
+        ("\n".join(" " * i + "a:" for i in range(200)), "nested more than 50 deep"),
+        (
+            "a0: &a0 [x, x]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)),
+            "more than 100,000 values",
+        ),
+        ("a0: &a0 {x: 1}\n" + "\n".join(f"a{i}: &a{i} {{b: *a{i - 1}}}" for i in range(1, 100)), "nested more than 50 deep"),
+        ("a: &a [1, *a]", r"line 1: \*a stands within itself"),
+        ("a: *nothing", "undefined alias"),
+        (f"a: {'9' * 5000}", "not valid YAML"),
+        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("a: 1\n---\nb: 2", "expected a single document"),
+        ("a: {[1]: 2}", "not valid YAML"),
+    ],
+)
 def test_a_file_that_no_parser_should_follow_ends_in_one_line(tmp_path, text, words):
     assert re.search(words, refused(tmp_path, text))
 

@@ -100,7 +100,8 @@ def test_counts_are_held_against_the_official_ones(root):
 
     faults = check(Counted(root=root), ["train", "val"], workers=1).faults
     assert [fault.what for fault in faults] == [
-        "val has 2 images, officially 3", "train+val has 9 images, officially 10",
+        "val has 2 images, officially 3",
+        "train+val has 9 images, officially 10",
     ]
     assert [fault.what for fault in check(Counted(root=root), ["train"], workers=1).faults] == []
 
@@ -112,24 +113,27 @@ def test_frames_no_higher_than_the_cut_are_reported(root):
 
 
 def test_a_cut_that_leaves_almost_nothing_is_reported(root):
-    for cut, faults in ((10, 0), (11, 2)):                          # of 12 rows
+    for cut, faults in ((10, 0), (11, 2)):  # of 12 rows
         (root / "classes.yaml").write_text(EXAMPLE.replace("crop_top: 0", f"crop_top: {cut}"))
         assert len(check(Dataset(root=root), ["val"], workers=1).faults) == faults
     assert "removes 11 and leaves 1, below a tenth" in check(Dataset(root=root), ["val"], workers=1).faults[0].what
 
 
-@pytest.mark.parametrize("pixels, labelled, said", [
-    ({}, 0, "not one pixel of train is labelled (0 of 9 images have a label)"),
-    ({255: 50}, 9, "not one pixel of train is labelled (9 of 9 images have a label)"),
-    ({0: 30, 255: 10}, 9, "all labelled pixels of train are of one class (background), and 25% are ignored"),
-    ({0: 30, 2: 1, 255: 10}, 9, None),
-])
+@pytest.mark.parametrize(
+    "pixels, labelled, said",
+    [
+        ({}, 0, "not one pixel of train is labelled (0 of 9 images have a label)"),
+        ({255: 50}, 9, "not one pixel of train is labelled (9 of 9 images have a label)"),
+        ({0: 30, 255: 10}, 9, "all labelled pixels of train are of one class (background), and 25% are ignored"),
+        ({0: 30, 2: 1, 255: 10}, 9, None),
+    ],
+)
 def test_labels_of_which_nothing_can_be_learned_are_told(root, pixels, labelled, said):
     counts = {"train": SplitCounts(images=9, labelled=labelled, pixels=Counter(pixels))}
     faults = list(too_few_classes(Dataset(root=root), counts, "train", 2, "the teacher is trained on labels"))
     assert [fault.what for fault in faults] == ([f"{said}, but the teacher is trained on labels"] if said else [])
-    assert not list(too_few_classes(Dataset(root=root), counts, "val", 2, ""))          # not read
-    counts["train"].flags = 9                                       # of lanes it is known which there are
+    assert not list(too_few_classes(Dataset(root=root), counts, "val", 2, ""))  # not read
+    counts["train"].flags = 9  # of lanes it is known which there are
     assert not list(too_few_classes(Dataset(root=root), counts, "train", 2, ""))
 
 
@@ -140,7 +144,8 @@ def test_a_reader_that_breaks_its_contract_is_reported(root):
 
     report = check(Loose(root=root), ["val"], workers=1)
     assert [fault.what for fault in report.faults] == [
-        "label is 16 x 12, image 20 x 12 pixels", "holds [4], where there are 3 classes",
+        "label is 16 x 12, image 20 x 12 pixels",
+        "holds [4], where there are 3 classes",
     ]
 
 

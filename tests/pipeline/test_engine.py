@@ -20,9 +20,20 @@ from pipeline.store import Reader
 from pipeline.training import step as steps
 from pipeline.training.loading import Loader, ahead
 
-TRAINING = Training(steps=20, batch=4, lr=0.1, momentum=0.9, weight_decay=1e-4, power=0.9, background_weight=0.4,
-                    existence_weight=0.0, fresh_views=False, precision="fp32",
-                    photometric=Photometric(brightness=0.0, contrast=0.0, noise=0.0), norm_every=1000)
+TRAINING = Training(
+    steps=20,
+    batch=4,
+    lr=0.1,
+    momentum=0.9,
+    weight_decay=1e-4,
+    power=0.9,
+    background_weight=0.4,
+    existence_weight=0.0,
+    fresh_views=False,
+    precision="fp32",
+    photometric=Photometric(brightness=0.0, contrast=0.0, noise=0.0),
+    norm_every=1000,
+)
 WEIGHTS = torch.tensor([0.4, 1.0, 2.0])
 
 
@@ -41,7 +52,7 @@ class Toy(nn.Module):
 def batch(step):
     generator = torch.Generator().manual_seed(step)
     labels = torch.randint(0, 3, (4, 8, 10), generator=generator).to(torch.uint8)
-    labels[:step % 4] = 255                                   # parts have unequal numbers of labelled pixels
+    labels[: step % 4] = 255  # parts have unequal numbers of labelled pixels
     images = torch.rand(4, 3, 8, 10, generator=generator) * 255
     return Batch(images, labels, torch.ones(4, 8, 10, dtype=torch.bool), None, {}, step)
 
@@ -78,11 +89,27 @@ def test_two_processes_train_as_one_does_at_the_same_batch(tmp_path):
         "whole = t.batch\n"
         "t.batch = lambda step: whole(step).parts(2)[rank]\n"
         "torch.save(t.trained(t.step()), f'{sys.argv[3]}/{rank}.pt')\n"
-        "distributed.wait()\n")
+        "distributed.wait()\n"
+    )
     here = os.path.dirname(__file__)
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, here,
-                    os.path.join(here, "..", ".."), tmp_path], check=True, capture_output=True, timeout=120,
-                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            script,
+            here,
+            os.path.join(here, "..", ".."),
+            tmp_path,
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     for rank in range(2):
         shared, others = torch.load(tmp_path / f"{rank}.pt")
         assert shared == pytest.approx(losses, rel=1e-5) and close(others, weights)
@@ -122,8 +149,9 @@ def compiler(monkeypatch):
     import torch._dynamo
     import torch._inductor.config as inductor
     from torch._dynamo import config as dynamo
+
     before = dynamo.suppress_errors, inductor.fallback_random, inductor.compile_threads
-    inductor.compile_threads = 1                              # a pool of processes takes longer to start than this takes
+    inductor.compile_threads = 1  # a pool of processes takes longer to start than this takes
     torch._dynamo.reset()
     yield torch._dynamo.utils.counters
     torch._dynamo.reset()
@@ -146,7 +174,7 @@ def test_a_compiled_network_trains_and_is_resumed_as_it_would_be_not_compiled(co
         for other, other_norm in others:
             assert float(other["labels"]) == pytest.approx(float(loss["labels"]), rel=1e-5)
             assert other_norm == pytest.approx(norm, rel=1e-4) and bool(norm) == (number % 2 == 0)
-    assert compiler["stats"]["unique_graphs"] > 0             # or nothing was compiled at all
+    assert compiler["stats"]["unique_graphs"] > 0  # or nothing was compiled at all
     assert close(whole.weights(), plain.weights()) and set(whole.weights()) == set(plain.weights())
     assert all(torch.equal(resumed.weights()[name], value) for name, value in whole.weights().items())
 
@@ -163,13 +191,14 @@ def test_a_network_replayed_by_cuda_graphs_trains_as_it_would_without(compiler, 
 
 
 def test_cuda_graphs_and_parts_of_a_batch_are_refused_together():
-    with pytest.raises((ConfigError, ValueError), match="accumulate: 1"):       # the schema's own, where no file is read
+    with pytest.raises((ConfigError, ValueError), match="accumulate: 1"):  # the schema's own, where no file is read
         step(accumulate=2, compile="graphs")
 
 
 @pytest.mark.parametrize("compile", [True, "graphs"])
 def test_where_there_is_no_compiler_the_network_runs_as_it_is(compile, compiler, monkeypatch):
     import torch._inductor.config as inductor
+
     before = inductor.cpp.cxx, inductor.force_disable_caches
     inductor.cpp.cxx, inductor.force_disable_caches = ("no-such-compiler",), True
     try:
@@ -200,7 +229,7 @@ def test_batches_made_ahead_come_in_order_and_an_error_at_its_own_step():
     seen = []
     with pytest.raises(ConfigError, match="eighth"):
         for number in ahead(loader, range(3, 10)):
-            assert loader.made[-1] <= number + 1              # no more than one is waiting
+            assert loader.made[-1] <= number + 1  # no more than one is waiting
             seen.append(number)
     assert seen == [3, 4, 5, 6] and list(ahead(loader, range(5, 5))) == []
 
@@ -221,6 +250,7 @@ def test_rows_on_the_device_are_those_on_disk_and_the_log_says_where_they_are(tm
 def test_shares_of_a_batch_are_the_batch(cached_experiment):
     from pipeline.data import prepared
     from pipeline.store import Store
+
     cfg = cached_experiment.load()
     cfg.dataset.args["root"] = str(cached_experiment.folder / cfg.dataset.args["root"])
     source = cfg.dataset.build()
@@ -230,9 +260,20 @@ def test_shares_of_a_batch_are_the_batch(cached_experiment):
 
     def loader(memory="auto", **options):
         reader = Reader(store, [sample], ids, 1, memory=memory, device="cpu")
-        return Loader(reader, sample, ids, dataset=source, content=cfg.prepare.size, views=cfg.views, training=training, seed=0,
-                      device="cpu", **options)
-    for number in (0, 5):                                     # held on a device or not
+        return Loader(
+            reader,
+            sample,
+            ids,
+            dataset=source,
+            content=cfg.prepare.size,
+            views=cfg.views,
+            training=training,
+            seed=0,
+            device="cpu",
+            **options,
+        )
+
+    for number in (0, 5):  # held on a device or not
         whole = loader().batch(number)
         shares = [loader("device", share=(rank, 2)).batch(number) for rank in range(2)]
         for name in ("images_B3HW", "labels_BHW", "inside_BHW"):

@@ -16,9 +16,11 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-SIZE = (44, 125)                                # no multiples of 8: padded inside to 48 x 128
-NETWORKS = {                                    # the deeper teachers are made of the same blocks as resnet18
-    "erfnet": dict(width=4, lanes=4), "enet": dict(width=4, lanes=4), "resnet18": dict(width=8, head="pyramid"),
+SIZE = (44, 125)  # no multiples of 8: padded inside to 48 x 128
+NETWORKS = {  # the deeper teachers are made of the same blocks as resnet18
+    "erfnet": dict(width=4, lanes=4),
+    "enet": dict(width=4, lanes=4),
+    "resnet18": dict(width=8, head="pyramid"),
 }
 RNG = np.random.default_rng(0)
 

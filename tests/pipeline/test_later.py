@@ -15,7 +15,7 @@ from pipeline.later import AddedLater, added_later, fill_in, leave_out
 class Section:
     steps: int
     ema: Annotated[float, AddedLater(0.0)] = 0.0
-    parts: Annotated[tuple[int, ...], AddedLater((1, 1))] = (2, 2)      # its default has changed since
+    parts: Annotated[tuple[int, ...], AddedLater((1, 1))] = (2, 2)  # its default has changed since
 
 
 class Model:

@@ -9,13 +9,49 @@ from pipeline.paths import below, id_fault, name_fault, path_fault
 from pipeline.store.files import append, locked, write, writing
 from pipeline.store.remote import RemotePath
 
-IDS = ["driver_23_30frame/05151649_0422.MP4/00000", "Record001/Camera 5/171206_025742296_Camera_5", "a.b/c..d/...e", "seq/00 ü.png",
-       "日本/写真 1", "a b", "#", '"', "C", "CC:/x", "~/x", "%2e%2e/x", "-rf", "name \udcff", "ab:c/d", "x/{{7*7}}", "<b>/&amp;"]
+IDS = [
+    "driver_23_30frame/05151649_0422.MP4/00000",
+    "Record001/Camera 5/171206_025742296_Camera_5",
+    "a.b/c..d/...e",
+    "seq/00 ü.png",
+    "日本/写真 1",
+    "a b",
+    "#",
+    '"',
+    "C",
+    "CC:/x",
+    "~/x",
+    "%2e%2e/x",
+    "-rf",
+    "name \udcff",
+    "ab:c/d",
+    "x/{{7*7}}",
+    "<b>/&amp;",
+]
 UPWARD = ["..", "../x", "a/../b", "a/..", "/etc/passwd", "//x", "C:/x", "c:x", "a\0b", "", "a/..\\b"]
 ODD = ["a\\b", "..\\x", "\\x", "a\nb", "a\tb", "\x1b[2J", "a\x7f", "a\u2028b", "a\x9bb", "a//b", "a/", "./a", "a/./b", "."]
 NAMES = ["intra", "kd_t4", "view 2", "größe", "1.5x", "kd(T=4,w=0.1)", "a+b", "targets-0123456789ab", "x" * 100]
-NO_NAMES = [*UPWARD, *ODD, "a/b", ".hidden", "-rf", " a", "a ", "a.", "a*", "a|b", "a:b", "<b>", "$x", "x" * 101, "é" * 51, None, 5, ["a"],
-            "name\udcff"]
+NO_NAMES = [
+    *UPWARD,
+    *ODD,
+    "a/b",
+    ".hidden",
+    "-rf",
+    " a",
+    "a ",
+    "a.",
+    "a*",
+    "a|b",
+    "a:b",
+    "<b>",
+    "$x",
+    "x" * 101,
+    "é" * 51,
+    None,
+    5,
+    ["a"],
+    "name\udcff",
+]
 
 
 @pytest.mark.parametrize("text", IDS)
@@ -61,7 +97,7 @@ def test_a_link_out_is_refused_wherever_it_stands_and_also_where_nothing_is_ther
     store = tmp_path / "store"
     (store / "folder").mkdir(parents=True)
     (tmp_path / "outside").mkdir()
-    (tmp_path / "store-beside").mkdir()                                 # begins with the store's own name
+    (tmp_path / "store-beside").mkdir()  # begins with the store's own name
     for place in (store / "link", store / "folder/link"):
         place.symlink_to(os.path.relpath(tmp_path / target[3:], place.parent) if target[0] == "." else tmp_path / target)
     with pytest.raises(StoreError, match="is a link that leads out of"):

@@ -18,7 +18,7 @@ def test_a_hundred_million_images_are_planned_without_a_list_of_them():
     tracemalloc.stop()
     assert huge.rows_of_block == 1024 and huge.num_blocks == 97657 and huge.row_bytes == 36 + 3 + 8 + 48 + 4
     assert huge.total_bytes == 97657 * 1024 * 8 * huge.row_bytes
-    assert huge.num_files == 97657 * (8 * (3 * 2 + 2) + 1)               # a chunk and its crcs a field, two marks; a list of images
+    assert huge.num_files == 97657 * (8 * (3 * 2 + 2) + 1)  # a chunk and its crcs a field, two marks; a list of images
 
 
 def test_a_task_holds_all_that_is_missing_of_a_block_in_one_view():

@@ -28,7 +28,7 @@ def asked(count=40, ids=IDS):
 @pytest.mark.parametrize("memory", ["ram", "disk"])
 def test_rows_are_those_that_were_written_and_those_zarr_reads(tmp_path, codec, memory):
     store = filled(tmp_path, 10, codec=codec)
-    store.grow(images(13))                           # positions are not row indices: two rows of padding lie between
+    store.grow(images(13))  # positions are not row indices: two rows of padding lie between
     fill(store)
     ids = [row.id for row in images(13)][::-1]
     reader = Reader(store, PASSES, ids, len(VIEWS), memory=memory)
@@ -38,16 +38,16 @@ def test_rows_are_those_that_were_written_and_those_zarr_reads(tmp_path, codec, 
         found = reader.read(pass_, positions, views)
         assert set(found) == set(pass_.fields)
         for name, rows in found.items():
-            meant = [values(pass_, view, [images(13)[12 - position]])[name][0]
-                     for position, view in zip(positions, views)]
-            theirs = [group[f"v{view:03d}/{pass_.folder}/{name}"][store.row_of[ids[position]]]
-                      for position, view in zip(positions, views)]
+            meant = [values(pass_, view, [images(13)[12 - position]])[name][0] for position, view in zip(positions, views)]
+            theirs = [
+                group[f"v{view:03d}/{pass_.folder}/{name}"][store.row_of[ids[position]]] for position, view in zip(positions, views)
+            ]
             assert rows.dtype == pass_.fields[name].dtype and rows.flags.c_contiguous
             assert rows.tobytes() == np.stack(meant).tobytes() == np.stack(theirs).tobytes()
 
 
 def test_chunks_smaller_than_a_block_are_read_at_the_right_place(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.store.store.MAX_CHUNK_BYTES", 100)      # two graphs, or two matrices, a file
+    monkeypatch.setattr("pipeline.store.store.MAX_CHUNK_BYTES", 100)  # two graphs, or two matrices, a file
     store = filled(tmp_path, 10)
     rows = {name: array.chunk_rows for name, array in store.arrays("v000", GRAPH.folder).items()}
     assert rows == {"graph": 2, "graph_crc": 4, "cells": 4, "cells_crc": 4}
@@ -62,11 +62,15 @@ def test_chunks_smaller_than_a_block_are_read_at_the_right_place(tmp_path, monke
 
 def test_memory_goes_to_the_smallest_passes_and_the_log_says_so(tmp_path):
     store = filled(tmp_path, 10)
-    sizes = {pass_.folder: 30 * sum(np.dtype(f.dtype).itemsize * int(np.prod(f.shape)) for f in pass_.fields.values())
-             for pass_ in PASSES}
+    sizes = {
+        pass_.folder: 30 * sum(np.dtype(f.dtype).itemsize * int(np.prod(f.shape)) for f in pass_.fields.values())
+        for pass_ in PASSES
+    }
     assert sizes[GRAPH.folder] == 30 * 39 < sizes[MATRIX.folder] == 30 * 48
+
     def strategy(**options):
         return Reader(store, PASSES, IDS, len(VIEWS), **options).strategy.split("; ")
+
     assert strategy() == [f"{GRAPH.folder}: 0.0 MB in RAM", f"{MATRIX.folder}: 0.0 MB in RAM"]
     assert strategy(limit_bytes=30 * 39 + 5)[0].endswith("in RAM")
     assert strategy(limit_bytes=30 * 39 + 5)[1].endswith("from disk")
@@ -78,7 +82,7 @@ def test_memory_goes_to_the_smallest_passes_and_the_log_says_so(tmp_path):
 def test_loader_workers_read_the_same(tmp_path, start):
     store = filled(tmp_path, 10)
     positions, views = asked()
-    zarr.open_group(store.folder / "targets.zarr")[f"v000/{GRAPH.folder}/graph"][:]      # its threads must not matter
+    zarr.open_group(store.folder / "targets.zarr")[f"v000/{GRAPH.folder}/graph"][:]  # its threads must not matter
     readers = [Reader(store, [MATRIX], IDS, len(VIEWS), memory=memory) for memory in ("ram", "disk")]
     meant = readers[0].read(MATRIX, positions, views)["matrix"]
     with ProcessPoolExecutor(1 if start == "spawn" else 2, multiprocessing.get_context(start)) as pool:
@@ -111,10 +115,11 @@ def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(StoreError, match="no mark"):
         Reader(store, [GRAPH], [row.id for row in images(11)], 1)
     with pytest.raises(StoreError, match="not in it"):
-        Reader(store, [GRAPH], [""], 1)              # padding has no name to ask for
+        Reader(store, [GRAPH], [""], 1)  # padding has no name to ask for
 
 
 # Damage
+
 
 def reads_wrongly(folder, memory):
     """Whether any row comes back other than it was written; False if reading is refused."""
@@ -169,9 +174,9 @@ def test_a_flipped_byte_anywhere_is_named_and_no_wrong_row_is_read(small):
 def test_a_lost_emptied_cut_or_lengthened_file_is_named_and_no_wrong_row_is_read(small):
     for path in data_files(small):
         data = path.read_bytes()
-        for content in (None, b"", data[:len(data) // 2], data + b"\0"):
+        for content in (None, b"", data[: len(data) // 2], data + b"\0"):
             if content is None and path.name in ("history.jsonl", "manifest.json"):
-                continue                             # a store that was never finalised has neither
+                continue  # a store that was never finalised has neither
             path.unlink(missing_ok=True)
             if content is not None:
                 path.write_bytes(content)
@@ -185,10 +190,14 @@ def test_a_lost_emptied_cut_or_lengthened_file_is_named_and_no_wrong_row_is_read
 
 def test_strays_are_named_and_leftovers_and_neighbours_are_not(small):
     top = small / "targets.zarr"
-    strays = [small / "images/note.txt", top / "v000/foo", top / f"v000/{GRAPH.folder}/graph/c.9.0.0.0",
-              small / "done/v000/000009.00000000.json", small / "passes/old.json"]
-    harmless = [small / "done/v000/000001.0.json.tmp", small / "sources.tsv",
-                top / f"v001/{GRAPH.folder}/cells/c.0.0.tmp"]
+    strays = [
+        small / "images/note.txt",
+        top / "v000/foo",
+        top / f"v000/{GRAPH.folder}/graph/c.9.0.0.0",
+        small / "done/v000/000009.00000000.json",
+        small / "passes/old.json",
+    ]
+    harmless = [small / "done/v000/000001.0.json.tmp", small / "sources.tsv", top / f"v001/{GRAPH.folder}/cells/c.0.0.tmp"]
     for path in strays + harmless:
         path.write_text("x")
     found = faults(small)
@@ -219,7 +228,7 @@ def test_a_wrong_row_is_refused_by_image_view_field_and_block(tmp_path):
     reader = Reader(store, PASSES, IDS, len(VIEWS), memory="disk")
     path = store.folder / store.arrays("v002", GRAPH.folder)["graph"].chunk_path(1)
     data = path.read_bytes()
-    path.write_bytes(data[:36 + 4] + bytes([data[40] ^ 1]) + data[41:])
+    path.write_bytes(data[: 36 + 4] + bytes([data[40] ^ 1]) + data[41:])
     assert len(reader.read(GRAPH, np.array([4, 6, 5]), np.array([2, 2, 1]))["graph"]) == 3
     message = r"image 'seq/05 ü.png', view 2, field 'graph' of affinity-\w{8} \(block 1\)"
     with pytest.raises(StoreError, match=message):
@@ -234,7 +243,7 @@ def test_fill_is_never_read(tmp_path, codec):
     store = filled(tmp_path, 10, codec=codec)
     reader = Reader(store, [GRAPH], IDS, len(VIEWS), memory="disk")
     array = store.arrays("v000", GRAPH.folder)["cells"]
-    (store.folder / array.chunk_path(0)).unlink()    # zarr would now hand out 255
+    (store.folder / array.chunk_path(0)).unlink()  # zarr would now hand out 255
     assert (zarr.open_array(store.folder / array.path)[:4] == 255).all()
     with pytest.raises(StoreError, match="No such file"):
         reader.read(GRAPH, np.array([1]), np.array([0]))
@@ -251,7 +260,7 @@ def test_rows_that_are_not_finite_are_found(tmp_path, monkeypatch):
     rows["graph"][2, 0, 0, 0] = np.nan
     monkeypatch.setattr(Store, "_refuse_bad", lambda *given: None)
     store.write_block(GRAPH, 0, 0, rows)
-    fault, = verify(store)
+    (fault,) = verify(store)
     assert "not finite" in fault and "seq/02" in fault and "block 0" in fault and "seq/01" not in fault
     assert verify(store, deep=False) == []
 
@@ -260,15 +269,18 @@ def test_verify_names_blocks_that_were_whole_once(small, tmp_path):
     folder = shutil.copytree(small, tmp_path / "copy")
     store = Store.open(folder)
     store.mark_path("v001", GRAPH.folder, 1).unlink()
-    fault, = verify(store)
+    (fault,) = verify(store)
     assert f"block 1 of {GRAPH.folder}, v001" in fault
     shutil.rmtree(folder / "targets.zarr/v001" / GRAPH.folder)
     assert any("v001" in fault for fault in verify(store))
 
 
 def test_every_byte_of_sealed_json_and_of_a_list_of_images_counts(tmp_path):
-    for data, parse in [(seal({"a": [1, 2.5, "ü\n"], "b": {}}), unseal), (seal({"a": 1}, indent=None), unseal),
-                        (images_tsv([ImageRow("x y", "ab", "-"), ImageRow("\udcff", "1", "2")]), parse_images)]:
+    for data, parse in [
+        (seal({"a": [1, 2.5, "ü\n"], "b": {}}), unseal),
+        (seal({"a": 1}, indent=None), unseal),
+        (images_tsv([ImageRow("x y", "ab", "-"), ImageRow("\udcff", "1", "2")]), parse_images),
+    ]:
         parse(data, tmp_path)
         for position in range(len(data)):
             for change in (1, 32, 128):

@@ -11,8 +11,14 @@ import pytest
 from pipeline import records
 
 ROOT = Path(__file__).parents[2]
-STUDENT = ("stages.train_student", "pipeline.models.erfnet", "pipeline.losses.affinity", "pipeline.losses.kd",
-           "pipeline.targets.affinity", "pipeline.targets.logits")
+STUDENT = (
+    "stages.train_student",
+    "pipeline.models.erfnet",
+    "pipeline.losses.affinity",
+    "pipeline.losses.kd",
+    "pipeline.targets.affinity",
+    "pipeline.targets.logits",
+)
 TEACHER = ("stages.train_teacher", "pipeline.models.resnet101", "pipeline.weights")
 RULES = [
     ("training.step", "(step - term.start + 1) / term.ramp", "(step - term.start + 2) / term.ramp"),
@@ -21,7 +27,7 @@ RULES = [
     ("training.step", 'f"{seed}/{step}{own}"', 'f"{step}/{seed}{own}"'),
     ("training.step", "nesterov=training.nesterov", "nesterov=False"),
     ("training.step", "betas=(training.momentum, 0.999)", "betas=(training.momentum, 0.99)"),
-    ("training.step", "reduction=\"sum\"", "reduction=\"mean\""),
+    ("training.step", 'reduction="sum"', 'reduction="mean"'),
     ("training.step", "1.02 + shares_K", "1.1 + shares_K"),
     ("training.step", "step / (step + 1)", "step / (step + 2)"),
     ("seeds", "blake2b", "blake2s"),
@@ -36,7 +42,7 @@ RULES = [
     ("data.views", "10_000", "1_000"),
     ("datasets.base", "IGNORE = 255", "IGNORE = 254"),
     ("models.base", "value.float() for value in (output.logits", "value.double() for value in (output.logits"),
-    ("models.base", 'allow_tf32 = precision == "tf32"\n    torch.backends.cudnn', 'allow_tf32 = True\n    torch.backends.cudnn'),
+    ("models.base", 'allow_tf32 = precision == "tf32"\n    torch.backends.cudnn', "allow_tf32 = True\n    torch.backends.cudnn"),
     ("models._network", "import math", "import cmath as math"),
     ("losses.base", "needs_survey: bool = False", "needs_survey: bool = True"),
     ("losses.base", "count * size, size", "count * size, 1"),
@@ -84,19 +90,29 @@ def test_every_rule_that_decides_a_teachers_numbers_counts(monkeypatch, module, 
 @pytest.mark.parametrize("module", sorted({module for module, _, _ in RULES}))
 def test_a_comment_and_a_docstring_do_not_count(monkeypatch, module):
     before = digest(STUDENT)
-    edited(monkeypatch, module, lambda text: text.replace('"""', '"""Other words. ', 1).replace("\nimport", "\n\n# a remark\nimport", 1)
-           + "\n# the end\n")
+    edited(
+        monkeypatch,
+        module,
+        lambda text: text.replace('"""', '"""Other words. ', 1).replace("\nimport", "\n\n# a remark\nimport", 1) + "\n# the end\n",
+    )
     assert digest(STUDENT) == before
 
 
 @pytest.mark.parametrize("stage, names", [("train_student", STUDENT), ("train_teacher", TEACHER)])
 def test_what_a_stage_loads_counts_or_is_named_with_a_reason(stage, names):
-    code = (f"import importlib, json, sys\nfor name in {list(names)}: importlib.import_module(name)\n"
-            "print(json.dumps([n for n in sys.modules if n.split('.')[0] in ('pipeline', 'stages')]))")
+    code = (
+        f"import importlib, json, sys\nfor name in {list(names)}: importlib.import_module(name)\n"
+        "print(json.dumps([n for n in sys.modules if n.split('.')[0] in ('pipeline', 'stages')]))"
+    )
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout)
-    behind = {"pipeline.data.frames", "pipeline.datasets._images", "pipeline.datasets._lists", "pipeline.datasets._png",
-              "pipeline.models._flipped"}        # loaded by modules that do not count, for the rows that those answer for
-    packages = {"stages", "pipeline.datasets", "pipeline.losses", "pipeline.models", "pipeline.targets"}         # docstrings
+    behind = {
+        "pipeline.data.frames",
+        "pipeline.datasets._images",
+        "pipeline.datasets._lists",
+        "pipeline.datasets._png",
+        "pipeline.models._flipped",
+    }  # loaded by modules that do not count, for the rows that those answer for
+    packages = {"stages", "pipeline.datasets", "pipeline.losses", "pipeline.models", "pipeline.targets"}  # docstrings
     loaded = {name for name in loaded if not name.startswith(records.ROOMS_NOT_COUNTED)} - packages
     assert loaded <= set(records.modules_of(*names)) | records.NOT_COUNTED | behind
     for name in packages:
@@ -107,7 +123,9 @@ def test_what_a_stage_loads_counts_or_is_named_with_a_reason(stage, names):
 
 def test_a_run_with_the_teacher_in_the_loop_counts_the_teachers_code():
     assert not {"pipeline.teacher.online", "pipeline.teacher.cache"} & set(records.modules_of(*STUDENT))
-    assert {"pipeline.teacher.online", "pipeline.teacher.cache"} <= set(records.modules_of(*STUDENT, "pipeline.teacher.online", "pipeline.teacher.cache"))
+    assert {"pipeline.teacher.online", "pipeline.teacher.cache"} <= set(
+        records.modules_of(*STUDENT, "pipeline.teacher.online", "pipeline.teacher.cache")
+    )
 
 
 ODD = '''

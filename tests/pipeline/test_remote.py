@@ -37,10 +37,17 @@ def server():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wanted = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-              "AWS_DEFAULT_REGION": "us-east-1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wanted = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ |= wanted
     for _ in range(200):
@@ -105,7 +112,7 @@ def test_loader_workers_read_from_there(bucket, start):
     store = filled(bucket)
     positions, views = asked()
     reader = Reader(store, [GRAPH], IDS, len(VIEWS), memory="disk")
-    meant = reader.read(GRAPH, positions, views)["graph"]                # the parent has connections open
+    meant = reader.read(GRAPH, positions, views)["graph"]  # the parent has connections open
     with get_context(start).Pool(1) as pool:
         found = pool.apply_async(reader.read, (GRAPH, positions, views)).get(60)
     assert np.array_equal(found["graph"], meant)
@@ -116,9 +123,9 @@ def test_an_order_by_blocks_fetches_each_file_there_once_an_epoch(bucket, monkey
     reader, order = Reader(store, [GRAPH], IDS, len(VIEWS), memory="disk"), windowed(0, 0, np.arange(COUNT) // 4, 1)
     meant, requests, whole = reader.read(GRAPH, order, order % 2)["graph"], [], RemotePath.read_bytes
     monkeypatch.setattr(RemotePath, "read_bytes", lambda path: requests.append(path.key) or whole(path))
-    monkeypatch.setattr(RemotePath, "read_ranges", None)                 # no row is asked for by itself
+    monkeypatch.setattr(RemotePath, "read_ranges", None)  # no row is asked for by itself
     reader.hold(4)
-    found = [reader.read(GRAPH, order[start:start + 2], order[start:start + 2] % 2)["graph"] for start in range(0, COUNT, 2)]
+    found = [reader.read(GRAPH, order[start : start + 2], order[start : start + 2] % 2)["graph"] for start in range(0, COUNT, 2)]
     assert np.array_equal(np.concatenate(found), meant)
     assert len(requests) == len(set(requests)) == store.num_blocks * len(GRAPH.fields) * len(VIEWS)
 
@@ -157,7 +164,7 @@ def fill_until_killed(root, puts):
 def test_a_fill_killed_between_data_and_mark_goes_on_and_ends_in_the_same_bytes(tmp_path, bucket):
     meant = tree(filled_store(tmp_path, COUNT, [GRAPH], range(1)).folder)
     codes = []
-    for puts in (1, 4, 9):                      # a block has four files and a mark, and there are two blocks
+    for puts in (1, 4, 9):  # a block has four files and a mark, and there are two blocks
         root = bucket / f"killed-{puts}"
         process = get_context("fork").Process(target=fill_until_killed, args=(root, puts))
         process.start()
@@ -167,8 +174,7 @@ def test_a_fill_killed_between_data_and_mark_goes_on_and_ends_in_the_same_bytes(
         missing = store.missing(GRAPH, 0)
         assert missing == [block for block in range(2) if puts < 5 * (block + 1)]
         whole = [row for block in range(2) if block not in missing for row in store.block_images(block)]
-        found = Reader(store, [GRAPH], [row.id for row in whole], 1).read(
-            GRAPH, np.arange(len(whole)), np.zeros(len(whole), int))
+        found = Reader(store, [GRAPH], [row.id for row in whole], 1).read(GRAPH, np.arange(len(whole)), np.zeros(len(whole), int))
         assert all(np.array_equal(found[name], rows) for name, rows in values(GRAPH, 0, whole).items())
         fill(store, [GRAPH], range(1))
         store.finalise()
@@ -192,7 +198,7 @@ def test_a_store_is_pulled_to_disk_pushed_back_and_pulled_again_after_growth(tmp
     inodes = {path: path.stat().st_ino for path in folder.rglob("c.*")}
     stage.pull(source=store.folder, root=tmp_path / "here", num_views=None)
     assert tree(folder) == remote_tree(store.folder)
-    assert all(path.stat().st_ino == inode for path, inode in inodes.items())             # only what it lacked
+    assert all(path.stat().st_ino == inode for path, inode in inodes.items())  # only what it lacked
 
 
 def test_a_pull_takes_no_damaged_block(tmp_path, bucket):
@@ -280,6 +286,7 @@ def test_both_stages_run_with_their_root_there(experiment, bucket):
 
 def test_plan_and_prepare_work_with_their_root_there(experiment, bucket, monkeypatch):
     from stages import plan as stage
+
     monkeypatch.setattr(stage, "MEASURE_S", 0.0)
     monkeypatch.setattr(stage, "WRITTEN_VIEWS", 2)
     root = f"{bucket}/cache"
@@ -287,7 +294,7 @@ def test_plan_and_prepare_work_with_their_root_there(experiment, bucket, monkeyp
     assert "time to fill" in out and f"free at {root}: object storage doesn't say" in out
     assert not list((bucket / "cache").rglob("*"))
     refused = experiment.run("plan", "--measure", "--root", "s3://no-such-bucket/cache")
-    assert refused.exit_code == 1 and "no such bucket" in refused.stderr.splitlines()[-1]     # after what was measured
+    assert refused.exit_code == 1 and "no such bucket" in refused.stderr.splitlines()[-1]  # after what was measured
 
     image = (experiment.folder / "data/toy/list/train_gt.txt").read_text().split()[0]
     frame = experiment.folder / "data/toy" / image.lstrip("/")

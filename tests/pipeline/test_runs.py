@@ -28,6 +28,7 @@ def test_code_digests_follow_what_a_plugin_takes_from_other_plugin_files(monkeyp
 
 def test_a_record_survives_json_unchanged(tmp_path):
     from pipeline.config import Photometric
+
     record = plain({"a": (1, 2), "b": Photometric(brightness=0.1, contrast=0.0, noise=0.0), "c": tmp_path})
     assert record == json.loads(json.dumps(record)) and record["a"] == [1, 2] and record["b"]["brightness"] == 0.1
 
@@ -123,7 +124,7 @@ def test_a_full_disk_at_a_checkpoint_is_one_line_and_leaves_the_last_one_alone(s
     with pytest.raises(PipelineError, match="No space left on device at step 3; make room .*the last checkpoint is kept") as caught:
         run.save(step(), 3)
     assert "\n" not in str(caught.value)
-    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before          # no *.tmp that keeps the disk full
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before  # no *.tmp that keeps the disk full
 
 
 def test_what_a_killed_process_left_behind_is_removed(saved):

@@ -16,7 +16,7 @@ def test_the_interval_is_welchs(counts):
     a, b = drawn(counts[0], 0.61, 0.01, 1), drawn(counts[1], 0.58, 0.04, 2)
     found = compare(a, b)
     va, vb = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
-    df = (va + vb) ** 2 / (va ** 2 / (len(a) - 1) + vb ** 2 / (len(b) - 1))
+    df = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
     reach = stats.t.ppf(0.975, df) * math.sqrt(va + vb)
     assert found.mean == pytest.approx(np.mean(a) - np.mean(b))
     assert (found.low, found.high) == pytest.approx((found.mean - reach, found.mean + reach), rel=1e-9)
@@ -24,7 +24,7 @@ def test_the_interval_is_welchs(counts):
 
 
 def test_welch_worked_by_hand():
-    found = compare([1.0, 3.0], [0.0, 0.0, 3.0])          # variances 2 and 3: s^2 = 1 + 1, df = 4 / (1 / 1 + 1 / 2) = 8 / 3
+    found = compare([1.0, 3.0], [0.0, 0.0, 3.0])  # variances 2 and 3: s^2 = 1 + 1, df = 4 / (1 / 1 + 1 / 2) = 8 / 3
     assert found.mean == 1.0
     assert found.high - 1 == pytest.approx(stats.t.ppf(0.975, 8 / 3) * math.sqrt(2), rel=1e-9)
 

@@ -32,6 +32,7 @@ def refused(action, *words):
 
 # Bytes
 
+
 def test_rows_come_back_through_zarr_by_name(tmp_path):
     store = filled(tmp_path, 10)
     group = zarr.open_group(store.folder / "targets.zarr", mode="r")
@@ -57,16 +58,22 @@ def test_files_are_those_zarr_itself_would_write(tmp_path, codec, dtype):
     if codec != "raw":
         compressors.insert(0, zarr.codecs.BloscCodec(cname=codec, shuffle="bitshuffle", typesize=dtype.itemsize))
     theirs = zarr.create_array(
-        tmp_path / "a", shape=(8, 2, 3), chunks=(4, 2, 3), dtype=dtype, fill_value=fill_value,
+        tmp_path / "a",
+        shape=(8, 2, 3),
+        chunks=(4, 2, 3),
+        dtype=dtype,
+        fill_value=fill_value,
         compressors=compressors,
-        dimension_names=("image", "y", "x"), chunk_key_encoding={"name": "default", "separator": "."})
+        dimension_names=("image", "y", "x"),
+        chunk_key_encoding={"name": "default", "separator": "."},
+    )
     assert json.loads(ours.metadata(8)) == json.loads((tmp_path / "a/zarr.json").read_bytes())
     rows = np.random.default_rng(0).integers(0, 99, (8, 2, 3)).astype(dtype)
     theirs[:] = rows
     for chunk in range(2):
         data = (tmp_path / ours.chunk_path(chunk)).read_bytes()
-        assert ours.encode(rows[4 * chunk:4 * chunk + 4]) == data
-        assert np.array_equal(ours.decode(data), rows[4 * chunk:4 * chunk + 4])
+        assert ours.encode(rows[4 * chunk : 4 * chunk + 4]) == data
+        assert np.array_equal(ours.decode(data), rows[4 * chunk : 4 * chunk + 4])
 
 
 def test_a_row_of_fill_never_has_the_crc_of_fill():
@@ -74,7 +81,7 @@ def test_a_row_of_fill_never_has_the_crc_of_fill():
     for dtype, fill_value in fills.items():
         for size in range(1, 200):
             assert row_crcs(np.full((1, size), fill_value, dtype))[0] != 0
-    assert crc32c(b"\xff" * 4) == 0xFFFFFFFF       # the largest integer would not do
+    assert crc32c(b"\xff" * 4) == 0xFFFFFFFF  # the largest integer would not do
 
 
 def test_the_bytes_of_format_1_stay_what_they_are(tmp_path):
@@ -85,8 +92,15 @@ def test_the_bytes_of_format_1_stay_what_they_are(tmp_path):
 
 def test_chunk_rows_divide_the_block_and_keep_files_below_16_mb(tmp_path):
     store = create(tmp_path, block_rows=12)
-    pass_ = Pass("sample", {}, {"image": Field((1000, 1000, 3), "uint8", ("y", "x", "rgb")),
-                                "huge": Field((5000, 5000), "uint8", ("Y", "X")), "flag": Field((), "uint8")})
+    pass_ = Pass(
+        "sample",
+        {},
+        {
+            "image": Field((1000, 1000, 3), "uint8", ("y", "x", "rgb")),
+            "huge": Field((5000, 5000), "uint8", ("Y", "X")),
+            "flag": Field((), "uint8"),
+        },
+    )
     store.add_pass(pass_, range(1))
     rows = {name: array.chunk_rows for name, array in store.arrays("v000", pass_.folder).items()}
     assert rows == {"image": 4, "image_crc": 12, "huge": 1, "huge_crc": 12, "flag": 12, "flag_crc": 12}
@@ -103,12 +117,16 @@ def test_digests_tell_dtype_shape_and_content_apart():
 def test_a_difference_names_the_path_and_both_values():
     here = {"teacher": {"weights": "1a", "width": 64}, "size": [1, 2]}
     assert difference(here, {"teacher": {"weights": "9f", "width": 64}, "size": (1, 2)}) == [
-        "teacher.weights: '1a' here, '9f' asked for"]
+        "teacher.weights: '1a' here, '9f' asked for"
+    ]
     assert difference(here, {"teacher": {"weights": "1a"}, "size": (1, 2), "fill": None}) == [
-        "teacher.width: 64 here, nothing asked for", "fill: nothing here, None asked for"]
+        "teacher.width: 64 here, nothing asked for",
+        "fill: nothing here, None asked for",
+    ]
 
 
 # Identity
+
 
 def test_an_equal_identity_opens_the_store_as_it_was_made(tmp_path):
     first = create(tmp_path)
@@ -122,8 +140,7 @@ def test_another_identity_is_refused_by_its_difference_to_the_nearest(tmp_path):
     create(tmp_path)
     create(tmp_path, {"teacher": {"name": "vgg", "weights": "77"}, "size": [8, 8]})
     asked = {"teacher": {"name": "resnet101", "weights": "9f8e"}, "size": [16, 24]}
-    message = refused(lambda: Store.find(tmp_path, "targets", "roads", asked),
-                      "teacher.weights: '1a2b' here, '9f8e' asked for")
+    message = refused(lambda: Store.find(tmp_path, "targets", "roads", asked), "teacher.weights: '1a2b' here, '9f8e' asked for")
     assert "vgg" not in message
     refused(lambda: Store.find(tmp_path, "prepared", "roads", asked), "no prepared store")
     refused(lambda: Store.find(tmp_path, "targets", "culane", asked), "no targets store")
@@ -138,6 +155,7 @@ def test_a_store_under_anothers_name_or_of_another_format_is_refused(tmp_path):
 
 
 # Growth
+
 
 def test_growth_starts_a_new_block_and_rewrites_nothing(tmp_path):
     store = filled(tmp_path, 6)
@@ -209,6 +227,7 @@ def test_ids_may_hold_any_other_character(tmp_path):
 
 # Passes
 
+
 def test_a_pass_with_other_fields_is_refused(tmp_path):
     store = filled(tmp_path, 2)
     changed = Pass(GRAPH.name, GRAPH.record, {**GRAPH.fields, "cells": Field((4,), "uint8", ("region",))})
@@ -219,13 +238,20 @@ def test_a_pass_with_other_fields_is_refused(tmp_path):
 
 # Blocks
 
-@pytest.mark.parametrize("field, change, words", [
-    ("graph", lambda a: a[:, :1], ["'graph'", "(4, 1, 3, 3)", "(4, 2, 3, 3)", "seq/00"]),
-    ("graph", lambda a: a[:3], ["'graph'", "(3, 2, 3, 3)"]),
-    ("graph", lambda a: a.astype("float32"), ["'graph'", "float32", "float16"]),
-    ("graph", lambda a: np.where(np.arange(4)[:, None, None, None] == 2, np.inf, a).astype("float16"),
-     ["'graph'", "not finite", "seq/02"]),
-])
+
+@pytest.mark.parametrize(
+    "field, change, words",
+    [
+        ("graph", lambda a: a[:, :1], ["'graph'", "(4, 1, 3, 3)", "(4, 2, 3, 3)", "seq/00"]),
+        ("graph", lambda a: a[:3], ["'graph'", "(3, 2, 3, 3)"]),
+        ("graph", lambda a: a.astype("float32"), ["'graph'", "float32", "float16"]),
+        (
+            "graph",
+            lambda a: np.where(np.arange(4)[:, None, None, None] == 2, np.inf, a).astype("float16"),
+            ["'graph'", "not finite", "seq/02"],
+        ),
+    ],
+)
 def test_rows_that_do_not_fit_are_refused_by_field_and_image(tmp_path, field, change, words):
     store = create(tmp_path)
     store.grow(images(4))
@@ -252,8 +278,9 @@ def test_a_whole_block_is_left_alone_and_a_damaged_one_written_again(tmp_path):
     assert tree(store.folder) == before
 
 
-@pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(b""),
-                                  lambda path: path.write_bytes(path.read_bytes()[:-1])])
+@pytest.mark.parametrize(
+    "harm", [lambda path: path.unlink(), lambda path: path.write_bytes(b""), lambda path: path.write_bytes(path.read_bytes()[:-1])]
+)
 @pytest.mark.parametrize("kind", ["graph", "cells_crc", "mark"])
 def test_lost_or_cut_files_make_their_block_missing_and_only_it(tmp_path, harm, kind):
     store = filled(tmp_path, 10, [GRAPH])
@@ -283,7 +310,7 @@ def test_two_processes_fill_the_same_blocks_without_mixing_their_bytes(tmp_path)
     for pass_ in PASSES:
         store.add_pass(pass_, VIEWS)
 
-    def work(writer):                                # each writes other values, as two unequal devices would
+    def work(writer):  # each writes other values, as two unequal devices would
         mine = Store.open(store.folder)
         for pass_ in PASSES:
             for view in VIEWS:
@@ -304,9 +331,12 @@ def test_two_processes_fill_the_same_blocks_without_mixing_their_bytes(tmp_path)
     for view in VIEWS:
         for block in range(store.num_blocks):
             rows = values(GRAPH, view, store.block_images(block))
-            found = {name: group[f"v{view:03d}/{GRAPH.folder}/{name}"][block * 4:][:len(rows[name])] for name in rows}
-            whose = [writer for writer in (0, 1)
-                     if all(np.array_equal(found[name], rows[name] + rows[name].dtype.type(writer)) for name in rows)]
+            found = {name: group[f"v{view:03d}/{GRAPH.folder}/{name}"][block * 4 :][: len(rows[name])] for name in rows}
+            whose = [
+                writer
+                for writer in (0, 1)
+                if all(np.array_equal(found[name], rows[name] + rows[name].dtype.type(writer)) for name in rows)
+            ]
             assert len(whose) == 1
             winners |= set(whose)
     assert winners
@@ -317,7 +347,7 @@ def test_a_full_disk_is_a_message_and_the_fill_resumes(tmp_path):
     store = create(tmp_path)
     store.grow(images(6))
     pid = os.fork()
-    if pid == 0:                                     # a file size limit stands for a disk that fills up
+    if pid == 0:  # a file size limit stands for a disk that fills up
         store.add_pass(MATRIX, VIEWS)
         resource.setrlimit(resource.RLIMIT_FSIZE, (150, 150))
         try:
@@ -332,6 +362,7 @@ def test_a_full_disk_is_a_message_and_the_fill_resumes(tmp_path):
 
 
 # Extent
+
 
 def test_what_a_run_asks_for_and_is_whole_is_not_refused(tmp_path):
     store = filled(tmp_path, 10)

@@ -19,8 +19,11 @@ from pipeline.targets.base import Field
 
 GOLDEN = Path(__file__).parents[1] / "golden/store-v1"
 CODECS = ["raw", "zstd"]
-KINDS = Pass("kinds", {"type": "kinds", "version": 1}, {
-    "scale": Field((), "float32"), "code": Field((7,), "int32", ("bit",)), "matrix": Field((2, 3), "float64", ("row", "column"))})
+KINDS = Pass(
+    "kinds",
+    {"type": "kinds", "version": 1},
+    {"scale": Field((), "float32"), "code": Field((7,), "int32", ("bit",)), "matrix": Field((2, 3), "float64", ("row", "column"))},
+)
 PASSES, COUNT, VIEWS = [GRAPH, KINDS], 5, range(2)
 
 
@@ -35,7 +38,7 @@ def made(root, codec):
 
 
 def golden(codec):
-    folder, = (GOLDEN / codec).glob("roads/targets-*")
+    (folder,) = (GOLDEN / codec).glob("roads/targets-*")
     return folder
 
 
@@ -55,14 +58,16 @@ def test_a_golden_store_is_whole_and_gives_its_rows(codec):
         for view in VIEWS:
             for pass_ in PASSES:
                 found = reader.read(pass_, np.arange(COUNT), np.full(COUNT, view))
-                assert all(found[name].dtype == rows.dtype and np.array_equal(found[name], rows)
-                           for name, rows in meant(pass_, view).items())
+                assert all(
+                    found[name].dtype == rows.dtype and np.array_equal(found[name], rows)
+                    for name, rows in meant(pass_, view).items()
+                )
 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_plain_zarr_gives_the_rows_of_a_golden_store(codec):
     group = zarr.open_group(golden(codec) / "targets.zarr", mode="r")
-    rows = [0, 1, 2, 4, 5]                                   # three images in a block of four, and growth in a new block
+    rows = [0, 1, 2, 4, 5]  # three images in a block of four, and growth in a new block
     for view in VIEWS:
         for pass_ in PASSES:
             for name, wanted in meant(pass_, view).items():
@@ -74,9 +79,15 @@ def test_plain_zarr_gives_the_rows_of_a_golden_store(codec):
 @pytest.mark.parametrize("codec", CODECS)
 def test_this_version_writes_what_the_golden_store_holds(tmp_path, codec):
     ours, theirs = tree(made(tmp_path, codec).folder), tree(golden(codec))
-    if codec != "raw":                           # how a compressor spells the same rows is its own affair
-        ours, theirs = ({path: data for path, data in files.items() if "/c." not in path and not path.startswith("done/")
-                         and path != "manifest.json"} for files in (ours, theirs))
+    if codec != "raw":  # how a compressor spells the same rows is its own affair
+        ours, theirs = (
+            {
+                path: data
+                for path, data in files.items()
+                if "/c." not in path and not path.startswith("done/") and path != "manifest.json"
+            }
+            for files in (ours, theirs)
+        )
     assert ours == theirs
 
 
@@ -86,7 +97,7 @@ def test_a_golden_store_grows_without_a_byte_rewritten(tmp_path, codec):
     before = tree(folder)
     store = Store.open(folder)
     store.grow(images(COUNT + 2))
-    assert fill(store, PASSES, range(3)) == len(PASSES) * (2 * 1 + 3)            # the new block of two views, and a new view
+    assert fill(store, PASSES, range(3)) == len(PASSES) * (2 * 1 + 3)  # the new block of two views, and a new view
     store.finalise()
     assert verify(Store.open(folder)) == []
     after = tree(folder)
@@ -102,7 +113,7 @@ def test_the_golden_rows_are_those_the_toy_was_made_of():
 def example():
     """The reader in docs/cache-format.md."""
     page = (Path(__file__).parents[2] / "docs/cache-format.md").read_text()
-    code, = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names = {}
     exec(code, names)
     return names["read_row"]
@@ -122,8 +133,14 @@ def test_the_reader_of_the_format_page_refuses_what_is_damaged(tmp_path):
     read_row, folder = example(), shutil.copytree(golden("raw"), tmp_path / "copy")
     store = Store.open(folder)
     arrays = store.arrays("v000", GRAPH.folder)
-    for path in (folder / arrays["graph"].chunk_path(0), folder / arrays["graph_crc"].chunk_path(0), folder / "images/000000.tsv",
-                 store.mark_path("v000", GRAPH.folder, 0), folder / f"passes/{GRAPH.folder}.json", folder / "store.json"):
+    for path in (
+        folder / arrays["graph"].chunk_path(0),
+        folder / arrays["graph_crc"].chunk_path(0),
+        folder / "images/000000.tsv",
+        store.mark_path("v000", GRAPH.folder, 0),
+        folder / f"passes/{GRAPH.folder}.json",
+        folder / "store.json",
+    ):
         data = path.read_bytes()
         path.write_bytes(data[:9] + bytes([data[9] ^ 1]) + data[10:])
         with pytest.raises((AssertionError, ValueError, KeyError)):

@@ -17,7 +17,7 @@ from pipeline.store import Reader, Store
 from pipeline.store.verification import verify
 
 KILLS = int(os.environ.get("STORE_KILLS", 25))
-BLOCKS = 30                                              # of each of two passes
+BLOCKS = 30  # of each of two passes
 
 
 def work(root, log, writer, writers):
@@ -51,7 +51,7 @@ def ended(pid):
 
 def check_what_is_whole(root):
     """Whatever a kill has left: every block that counts as whole has its very rows."""
-    folder, = [path.parent for path in root.glob("roads/*/store.json")] or [None]
+    (folder,) = [path.parent for path in root.glob("roads/*/store.json")] or [None]
     if folder is None:
         return
     store = Store.open(folder)
@@ -59,8 +59,7 @@ def check_what_is_whole(root):
         missing = set(store.missing(pass_, 0))
         rows = [row for block in range(store.num_blocks) if block not in missing for row in store.block_images(block)]
         if rows:
-            found = Reader(store, [pass_], [row.id for row in rows], 1).read(
-                pass_, np.arange(len(rows)), np.zeros(len(rows), int))
+            found = Reader(store, [pass_], [row.id for row in rows], 1).read(pass_, np.arange(len(rows)), np.zeros(len(rows), int))
             assert all(np.array_equal(found[name], meant) for name, meant in values(pass_, 0, rows).items())
 
 
@@ -68,7 +67,7 @@ def check_what_is_whole(root):
 def test_two_writers_killed_at_random_moments_end_in_the_bytes_of_an_unbroken_run(tmp_path, shared):
     meant = tree(filled(tmp_path / "unbroken", 4 * BLOCKS - 1, views=range(1)).folder)
     dice, kills, rounds = random.Random(0), 0, 0
-    writers = 1 if shared else 2                         # into how many shares the blocks are cut
+    writers = 1 if shared else 2  # into how many shares the blocks are cut
     while kills < KILLS:
         root, killed = tmp_path / str(rounds), 0
         root.mkdir()
@@ -92,7 +91,7 @@ def test_two_writers_killed_at_random_moments_end_in_the_bytes_of_an_unbroken_ru
         assert shared or begun - len(PASSES) * BLOCKS <= 2 * killed
         assert verify(store) == []
         found = tree(store.folder)
-        if shared:                                       # who waited for the same block may leave an empty claim
+        if shared:  # who waited for the same block may leave an empty claim
             found = {path: data for path, data in found.items() if not path.endswith(".json.tmp") or data}
         assert found == meant
     print(f"{kills} kills of two writers in {rounds} fills")
@@ -124,6 +123,7 @@ def suicidal(step):
                 os.kill(os.getpid(), signal.SIGKILL)
             left[0] -= 1
             return call(*given)
+
         return replacement
 
     fsync = os.fsync
@@ -139,7 +139,7 @@ def test_a_kill_at_every_step_of_creating_growing_and_filling_leaves_nothing_beh
         code = ended(forked(lambda: (suicidal(step), grow_and_fill(root))))
         grow_and_fill(root)
         assert tree(root) == meant, step
-        store, = [Store.open(path.parent) for path in root.glob("roads/*/store.json")]
+        (store,) = [Store.open(path.parent) for path in root.glob("roads/*/store.json")]
         assert not [fault for fault in verify(store) if "history" not in fault], step
         step += 1
     assert code == 0 and step > 60
@@ -152,7 +152,7 @@ def test_a_kill_at_every_step_of_a_repair_leaves_a_block_that_is_missing_or_whol
     step, code = 0, -signal.SIGKILL
     while code == -signal.SIGKILL:
         chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
-        other = {name: values + values.dtype.type(1) for name, values in rows.items()}   # as another device would
+        other = {name: values + values.dtype.type(1) for name, values in rows.items()}  # as another device would
         code = ended(forked(lambda: (suicidal(step), store.write_block(GRAPH, 0, 0, other))))
         if store.missing(GRAPH, 0, deep=True) == []:
             found = Reader(store, [GRAPH], [row.id for row in images(4)], 1).read(GRAPH, np.arange(4), np.zeros(4, int))

@@ -48,12 +48,13 @@ def check_rows(folder, passes=PASSES, views=VIEWS):
         missing = [set(store.missing(pass_, view)) for view in views]
         whole += sum(store.num_blocks - len(blocks) for blocks in missing)
         for view in views:
-            blocks = sorted(set(range(store.num_blocks)).difference(*missing[:view + 1]))
+            blocks = sorted(set(range(store.num_blocks)).difference(*missing[: view + 1]))
             rows = [row for block in blocks for row in store.block_images(block)]
             if not rows:
                 continue
             found = Reader(store, [pass_], [row.id for row in rows], view + 1, memory="disk").read(
-                pass_, np.arange(len(rows)), np.full(len(rows), view))
+                pass_, np.arange(len(rows)), np.full(len(rows), view)
+            )
             assert all(np.array_equal(found[name], meant) for name, meant in values(pass_, view, rows).items())
     return whole
 
@@ -64,6 +65,7 @@ def one_line(error):
 
 
 # Disks
+
 
 @contextlib.contextmanager
 def mounted(*arguments, folder):
@@ -81,14 +83,14 @@ def mounted(*arguments, folder):
 def test_a_full_disk_loses_nothing_and_the_fill_goes_on_when_there_is_room(tmp_path, round):
     views, passes = range(2), [MATRIX, BIG]
     meant = tree(filled(tmp_path / "unbroken", 24, passes, views).folder)
-    size = 40 + int(np.random.default_rng(round).integers(0, 280))           # of the 330 pages it takes, in pages of 4 kB
+    size = 40 + int(np.random.default_rng(round).integers(0, 280))  # of the 330 pages it takes, in pages of 4 kB
     with mounted("-t", "tmpfs", "-o", f"size={4 * size}k", "tmpfs", folder=tmp_path / "disk") as disk:
         with pytest.raises(StoreError) as error:
             run_until(disk, 24, passes, views)
         assert "No space left on device" in one_line(error.value) and "what is finished is safe" in str(error.value)
-        folder, = [path.parent for path in disk.glob("*/*/store.json")] or [None]
+        (folder,) = [path.parent for path in disk.glob("*/*/store.json")] or [None]
         whole = check_rows(folder, passes, views) if folder else 0
-        with pytest.raises(StoreError, match="No space left"):               # again, without room: nothing gets worse
+        with pytest.raises(StoreError, match="No space left"):  # again, without room: nothing gets worse
             run_until(disk, 24, passes, views)
         subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
         assert (check_rows(folder, passes, views) if folder else 0) >= whole
@@ -143,12 +145,19 @@ def test_a_read_only_store_is_read_and_a_fill_of_it_is_refused(tmp_path):
     before = tree(store.folder)
     with read_only(tmp_path / "cache"):
         for memory in ("ram", "disk"):
-            reader = Reader(Store.find(tmp_path / "cache", "targets", "roads", RECORD), PASSES, [row.id for row in images(10)],
-                            len(VIEWS), memory=memory)
-            assert np.array_equal(reader.read(GRAPH, np.arange(10), np.ones(10, int))["cells"], values(GRAPH, 1, images(10))["cells"])
-        del reader                                           # which keeps files open, and with them the mount
+            reader = Reader(
+                Store.find(tmp_path / "cache", "targets", "roads", RECORD),
+                PASSES,
+                [row.id for row in images(10)],
+                len(VIEWS),
+                memory=memory,
+            )
+            assert np.array_equal(
+                reader.read(GRAPH, np.arange(10), np.ones(10, int))["cells"], values(GRAPH, 1, images(10))["cells"]
+            )
+        del reader  # which keeps files open, and with them the mount
         assert verify(store) == []
-        run_until(tmp_path / "cache")                        # whole already: nothing to write
+        run_until(tmp_path / "cache")  # whole already: nothing to write
         for harder in (dict(count=13), dict(views=range(4)), dict(passes=[*PASSES, BIG])):
             with pytest.raises(StoreError, match="Read-only file system") as error:
                 run_until(tmp_path / "cache", **harder)
@@ -160,19 +169,22 @@ def test_a_read_only_store_is_read_and_a_fill_of_it_is_refused(tmp_path):
 
 # Files
 
+
 def test_files_truncated_missing_and_extra_cost_their_block_only(tmp_path):
     store = filled(tmp_path, 10)
     meant, generator = tree(store.folder), np.random.default_rng(0)
-    data = sorted(path for path in store.folder.rglob("*") if path.is_file() and (path.name.startswith("c.") or "done" in path.parts))
+    data = sorted(
+        path for path in store.folder.rglob("*") if path.is_file() and (path.name.startswith("c.") or "done" in path.parts)
+    )
     for round in range(12):
         path = data[generator.integers(len(data))]
         kind = ("cut", "lost", "emptied", "longer")[round % 4]
         content = path.read_bytes()
         path.unlink()
         if kind != "lost":
-            path.write_bytes({"cut": content[:len(content) // 2], "emptied": b"", "longer": content + b"\0"}[kind])
+            path.write_bytes({"cut": content[: len(content) // 2], "emptied": b"", "longer": content + b"\0"}[kind])
         (store.folder / "images/extra.txt").write_text("x")
-        assert check_rows(store.folder) == 17                # of 3 blocks x 3 views x 2 passes
+        assert check_rows(store.folder) == 17  # of 3 blocks x 3 views x 2 passes
         faults = verify(store)
         assert any("extra.txt" in fault for fault in faults) and any(str(path) in fault for fault in faults)
         (store.folder / "images/extra.txt").unlink()
@@ -183,6 +195,7 @@ def test_files_truncated_missing_and_extra_cost_their_block_only(tmp_path):
 
 # Clocks
 
+
 def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch):
     meant = tree(filled(tmp_path / "unbroken").folder)
     now, gmtime = itertools.count(2_000_000_000, -40_000_000), time.gmtime
@@ -192,7 +205,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch):
     for passes in ([GRAPH], [MATRIX], PASSES):
         store = run_until(tmp_path / "cache", 10, passes)
         for path in store.folder.rglob("*"):
-            os.utime(path, (next(now) % 10**9,) * 2)         # and files from the past
+            os.utime(path, (next(now) % 10**9,) * 2)  # and files from the past
     assert tree(store.folder) == meant and verify(store) == []
     times = [line.split('"time": "')[1][:10] for line in (store.folder / "history.jsonl").read_text().splitlines()]
     assert times == sorted(times, reverse=True) and len(set(times)) > 1
@@ -226,8 +239,15 @@ print(rounds, flush=True)
 def test_a_cache_grows_by_images_views_and_targets_while_a_process_keeps_reading(tmp_path):
     folder, stop = filled(tmp_path / "cache", 10).folder, tmp_path / "stop"
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    readers = [subprocess.Popen([sys.executable, "-c", READS.format(folder=str(folder), stop=str(stop), paths=paths)],
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", READS.format(folder=str(folder), stop=str(stop), paths=paths)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
     try:
         assert all(reader.stdout.readline() == "reading\n" for reader in readers)
         for count, passes, views in [(13, PASSES, range(3)), (17, PASSES, range(5)), (21, [*PASSES, BIG], range(5))]:
@@ -250,13 +270,13 @@ def test_a_reader_sees_a_block_that_is_repaired_under_it(tmp_path):
     store = filled(tmp_path, 10)
     reader = Reader(store, PASSES, [row.id for row in images(10)], len(VIEWS), memory="disk")
     meant = values(GRAPH, 0, images(4))
-    reader.read(GRAPH, np.arange(4), np.zeros(4, int))       # its files are open now
+    reader.read(GRAPH, np.arange(4), np.zeros(4, int))  # its files are open now
     chunk = store.folder / store.arrays("v000", GRAPH.folder)["graph"].chunk_path(0)
     for harmed in (b"?" * 30 + chunk.read_bytes()[30:], b""):
         chunk.write_bytes(harmed)
         with pytest.raises(StoreError):
             reader.read(GRAPH, np.arange(4), np.zeros(4, int))
-        store.write_block(GRAPH, 0, 0, meant)                # a new file of the same name
+        store.write_block(GRAPH, 0, 0, meant)  # a new file of the same name
         assert np.array_equal(reader.read(GRAPH, np.arange(4), np.zeros(4, int))["graph"], meant["graph"])
 
 
@@ -274,7 +294,7 @@ def test_a_file_that_another_host_has_replaced_is_opened_anew(tmp_path, monkeypa
     stale.append(True)
     found = reader.read(GRAPH, np.arange(4), np.zeros(4, int))
     assert not stale and np.array_equal(found["graph"], values(GRAPH, 0, images(4))["graph"])
-    stale += [True, True]                                    # the new one, too
+    stale += [True, True]  # the new one, too
     with pytest.raises(StoreError, match="c.0.*[Ss]tale"):
         reader.read(GRAPH, np.arange(4), np.zeros(4, int))
 
@@ -290,11 +310,11 @@ def test_a_file_system_without_locks_is_refused_with_what_to_do(tmp_path, monkey
     store.mark_path("v000", GRAPH.folder, 0).unlink()
     with pytest.raises(StoreError, match="has no locks"):
         store.write_block(GRAPH, 0, 0, values(GRAPH, 0, images(4)))
-    assert store.missing(GRAPH, 1) == []                     # reading takes none
+    assert store.missing(GRAPH, 1) == []  # reading takes none
 
 
 def test_readers_keep_few_files_open_share_them_between_threads_and_give_them_back(tmp_path):
-    store = filled(tmp_path, 40, [GRAPH])                    # 60 chunk files for each of two readers
+    store = filled(tmp_path, 40, [GRAPH])  # 60 chunk files for each of two readers
     before, limits = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)
     readers = [Reader(store, [GRAPH], [row.id for row in images(40)], len(VIEWS), memory="disk") for _ in range(2)]
     meant = {view: values(GRAPH, view, images(40))["graph"] for view in VIEWS}
@@ -309,7 +329,7 @@ def test_readers_keep_few_files_open_share_them_between_threads_and_give_them_ba
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(read, range(200)))
         opened = len(os.listdir("/proc/self/fd")) - before
-        assert before + 10 <= opened < before + 10 + 8       # the limit is no lock
+        assert before + 10 <= opened < before + 10 + 8  # the limit is no lock
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     readers.clear()
@@ -318,9 +338,11 @@ def test_readers_keep_few_files_open_share_them_between_threads_and_give_them_ba
 
 # The command line
 
+
 def command(experiment, *arguments):
-    return subprocess.Popen([*COMMAND, *arguments], cwd=experiment.folder, env=ENVIRONMENT, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [*COMMAND, *arguments], cwd=experiment.folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def content(folder):
@@ -356,7 +378,7 @@ def test_a_full_disk_and_a_read_only_one_are_one_line_of_the_command(experiment)
     folder = experiment.store("targets")
     meant = content(folder)
     with read_only(cache):
-        assert experiment.run("cache-teacher").exit_code == 0            # whole: there is nothing to write
+        assert experiment.run("cache-teacher").exit_code == 0  # whole: there is nothing to write
         assert experiment.run("verify").exit_code == 0
         experiment.change(views=dict(count=4))
         result = experiment.run("cache-teacher")
@@ -370,5 +392,5 @@ def test_a_full_disk_and_a_read_only_one_are_one_line_of_the_command(experiment)
         assert result.exit_code == 1 and "No space left on device" in result.stderr and result.stderr.count("Error: ") == 1
         subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
         experiment.do("cache-teacher", "--root", "small")
-        found, = (disk / "roads").glob("targets-*")
+        (found,) = (disk / "roads").glob("targets-*")
         assert content(found) == meant

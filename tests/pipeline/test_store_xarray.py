@@ -19,16 +19,16 @@ def test_xarray_opens_a_pass_lazily_with_named_dimensions(tmp_path, codec):
     data = opened(store, "v001", GRAPH)
     assert data.graph.dims == ("image", "moment", "region", "other") and data.cells.dims == ("image", "region")
     assert data.graph_crc.dims == ("image",) and data.sizes["image"] == 12
-    assert data.graph.chunks is not None and data.graph.chunksizes["image"] == (4, 4, 4)        # nothing was read yet
+    assert data.graph.chunks is not None and data.graph.chunksizes["image"] == (4, 4, 4)  # nothing was read yet
     meant = values(GRAPH, 1, images(10))
     for name, rows in meant.items():
         assert data[name].dtype == rows.dtype and np.array_equal(data[name][:10].values, rows)
-    assert np.isnan(data.graph[10:].values).all()           # padding holds the fill value
+    assert np.isnan(data.graph[10:].values).all()  # padding holds the fill value
 
 
 def test_rows_are_found_by_image_id_once_the_ids_are_put_beside(tmp_path):
     store = filled(tmp_path)
-    store.grow(images(13))                                  # padding now lies in the middle, and new rows hold fill
+    store.grow(images(13))  # padding now lies in the middle, and new rows hold fill
     data = opened(store, "v002", MATRIX).assign_coords(image=[row.id for row in Store.open(store.folder).images])
     for row in images(10):
         assert np.array_equal(data.matrix.sel(image=row.id).values, values(MATRIX, 2, [row])["matrix"][0])

@@ -14,9 +14,20 @@ from pipeline.models.base import Output
 from pipeline.training import step as steps
 from pipeline.training.loading import photometric
 
-SETTINGS = Training(steps=10, batch=2, lr=0.1, momentum=0.9, weight_decay=1e-4, power=0.9, background_weight=0.4,
-                    existence_weight=0.0, fresh_views=False, precision="fp32", photometric=Photometric(brightness=0, contrast=0, noise=0),
-                    norm_every=5)
+SETTINGS = Training(
+    steps=10,
+    batch=2,
+    lr=0.1,
+    momentum=0.9,
+    weight_decay=1e-4,
+    power=0.9,
+    background_weight=0.4,
+    existence_weight=0.0,
+    fresh_views=False,
+    precision="fp32",
+    photometric=Photometric(brightness=0, contrast=0, noise=0),
+    norm_every=5,
+)
 
 
 def batch(step=0, size=(16, 24), classes=5):
@@ -100,7 +111,8 @@ def test_the_learning_rate_warms_up_below_the_poly_rule():
 def resnet(seed=0):
     torch.manual_seed(seed)
     return Plugin(kind="models", name="resnet18", args={"width": 8, "head": "plain", "dilation": "paper"}).build(
-        num_classes=5, size=(16, 24), lanes=0)
+        num_classes=5, size=(16, 24), lanes=0
+    )
 
 
 def test_the_heads_learning_rate_is_its_own():
@@ -110,8 +122,9 @@ def test_the_heads_learning_rate_is_its_own():
     for factor in (1.0, 10.0):
         step, before = steps.Step(resnet(), [], [], dataclasses.replace(bare, head_lr=factor), torch.ones(5), seed=0), resnet()
         step(batch(0))
-        moved[factor] = {name: after - start for (name, start), (_, after) in
-                         zip(before.named_parameters(), step.model.named_parameters())}
+        moved[factor] = {
+            name: after - start for (name, start), (_, after) in zip(before.named_parameters(), step.model.named_parameters())
+        }
     for name, change in moved[1.0].items():
         expected = change * (1 if name.partition(".")[0] in step.model.backbone else 10)
         torch.testing.assert_close(moved[10.0][name], expected, rtol=1e-3, atol=1e-6)
@@ -121,7 +134,8 @@ def test_the_heads_learning_rate_is_its_own():
 
 
 def test_nesterov_takes_the_gradient_where_the_momentum_leads():
-    """Two steps of one number under a constant gradient g: with Nesterov it goes lr * g * (1 + m) and then lr * g * (1 + m + m^2)."""
+    """Two steps of one number under a constant gradient g: with Nesterov it goes lr * g * (1 + m) and then lr * g * (1 + m +
+    m^2)."""
     moves = {}
     for nesterov in (False, True):
         loss = Pull()
@@ -169,7 +183,7 @@ def test_a_loss_is_weighed_logged_and_its_own_parameters_are_trained():
     values, norms = step(batch(0))
     assert set(values) == {"labels", "pull"} and set(norms) == {"labels", "pull"}
     assert float(loss.scale.detach()) != 1.0
-    assert step(batch(1))[1] == {}                       # gradient norms are measured every `norm_every` steps
+    assert step(batch(1))[1] == {}  # gradient norms are measured every `norm_every` steps
 
 
 def test_a_weight_of_zero_leaves_the_plain_step():
@@ -183,7 +197,11 @@ def test_a_weight_of_zero_leaves_the_plain_step():
 def test_gradient_norms_are_those_of_the_weighted_terms_at_the_features():
     mid, high = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 5, 4, 4, requires_grad=True)
     output = Output(3 * high, {"mid": mid, "high": high})
-    weighed = {"labels": (1.0, output.logits.sum()), "pull": (2.0, output.logits.square().mean() + mid.sum()), "none": (1.0, torch.tensor(0.0))}
+    weighed = {
+        "labels": (1.0, output.logits.sum()),
+        "pull": (2.0, output.logits.square().mean() + mid.sum()),
+        "none": (1.0, torch.tensor(0.0)),
+    }
     norms = steps.gradient_norms(output, weighed)
     high_part = (2 * 9 * high.detach() / high.numel()).double().square().sum()
     assert norms["labels"] == pytest.approx(3 * high.numel() ** 0.5)
@@ -194,7 +212,9 @@ def test_gradient_norms_are_those_of_the_weighted_terms_at_the_features():
 def test_gradient_norms_in_bfloat16_are_those_of_float32_up_to_its_rounding():
     norms = {}
     for precision in ("fp32", "bf16"):
-        step = steps.Step(student(), terms(2.0), [Pull()], dataclasses.replace(SETTINGS, precision=precision), torch.ones(5), seed=0)
+        step = steps.Step(
+            student(), terms(2.0), [Pull()], dataclasses.replace(SETTINGS, precision=precision), torch.ones(5), seed=0
+        )
         _, norms[precision] = step(batch(0))
     for name, value in norms["fp32"].items():
         assert norms["bf16"][name] == pytest.approx(value, rel=0.3), name
@@ -204,7 +224,7 @@ def test_a_step_depends_on_seed_and_step_alone():
     first, second = (steps.Step(student(), [], [], SETTINGS, torch.ones(5), seed=0) for _ in range(2))
     first(batch(0)), first(batch(1))
     second(batch(0))
-    torch.rand(17)                                       # somebody draws in between
+    torch.rand(17)  # somebody draws in between
     second(batch(1))
     assert all(torch.equal(a, b) for a, b in zip(first.model.state_dict().values(), second.model.state_dict().values()))
 
@@ -226,14 +246,35 @@ def test_photometric_changes_keep_the_range_and_depend_on_the_generator():
     assert photometric(images, Photometric(brightness=0, contrast=0, noise=0), torch.Generator()) is images
 
 
-NETS = {"pyramid": ("resnet18", {"width": 8, "head": "pyramid"}), "plain": ("resnet18", {"width": 8, "head": "plain"}),
-        "pooled": ("adapter", {"factory": "toy_networks:Pooled", "arguments": {}, "layers": {"high": "late"}, "logits": "output",
-                               "mean": (0, 0, 0), "std": (1, 1, 1)})}
+NETS = {
+    "pyramid": ("resnet18", {"width": 8, "head": "pyramid"}),
+    "plain": ("resnet18", {"width": 8, "head": "plain"}),
+    "pooled": (
+        "adapter",
+        {
+            "factory": "toy_networks:Pooled",
+            "arguments": {},
+            "layers": {"high": "late"},
+            "logits": "output",
+            "mean": (0, 0, 0),
+            "std": (1, 1, 1),
+        },
+    ),
+}
 
 
-@pytest.mark.parametrize("name, batch, accumulate, fits", [
-    ("pyramid", 1, 1, False), ("pyramid", 4, 4, False), ("pyramid", 2, 1, True), ("pyramid", 4, 2, True), ("plain", 1, 1, True),
-    ("pooled", 1, 1, False), ("pooled", 2, 1, True)])
+@pytest.mark.parametrize(
+    "name, batch, accumulate, fits",
+    [
+        ("pyramid", 1, 1, False),
+        ("pyramid", 4, 4, False),
+        ("pyramid", 2, 1, True),
+        ("pyramid", 4, 2, True),
+        ("plain", 1, 1, True),
+        ("pooled", 1, 1, False),
+        ("pooled", 2, 1, True),
+    ],
+)
 def test_one_image_at_a_time_is_refused_where_a_map_of_one_cell_is_normalised(name, batch, accumulate, fits, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "models"))
     model, args = NETS[name]
@@ -244,7 +285,9 @@ def test_one_image_at_a_time_is_refused_where_a_map_of_one_cell_is_normalised(na
 
     if fits:
         return steps.check_batch(build, (48, 64), training, "cpu", "training")
-    with pytest.raises(ConfigError, match=f"^teacher_training.batch: {batch} .*one image at a time.*batch of {2 * accumulate} or more") as refused:
+    with pytest.raises(
+        ConfigError, match=f"^teacher_training.batch: {batch} .*one image at a time.*batch of {2 * accumulate} or more"
+    ) as refused:
         steps.check_batch(build, (48, 64), training, "cpu", "teacher_training")
     assert "\n" not in str(refused.value)
 

@@ -10,6 +10,7 @@ from pipeline.targets.base import Field
 
 def harm(store):
     """Faults of every kind: a cut chunk, a flipped byte in rows and in a crc array, a lost mark, a stranger."""
+
     def chunk(view, name, block):
         return store.folder / store.arrays(view, GRAPH.folder)[name].chunk_path(block)
 
@@ -34,7 +35,7 @@ def test_threads_find_the_same_in_the_same_order(tmp_path, codec):
     assert many == alone and verification.table(many) == verification.table(alone)
     done = verification.repair(store, workers=3)
     assert len(done) == 3 and all("is to be filled again" in line for line in done)
-    assert fill(store) == 4                                 # the mark that was lost as well
+    assert fill(store) == 4  # the mark that was lost as well
     store.finalise()
     assert [fault for fault in verification.verify(store, workers=2) if "passes/x.txt" not in fault] == []
 

@@ -114,7 +114,7 @@ def test_an_image_is_shown_in_all_its_views_in_turn():
 def test_lane_flags_follow_the_mirror_and_vanish_with_their_pixels():
     flags = torch.tensor([[1, 0, 1, 255], [1, 0, 1, 1]], dtype=torch.uint8)
     labels = torch.zeros(2, 100, 200, dtype=torch.uint8)
-    labels[:, :2, :1] = 4                       # two pixels of 20,000: just enough
+    labels[:, :2, :1] = 4  # two pixels of 20,000: just enough
     labels[:, 5:9, :9] = 2
     plain, mirror = views.identity(), np.array([[-1.0, 0, 199], [0, 1, 0]])
     out = views.existence(flags, labels, (1, 2, 3, 4), matrices(plain, mirror), (3, 2, 1, 0))
@@ -123,12 +123,15 @@ def test_lane_flags_follow_the_mirror_and_vanish_with_their_pixels():
 
 def test_golden_matrices_of_version_one():
     assert views.VERSION == 1
-    drawn = views.draw(Views(count=2, seed=0, scale=(0.9, 1.1), rotate_deg=2.0, shift=0.05, mirror=True), "train/0001", 1, (96, 320))
+    drawn = views.draw(
+        Views(count=2, seed=0, scale=(0.9, 1.1), rotate_deg=2.0, shift=0.05, mirror=True), "train/0001", 1, (96, 320)
+    )
     np.testing.assert_allclose(drawn, GOLDEN, rtol=0, atol=1e-12)
 
 
-GOLDEN = np.array([[1.1044640549595868, -0.025000480688248863, -8.0514859064765],
-                   [0.025000480688248863, 1.1044640549595868, -4.626403664143808]])
+GOLDEN = np.array(
+    [[1.1044640549595868, -0.025000480688248863, -8.0514859064765], [0.025000480688248863, 1.1044640549595868, -4.626403664143808]]
+)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device to compare with")

@@ -40,7 +40,8 @@ def imagenet(**keywords):
 
 def equal(one, other):
     return one.keys() == other.keys() and all(
-        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one)
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
 
 
 def test_the_digest_is_the_documented_one():
@@ -60,13 +61,16 @@ def test_the_digest_does_not_depend_on_order_layout_or_file_format(tmp_path):
     assert {digest(each) for each in (last, backwards, *files)} == {digest(state())}
 
 
-@pytest.mark.parametrize("change", [
-    {"half": torch.zeros(3).bfloat16()},
-    {"half": state()["half"].float()},
-    {"empty": torch.zeros(4, 0)},
-    {"another": torch.zeros(1)},
-    {"bn.num_batches_tracked": torch.tensor(8)},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"half": torch.zeros(3).bfloat16()},
+        {"half": state()["half"].float()},
+        {"empty": torch.zeros(4, 0)},
+        {"another": torch.zeros(1)},
+        {"bn.num_batches_tracked": torch.tensor(8)},
+    ],
+)
 def test_the_digest_depends_on_values_dtypes_shapes_and_names(change):
     assert digest(state() | change) != digest(state())
 
@@ -104,15 +108,18 @@ class Planted:
         return open, ("planted", "w")
 
 
-@pytest.mark.parametrize("name, write, words", [
-    ("gone.pth", lambda path: None, "no such weights file"),
-    ("code.pth", lambda path: path.write_bytes(pickle.dumps(Planted(), protocol=2)), "save the state dict alone"),
-    ("module.pth", lambda path: torch.save(nn.Linear(2, 2), path), "save the state dict alone"),
-    ("tensor.pth", lambda path: torch.save(torch.ones(2), path), "holds no state dict"),
-    ("numbers.pth", lambda path: torch.save({"epoch": 3}, path), "holds no state dict"),
-    ("empty.pth", lambda path: path.touch(), "cannot be read"),
-    ("text.safetensors", lambda path: path.write_text("not weights"), "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "name, write, words",
+    [
+        ("gone.pth", lambda path: None, "no such weights file"),
+        ("code.pth", lambda path: path.write_bytes(pickle.dumps(Planted(), protocol=2)), "save the state dict alone"),
+        ("module.pth", lambda path: torch.save(nn.Linear(2, 2), path), "save the state dict alone"),
+        ("tensor.pth", lambda path: torch.save(torch.ones(2), path), "holds no state dict"),
+        ("numbers.pth", lambda path: torch.save({"epoch": 3}, path), "holds no state dict"),
+        ("empty.pth", lambda path: path.touch(), "cannot be read"),
+        ("text.safetensors", lambda path: path.write_text("not weights"), "cannot be read"),
+    ],
+)
 def test_what_is_not_weights_is_refused_in_one_line(tmp_path, monkeypatch, name, write, words):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / name)
@@ -187,18 +194,25 @@ def test_a_network_without_an_imagenet_backbone_says_so(tmp_path):
 
 # Checkpoints as people have them
 
+
 def told(path, **keywords):
     lines = []
     return load_file(path, lines.append, **keywords), lines
 
 
-@pytest.mark.parametrize("container, taken, others", [
-    ({"model_state_dict": 1, "optimizer_state_dict": {"state": {}}, "epoch": 3}, "model_state_dict", []),
-    ({"model": 1, "ema": 2}, "model", ["ema"]), ({"net": 1, "acc": 93.2}, "net", []), ({"network": 1}, "network", []),
-    ({"ema": 1, "step": 7}, "ema", []), ({"state_dict_ema": 2, "state_dict": 1}, "state_dict", ["state_dict_ema"]),
-    ({"checkpoint": None, "model": {"state_dict": 1}}, "model.state_dict", None),
-    ({"model": 2, "optimiser": {"state": {}}, "mean": 1, "steps": 4}, "mean", ["model"]),
-])
+@pytest.mark.parametrize(
+    "container, taken, others",
+    [
+        ({"model_state_dict": 1, "optimizer_state_dict": {"state": {}}, "epoch": 3}, "model_state_dict", []),
+        ({"model": 1, "ema": 2}, "model", ["ema"]),
+        ({"net": 1, "acc": 93.2}, "net", []),
+        ({"network": 1}, "network", []),
+        ({"ema": 1, "step": 7}, "ema", []),
+        ({"state_dict_ema": 2, "state_dict": 1}, "state_dict", ["state_dict_ema"]),
+        ({"checkpoint": None, "model": {"state_dict": 1}}, "model.state_dict", None),
+        ({"model": 2, "optimiser": {"state": {}}, "mean": 1, "steps": 4}, "mean", ["model"]),
+    ],
+)
 def test_the_weights_in_a_container_are_found_and_the_choice_is_said(tmp_path, container, taken, others):
     other = {name: torch.zeros_like(value) for name, value in state().items()}
 
@@ -211,7 +225,9 @@ def test_the_weights_in_a_container_are_found_and_the_choice_is_said(tmp_path, c
     found, lines = told(tmp_path / "a.pth")
     assert equal(found, state())
     if others is not None:
-        assert len(lines) == 1 and f"takes the weights under {taken!r}" in lines[0] and all(f"'{name}'" in lines[0] for name in others)
+        assert (
+            len(lines) == 1 and f"takes the weights under {taken!r}" in lines[0] and all(f"'{name}'" in lines[0] for name in others)
+        )
 
 
 def test_the_usual_containers_are_taken_without_a_word(tmp_path):
@@ -268,22 +284,29 @@ def test_any_float_type_becomes_the_networks(tmp_path, dtype):
     torch.save(cast, tmp_path / "a.pth")
     mine, lines = network(), []
     load_into(mine, load_file(tmp_path / "a.pth"), "a.pth", lines.append)
-    assert equal(mine.state_dict(), {name: value.to(theirs.state_dict()[name].dtype) for name, value in cast.items()}) and lines == []
+    assert (
+        equal(mine.state_dict(), {name: value.to(theirs.state_dict()[name].dtype) for name, value in cast.items()}) and lines == []
+    )
 
 
 def test_whole_numbers_are_taken_and_told():
     theirs = network(seed=1).state_dict()
     theirs["conv1.weight"] = torch.arange(theirs["conv1.weight"].numel()).view_as(theirs["conv1.weight"]).to(torch.int8)
-    theirs["bn1.num_batches_tracked"] = torch.tensor(7.0)          # a counter that a tool has made a float
+    theirs["bn1.num_batches_tracked"] = torch.tensor(7.0)  # a counter that a tool has made a float
     mine, lines = network(), []
     load_into(mine, theirs, "a.pth", lines.append)
     assert torch.equal(mine.conv1.weight, theirs["conv1.weight"].float()) and mine.bn1.num_batches_tracked == 7
     assert len(lines) == 1 and "1 weights are whole numbers, int8 (conv1.weight)" in lines[0]
 
 
-@pytest.mark.parametrize("value, words", [
-    (torch.nan, "1 weights are not finite .conv1.weight."), (torch.inf, "1 weights are not"), (-torch.inf, "1 weights are not"),
-])
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        (torch.nan, "1 weights are not finite .conv1.weight."),
+        (torch.inf, "1 weights are not"),
+        (-torch.inf, "1 weights are not"),
+    ],
+)
 def test_weights_that_are_no_numbers_are_refused(tmp_path, value, words):
     theirs, mine = network(seed=1).state_dict(), network()
     theirs["conv1.weight"][0, 0, 0, 0] = value
@@ -299,9 +322,12 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, value, words):
 
 @pytest.mark.filterwarnings("ignore:.*quantize")
 def test_a_float64_weight_beyond_float32_and_complex_or_quantised_ones_are_refused():
-    for change, words in [(lambda w: w.double() * 1e300, "not finite"), (lambda w: w.to(torch.complex64), "quantised, sparse or complex"),
-                          (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "quantised, sparse or complex"),
-                          (lambda w: w.to_sparse(), "quantised, sparse or complex")]:
+    for change, words in [
+        (lambda w: w.double() * 1e300, "not finite"),
+        (lambda w: w.to(torch.complex64), "quantised, sparse or complex"),
+        (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "quantised, sparse or complex"),
+        (lambda w: w.to_sparse(), "quantised, sparse or complex"),
+    ]:
         theirs = network(seed=1).state_dict()
         theirs["conv1.weight"] = change(theirs["conv1.weight"])
         with pytest.raises(ConfigError, match=words):

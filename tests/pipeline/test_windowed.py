@@ -25,7 +25,7 @@ def fetched(monkeypatch):
 
 @pytest.mark.parametrize("window", [1, 3, 8, 50])
 def test_an_epoch_shows_every_image_once_and_never_needs_more_blocks_than_the_window_has(window):
-    blocks = np.delete(np.arange(170), [4, 5, 160]) // 16                 # some are held out; the last block is short
+    blocks = np.delete(np.arange(170), [4, 5, 160]) // 16  # some are held out; the last block is short
     order = windowed(0, 2, blocks, window)
     assert sorted(order) == list(range(len(blocks)))
     places = [np.flatnonzero(blocks[order] == block) for block in range(11)]
@@ -39,7 +39,7 @@ def test_an_order_follows_from_seed_and_epoch_and_mixes_what_lies_in_a_window():
     assert np.array_equal(order, windowed(3, 7, blocks, 8))
     assert all((order != other).mean() > 0.99 for other in (windowed(3, 8, blocks, 8), windowed(4, 7, blocks, 8)))
     neighbours = blocks[order][1:] == blocks[order][:-1]
-    assert 0.09 < neighbours.mean() < 0.16                                # one in eight, where nothing ties images together
+    assert 0.09 < neighbours.mean() < 0.16  # one in eight, where nothing ties images together
     assert abs(np.corrcoef(order[:1024], np.arange(1024))[0, 1]) < 0.1
 
 
@@ -52,14 +52,14 @@ def test_each_chunk_is_fetched_once_an_epoch_and_rows_are_those_that_were_writte
         fetched.clear()
         order = windowed(0, epoch, np.arange(30) // 4, 2)
         views = (order + epoch) % len(VIEWS)
-        for start in range(0, 30, 7):                                     # batches that begin a window before the last one ends
-            here, at = order[start:start + 7], views[start:start + 7]
+        for start in range(0, 30, 7):  # batches that begin a window before the last one ends
+            here, at = order[start : start + 7], views[start : start + 7]
             found = reader.read(GRAPH, here, at)
             for i, (position, view) in enumerate(zip(here, at)):
                 assert np.array_equal(found["graph"][i], values(GRAPH, view, [images(30)[position]])["graph"][0])
         assert len(fetched) == len(set(fetched))
         assert {path.rpartition("/")[2].split(".")[1] for path in fetched} == {str(block) for block in range(8)}
-    assert sum(len(chunks) for chunks in reader._held._of.values()) == 2 * 2 * len(VIEWS)    # blocks, fields, views
+    assert sum(len(chunks) for chunks in reader._held._of.values()) == 2 * 2 * len(VIEWS)  # blocks, fields, views
 
 
 def test_threads_may_share_what_is_held(tmp_path):
@@ -87,21 +87,31 @@ def test_a_loader_keeps_to_its_blocks_after_a_resume_and_in_shares(cached_experi
     store = Store.find(cached_experiment.folder / "cache", "prepared", "roads", prepared.identity(source, cfg.prepare))
 
     def loader(memory="disk", share=(0, 1), **order):
-        return Loader(Reader(store, [sample], ids, 1, memory=memory), sample, ids, dataset=source, content=cfg.prepare.size,
-                      views=cfg.views, training=dataclasses.replace(cfg.training, **order), seed=0, device="cpu", share=share)
+        return Loader(
+            Reader(store, [sample], ids, 1, memory=memory),
+            sample,
+            ids,
+            dataset=source,
+            content=cfg.prepare.size,
+            views=cfg.views,
+            training=dataclasses.replace(cfg.training, **order),
+            seed=0,
+            device="cpu",
+            share=share,
+        )
 
     order = {"shuffle_block": 8, "shuffle_window": 1, "batch": 2}
     whole, resumed = loader(**order), loader(**order)
-    shown = np.concatenate([whole.positions(step)[0] for step in range(13)]).reshape(2, 13)      # two epochs
+    shown = np.concatenate([whole.positions(step)[0] for step in range(13)]).reshape(2, 13)  # two epochs
     assert np.array_equal(resumed.positions(9)[0], shown.ravel()[18:20])
     assert all(sorted(epoch) == list(range(13)) and np.count_nonzero(np.diff(epoch // 8)) == 1 for epoch in shown)
     for step in range(6):
         batch = whole.batch(step)
         assert batch.images_B3HW.equal(loader("ram", **order).batch(step).images_B3HW)
-    assert len(fetched) == len(set(fetched)) + 6 * len(set(fetched))         # once by the first; each of the others loads all
+    assert len(fetched) == len(set(fetched)) + 6 * len(set(fetched))  # once by the first; each of the others loads all
     shares = [loader(share=(rank, 2), **order).batch(3).labels_BHW for rank in range(2)]
     assert np.array_equal(np.concatenate(shares), whole.batch(3).labels_BHW)
-    assert np.array_equal(loader().positions(0)[0], permutation(0, 0, 13)[:cfg.training.batch])      # without the key
+    assert np.array_equal(loader().positions(0)[0], permutation(0, 0, 13)[: cfg.training.batch])  # without the key
     with pytest.raises(ConfigError, match="write a multiple of 8"):
         loader(shuffle_block=12)
-    loader("ram", shuffle_block=12)                                          # what is in memory has no blocks to fetch
+    loader("ram", shuffle_block=12)  # what is in memory has no blocks to fetch

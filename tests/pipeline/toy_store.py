@@ -7,10 +7,14 @@ import numpy as np
 from pipeline.store import ImageRow, Pass, Store
 from pipeline.targets.base import Field
 
-GRAPH = Pass("affinity", {"type": "affinity", "version": 1, "layer": "high", "min_cells": [1, 2, 8]}, {
-    "graph": Field((2, 3, 3), "float16", ("moment", "region", "other")),
-    "cells": Field((3,), "uint8", ("region",)),
-})
+GRAPH = Pass(
+    "affinity",
+    {"type": "affinity", "version": 1, "layer": "high", "min_cells": [1, 2, 8]},
+    {
+        "graph": Field((2, 3, 3), "float16", ("moment", "region", "other")),
+        "cells": Field((3,), "uint8", ("region",)),
+    },
+)
 MATRIX = Pass("matrix", {"type": "matrix", "version": 1}, {"matrix": Field((2, 3), "float64", ("row", "column"))})
 PASSES = [GRAPH, MATRIX]
 VIEWS = range(3)
@@ -58,5 +62,8 @@ def filled(root, count=10, passes=PASSES, views=VIEWS, **options):
 
 def tree(folder):
     """Every file's bytes, but for the history and the lock."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in ("history.jsonl", ".lock")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in ("history.jsonl", ".lock")
+    }

@@ -35,7 +35,7 @@ def llamas_frames(root: Path) -> dict:
 def blocks(rng, values, size):
     """Blocky values, so that resizing keeps most of them."""
     coarse = rng.choice(values, (-(-size[0] // 8), -(-size[1] // 8)))
-    return np.kron(coarse, np.ones((8, 8), int))[:size[0], :size[1]].astype(np.uint8)
+    return np.kron(coarse, np.ones((8, 8), int))[: size[0], : size[1]].astype(np.uint8)
 
 
 def cityscapes_frames(root: Path) -> dict:
@@ -44,8 +44,10 @@ def cityscapes_frames(root: Path) -> dict:
         for number in range(3 if split == "train" else 2):
             stem = f"{split}/{city}/{city}_000000_{number:06d}"
             image, ids = rng.integers(0, 256, (60, 117, 3)), blocks(rng, [*cityscapes.OFFICIAL_IDS, 0, 4], (60, 117))
-            for path, picture in ((root / "leftImg8bit" / f"{stem}_leftImg8bit.png", image),
-                                  (root / "gtFine" / f"{stem}_gtFine_labelIds.png", ids)):
+            for path, picture in (
+                (root / "leftImg8bit" / f"{stem}_leftImg8bit.png", image),
+                (root / "gtFine" / f"{stem}_gtFine_labelIds.png", ids),
+            ):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(picture.astype(np.uint8)).save(path)
     return dict(name="cityscapes", root=str(root))

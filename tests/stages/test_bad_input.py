@@ -48,8 +48,11 @@ def test_bad_images_are_listed_after_the_others_are_prepared(damaged):
     assert result.exit_code == 1
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert len(lines) == 4
-    for line, file, reason in zip(lines, (frame(damaged, 1)[0], frame(damaged, 4)[1], frame(damaged, 9)[1]),
-                                  ("fetch it again", "must have one size", "value 77 at x=5, y=3")):
+    for line, file, reason in zip(
+        lines,
+        (frame(damaged, 1)[0], frame(damaged, 4)[1], frame(damaged, 9)[1]),
+        ("fetch it again", "must have one size", "value 77 at x=5, y=3"),
+    ):
         assert file.name in line and reason in line, line
     assert "3 of 13 images can't be prepared" in lines[3] and "--skip-bad" in lines[3]
     assert len(store_of(damaged, "prepared").row_of) == 10
@@ -68,8 +71,11 @@ def test_skipped_images_are_on_record_and_left_out_by_every_later_stage(damaged)
     report = json.loads((damaged.folder / "reports/prepare/toy.json").read_text())
     assert (report["images"], report["skipped"]) == (10, 3)
 
-    for command, *arguments in (["train-teacher", "--set", "teacher_training.steps=4"], ["cache-teacher"],
-                                ["train-student", "--student", "erfnet", "--method", "intra", "--seed", "0"]):
+    for command, *arguments in (
+        ["train-teacher", "--set", "teacher_training.steps=4"],
+        ["cache-teacher"],
+        ["train-student", "--student", "erfnet", "--method", "intra", "--seed", "0"],
+    ):
         result = damaged.run(command, *arguments)
         assert result.exit_code == 0, result.output
         assert result.stderr.count("3 of 13 images are left out, as skipped.tsv there says: ") == 1
@@ -80,9 +86,9 @@ def test_the_record_stands_until_an_image_is_mended_or_the_record_is_cleared(dam
     damaged.do("prepare", "--skip-bad")
     skipped = damaged.store("prepared") / "skipped.tsv"
     record = skipped.read_bytes()
-    assert "3 left out" in damaged.do("prepare") and skipped.read_bytes() == record      # as `dvc repro` runs it
+    assert "3 left out" in damaged.do("prepare") and skipped.read_bytes() == record  # as `dvc repro` runs it
 
-    image, _ = frame(damaged, 7)                            # a new fault is no old one
+    image, _ = frame(damaged, 7)  # a new fault is no old one
     whole = image.read_bytes()
     image.write_bytes(whole[:500])
     result = damaged.run("prepare")
@@ -109,7 +115,7 @@ def test_when_no_image_can_be_read_there_is_nothing_to_skip_to(damaged):
 def classifier(experiment) -> str:
     """The name of the weights that end in the five classes' logits."""
     state = load_file(experiment.folder / "teachers/toy.safetensors")
-    name, = (name for name, tensor in state.items() if tensor.ndim == 4 and len(tensor) == 5)
+    (name,) = (name for name, tensor in state.items() if tensor.ndim == 4 and len(tensor) == 5)
     return name
 
 
@@ -127,9 +133,9 @@ def spoiled(experiment, change):
 def refusal(experiment) -> str:
     result = experiment.run("cache-teacher")
     assert result.exit_code == 1, result.output
-    line, = result.stderr.splitlines()
+    (line,) = result.stderr.splitlines()
     folder = experiment.store("targets")
-    assert not list(folder.rglob("done/*/*.json")) and not list(folder.rglob("c.*"))      # nothing was written
+    assert not list(folder.rglob("done/*/*.json")) and not list(folder.rglob("c.*"))  # nothing was written
     return line
 
 
@@ -141,8 +147,9 @@ def test_a_teacher_that_answers_nan_stops_the_fill_at_the_first_block(experiment
 
 
 def test_a_teacher_with_a_dead_layer_stops_the_fill(experiment):
-    line = refusal(spoiled(experiment, {"layer4.1.bn2.weight": torch.Tensor.zero_,
-                                        "layer4.1.bn2.bias": lambda tensor: tensor.fill_(-1e6)}))
+    line = refusal(
+        spoiled(experiment, {"layer4.1.bn2.weight": torch.Tensor.zero_, "layer4.1.bn2.bias": lambda tensor: tensor.fill_(-1e6)})
+    )
     assert "target attention_high, graph_high: the teacher's 'high' is the same at all positions" in line
 
 
@@ -158,6 +165,7 @@ def test_logits_that_do_not_fit_their_dtype_name_the_image(experiment):
 
 # The checks themselves, on answers made by hand
 
+
 def made_by_hand():
     """A target that reads `high`, and four images' output: `high` varies, all else is zero."""
     target = SimpleNamespace(layer="high", uses_labels=True)
@@ -168,9 +176,9 @@ def made_by_hand():
 
 def test_only_the_layers_that_a_target_reads_are_looked_at_and_each_image_by_itself():
     target, _, output = made_by_hand()
-    cache.refuse_output(output, [target], 0)                # mid and logits are dead, but nobody asks
+    cache.refuse_output(output, [target], 0)  # mid and logits are dead, but nobody asks
     output.features["high"][2, 1] = 5.0
-    cache.refuse_output(output, [target], 0)                # one channel may be
+    cache.refuse_output(output, [target], 0)  # one channel may be
     output.features["high"][2] = 5.0
     with pytest.raises(cache.BadAnswer, match="the same at all positions") as caught:
         cache.refuse_output(output, [target], 8)
@@ -183,10 +191,10 @@ def test_only_the_layers_that_a_target_reads_are_looked_at_and_each_image_by_its
 
 def test_zero_graphs_are_refused_unless_no_region_is_shown():
     target, context, _ = made_by_hand()
-    labels = torch.zeros(4, 8, 8, dtype=torch.uint8)        # class 0 is no region
+    labels = torch.zeros(4, 8, 8, dtype=torch.uint8)  # class 0 is no region
     graph = torch.zeros(4, 3, 2, 2)
     cache.refuse_values({"graph": graph}, target, 1, labels, context, 0)
-    labels[:, 4, 4] = 1                                     # beside the middle of a cell: some targets see none of it
+    labels[:, 4, 4] = 1  # beside the middle of a cell: some targets see none of it
     cache.refuse_values({"graph": graph}, target, 1, labels, context, 0)
     labels[2, 5, 5] = 1
     with pytest.raises(cache.BadAnswer, match="its graph is all zero") as caught:

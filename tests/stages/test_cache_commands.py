@@ -32,8 +32,11 @@ def invoke(*arguments, folder=None, **options):
 
 
 def content(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in NOT_COMPARED and not path.name.endswith(".tmp")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in NOT_COMPARED and not path.name.endswith(".tmp")
+    }
 
 
 def chunks(folder):
@@ -50,11 +53,12 @@ def flip(path, position=5):
 def store(tmp_path):
     """A small store of two passes, two views, five images in two blocks, below a root."""
     shutil.copytree(GOLDEN, tmp_path / "cache")
-    folder, = (tmp_path / "cache/roads").glob("targets-*")
+    (folder,) = (tmp_path / "cache/roads").glob("targets-*")
     return folder
 
 
 # verify FOLDER
+
 
 def test_a_whole_store_is_verified_without_its_teacher_and_its_values_are_printed(store):
     result = invoke("verify", store)
@@ -76,14 +80,18 @@ def test_rows_of_zeros_are_counted_and_named(store):
     opened = Store.open(store)
     folder = next(pass_ for pass_ in opened.stored_passes() if pass_.startswith("kinds"))
     ids = [image.id for image in opened.block_images(1)]
-    for name in ("code", "code_crc"):            # as a fill would have written zeros
+    for name in ("code", "code_crc"):  # as a fill would have written zeros
         array = opened.arrays("v000", folder)[name]
         (store / array.chunk_path(1)).unlink()
     from pipeline.store import Pass
     from pipeline.targets.base import Field
+
     content = opened.pass_file(folder)
-    pass_ = Pass("kinds", content["record"], {
-        name: Field(tuple(field["shape"]), field["dtype"], tuple(field["dims"])) for name, field in content["fields"].items()})
+    pass_ = Pass(
+        "kinds",
+        content["record"],
+        {name: Field(tuple(field["shape"]), field["dtype"], tuple(field["dims"])) for name, field in content["fields"].items()},
+    )
     rows = {name: np.ones((2, *field.shape), field.dtype) for name, field in pass_.fields.items()}
     opened.write_block(pass_, 0, 1, rows | {"code": np.zeros((2, 7), "int32")})
     opened.finalise()
@@ -93,9 +101,15 @@ def test_rows_of_zeros_are_counted_and_named(store):
 
 @pytest.mark.parametrize("harm", ["chunk", "crc", "mark", "zarr.json", "pass", "manifest.json", "history.jsonl", "stray", "lost"])
 def test_any_fault_of_a_folder_is_named_and_exit_code_1(store, harm):
-    paths = {"chunk": chunks(store)[0], "crc": next(store.rglob("graph_crc/c.*")), "mark": next(store.rglob("done/*/*.json")),
-             "zarr.json": next(store.rglob("graph/zarr.json")), "pass": next(store.glob("passes/*.json")),
-             "stray": store / "images/note.txt", "lost": chunks(store)[-1]}
+    paths = {
+        "chunk": chunks(store)[0],
+        "crc": next(store.rglob("graph_crc/c.*")),
+        "mark": next(store.rglob("done/*/*.json")),
+        "zarr.json": next(store.rglob("graph/zarr.json")),
+        "pass": next(store.glob("passes/*.json")),
+        "stray": store / "images/note.txt",
+        "lost": chunks(store)[-1],
+    }
     path = paths.get(harm, store / harm)
     path.write_text("x") if harm == "stray" else path.unlink() if harm == "lost" else flip(path)
     result = invoke("verify", store)
@@ -120,6 +134,7 @@ def test_no_folder_no_store_and_recompute_of_a_folder_are_refused(store, tmp_pat
 
 # --repair
 
+
 def test_repair_of_a_folder_mends_metadata_and_makes_bad_blocks_missing(store):
     before = content(store)
     flip(next(store.rglob("graph/zarr.json")))
@@ -143,13 +158,13 @@ def test_repair_with_a_config_recomputes_only_the_bad_blocks_and_ends_in_the_sam
     before = [content(store) for store in stores]
     marks = {path: path.stat().st_mtime_ns for store in stores for path in store.rglob("done/*/*.json")}
     prepared, targets = stores
-    array, = Store.open(targets).arrays("v001", next(targets.glob("passes/attention*")).stem).keys() & {"energy"}
+    (array,) = Store.open(targets).arrays("v001", next(targets.glob("passes/attention*")).stem).keys() & {"energy"}
     attention = next(targets.glob("targets.zarr/v001/attention-*")) / array
-    flip(attention / "c.0.0.0")                                       # a block of one target,
-    flip(next(targets.glob("done/v002/000001.*.json")))               # a mark,
-    flip(next(prepared.rglob("image/c.0.*")))                         # prepared pixels,
-    flip(next(targets.glob("passes/logits-*.json")))                  # and metadata, of a pass,
-    flip(next(targets.rglob("graph/zarr.json")))                      # and of an array
+    flip(attention / "c.0.0.0")  # a block of one target,
+    flip(next(targets.glob("done/v002/000001.*.json")))  # a mark,
+    flip(next(prepared.rglob("image/c.0.*")))  # prepared pixels,
+    flip(next(targets.glob("passes/logits-*.json")))  # and metadata, of a pass,
+    flip(next(targets.rglob("graph/zarr.json")))  # and of an array
     assert experiment.run("verify").exit_code == 1
     result = experiment.run("verify", "--repair")
     assert result.exit_code == 0 and "whole and undamaged" in result.stdout, result.output
@@ -160,6 +175,7 @@ def test_repair_with_a_config_recomputes_only_the_bad_blocks_and_ends_in_the_sam
 
 
 # cache list, pull, rm
+
 
 def test_list_shows_every_store_its_fill_state_and_its_size(store, tmp_path):
     other = shutil.copytree(store, store.with_name("targets-0123456789ab"))
@@ -202,7 +218,7 @@ def test_pull_brings_whole_blocks_and_goes_on_where_it_stopped(store, tmp_path):
     result = invoke("cache", "pull", tmp_path / "cache", tmp_path / "here")
     ours = tmp_path / "here/roads" / store.name
     assert result.exit_code == 1 and str(bad) in result.stderr
-    assert verify(Store.open(ours)) == []                            # what came can be used
+    assert verify(Store.open(ours)) == []  # what came can be used
     times = {path: path.stat().st_mtime_ns for path in ours.rglob("done/*/*.json")}
     bad.write_bytes(data)
     result = invoke("cache", "pull", store, tmp_path / "here")

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import cv2
+import layouts
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,6 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from PIL import Image
 
-import layouts
 from pipeline import config, weights
 from pipeline.cli import main
 from pipeline.data.frames import canvas, frame
@@ -23,9 +23,15 @@ from pipeline.metrics.segmentation import Confusion
 from pipeline.models.base import ModelBase, Output
 from stages import evaluate
 
-NAMES = [pytest.param(name, marks=pytest.mark.skipif(name == "camvid" and "CAMVID_ROOT" not in os.environ,
-                                                     reason="CAMVID_ROOT does not name a copy of CamVid"))
-         for name in layouts.LAYOUTS]
+NAMES = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            name == "camvid" and "CAMVID_ROOT" not in os.environ, reason="CAMVID_ROOT does not name a copy of CamVid"
+        ),
+    )
+    for name in layouts.LAYOUTS
+]
 RUN = ("--student", "erfnet", "--method", "plain", "--seed", "0")
 
 
@@ -39,8 +45,7 @@ def random_student(cfg, flags=(), sure=30.0):
     """An ERFNet of random weights that is sure of itself: lanes need probabilities above 0.3. `flags`: of its lanes."""
     source = cfg.dataset.build()
     torch.manual_seed(0)
-    network = cfg.student("erfnet").build(num_classes=len(source.classes), size=canvas(cfg.prepare.size),
-                                          lanes=len(flags))
+    network = cfg.student("erfnet").build(num_classes=len(source.classes), size=canvas(cfg.prepare.size), lanes=len(flags))
     state = network.state_dict()
     state["classifier.weight"] *= sure
     if flags:
@@ -54,16 +59,16 @@ def random_student(cfg, flags=(), sure=30.0):
 
 def slow_answer(network, source, image, size):
     """[K, H - crop, W] logits and [K, h, w] probabilities of one frame, a step a line."""
-    below = image[source.crop_top:]
+    below = image[source.crop_top :]
     shrinks = min(below.shape[0] / size[0], below.shape[1] / size[1]) > 2
     small = cv2.resize(below, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     rows, columns = -size[0] % 8, -size[1] % 8
-    fill = frame(image, None, source.crop_top, size)[0][-1, -1]     # the mean colour; no size here is a multiple of 8
+    fill = frame(image, None, source.crop_top, size)[0][-1, -1]  # the mean colour; no size here is a multiple of 8
     padded = np.full((size[0] + rows, size[1] + columns, 3), fill, np.uint8)
-    padded[:size[0], :size[1]] = small
+    padded[: size[0], : size[1]] = small
     with torch.no_grad():
         output = network(torch.from_numpy(padded).permute(2, 0, 1)[None].float())
-    logits = output.logits[:, :, :size[0], :size[1]]
+    logits = output.logits[:, :, : size[0], : size[1]]
     upsampled = F.interpolate(logits, below.shape[:2], mode="bilinear", align_corners=False)
     return upsampled[0].numpy(), logits.softmax(dim=1)[0].numpy()
 
@@ -102,7 +107,7 @@ def test_the_whole_path_from_frames_to_the_official_score(name, tmp_path, monkey
         image, label = source.image(image_id), source.label(image_id)
         logits, probabilities = slow_answer(network, source, image, cfg.prepare.size)
         found = np.full(image.shape[:2], source.background or 0)
-        found[source.crop_top:] = logits.argmax(0)
+        found[source.crop_top :] = logits.argmax(0)
         answers[image_id] = image, label, found, probabilities
         if label is not None:
             pairs.append((label, found))
@@ -130,12 +135,28 @@ def check_lines(predictions, source, answers, scores):
         written = culane.read_lines(predictions / f"{image_id}.lines.txt")
         assert len(written) == len(lanes)
         for mine, theirs in zip(written, lanes):
-            assert np.abs(mine - theirs).max() <= 2                     # resized by OpenCV there, by torch here
+            assert np.abs(mine - theirs).max() <= 2  # resized by OpenCV there, by torch here
         found += len(lanes)
     assert found > 0
     lists = source.root / "list"
-    said = json.loads(run("score", "culane", predictions, source.root, "--list", lists / "test_split", "--json",
-                          "--size", 118, 328, "--width", 6, "--workers", 1))                     # 30 of 590 rows
+    said = json.loads(
+        run(
+            "score",
+            "culane",
+            predictions,
+            source.root,
+            "--list",
+            lists / "test_split",
+            "--json",
+            "--size",
+            118,
+            328,
+            "--width",
+            6,
+            "--workers",
+            1,
+        )
+    )  # 30 of 590 rows
     assert said["total"]["f1"] == scores["culane_f1"] and scores["metric"] == "culane_f1"
     assert scores["culane"]["iou 0.5"] == {**said["categories"], "total": said["total"]}
     assert scores["culane_f1_30"] == scores["culane"]["iou 0.3"]["total"]["f1"]
@@ -149,18 +170,32 @@ def check_maps(predictions, source, answers, scores):
         maps = [llamas.read_map(predictions / source.prediction_path(image_id, c)) for c in range(5)]
         for c, (map_HW, small) in enumerate(zip(maps, probabilities)):
             assert map_HW.shape == image.shape[:2]
-            assert (map_HW[:source.crop_top] == (255 if c == 0 else 0)).all()
+            assert (map_HW[: source.crop_top] == (255 if c == 0 else 0)).all()
             below = image.shape[0] - source.crop_top, image.shape[1]
             expected = 255 * F.interpolate(torch.from_numpy(small)[None, None], below, mode="bilinear")[0, 0].numpy()
-            assert np.abs(map_HW[source.crop_top:] - expected).max() <= 3        # of 255; shifted rows would be 100 off
-    said = json.loads(run("score", "llamas", predictions, source.root / "labels/valid", "--recording", "images-c",
-                          "--size", 180, 319, "--json", "--workers", 1))
+            assert np.abs(map_HW[source.crop_top :] - expected).max() <= 3  # of 255; shifted rows would be 100 off
+    said = json.loads(
+        run(
+            "score",
+            "llamas",
+            predictions,
+            source.root / "labels/valid",
+            "--recording",
+            "images-c",
+            "--size",
+            180,
+            319,
+            "--json",
+            "--workers",
+            1,
+        )
+    )
     assert (said["map"], said["ap"]) == (scores["llamas_map"], scores["ap"])
 
 
 def check_ids(predictions, source, answers, scores, path):
     ids = [*source.official_ids, 249]
-    for image_id, (image, _, found, _) in answers.items():
+    for image_id, (_, _, found, _) in answers.items():
         with Image.open(predictions / source.prediction_path(image_id)) as picture:
             assert picture.mode == "L"
             written = np.array(picture)
@@ -184,7 +219,7 @@ class Oracle(ModelBase):
                 label = np.zeros(self.source.image(image_id).shape[:2], np.uint8)
             moved = np.roll(label, self.shift, (0, 1))
             _, shown = frame(self.source.image(image_id), moved, self.source.crop_top, self.size)
-            shown[self.size[0]:], shown[:, self.size[1]:] = 1, 1
+            shown[self.size[0] :], shown[:, self.size[1] :] = 1, 1
             labels.append(np.where(shown == 255, 0, shown))
         classes = torch.from_numpy(np.stack(labels)).long()
         logits = 40.0 * F.one_hot(classes, len(self.source.classes)).permute(0, 3, 1, 2)
@@ -198,13 +233,13 @@ def oracle_scores(source, split, size, folder, **keys):
     return evaluate.scores_of(source, split, ids, folder, passed, 1)
 
 
-@pytest.mark.parametrize("name", NAMES[1:])                          # roads: larger ones, below
+@pytest.mark.parametrize("name", NAMES[1:])  # roads: larger ones, below
 def test_the_labels_as_answers_score_all_that_can_be_had(name, tmp_path):
     cfg = config.load(layouts.write(name, tmp_path))
     source, split, size = cfg.dataset.build(), cfg.evaluate.split, tuple(layouts.LAYOUTS[name][3])
     scores = oracle_scores(source, split, size, tmp_path / "predictions")
     assert scores["mean_iou"] == 1.0
-    if name == "llamas":                                    # a frame without a lane gives 0 for it, as officially
+    if name == "llamas":  # a frame without a lane gives 0 for it, as officially
         labels = [source.label(image_id) for image_id in source.ids(split)]
         shares = {lane: np.mean([(label == c).any() for label in labels]) for c, lane in enumerate(llamas.LANES, 1)}
         assert {lane: scores["ap"][lane] for lane in shares} == pytest.approx(shares)
@@ -227,7 +262,7 @@ def drawn_roads(root, size):
 
 
 def test_the_labels_as_answers_find_every_line_of_culane_frames(large_roads, tmp_path):
-    scores = oracle_scores(large_roads, "test", (180, 970), tmp_path)          # padded to 184 x 976
+    scores = oracle_scores(large_roads, "test", (180, 970), tmp_path)  # padded to 184 x 976
     assert scores["culane_f1"] > 0.98 and scores["culane_f1_30"] > 0.98 and scores["mean_iou"] > 0.9
     assert scores["culane"]["iou 0.5"]["total"]["tp"] > 20
 

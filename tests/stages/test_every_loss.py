@@ -10,15 +10,25 @@ from bench import methods
 from pipeline import config, lookup
 
 TARGETS = {
-    "graph": dict(type="affinity", layer="high"), "attention": dict(type="attention", layer="high"),
-    "logits": dict(type="logits"), "top": dict(type="top_classes", count=2),
-    "similarity": dict(type="class_similarity", layer="high"), "pairs": dict(type="pairwise", layer="high"),
-    "flow": dict(type="gram", channels=16), "sketch": dict(type="sketch", size=64),
-    "features": dict(type="features", layer="mid"), "components": dict(type="components", layer="high", rank=8),
+    "graph": dict(type="affinity", layer="high"),
+    "attention": dict(type="attention", layer="high"),
+    "logits": dict(type="logits"),
+    "top": dict(type="top_classes", count=2),
+    "similarity": dict(type="class_similarity", layer="high"),
+    "pairs": dict(type="pairwise", layer="high"),
+    "flow": dict(type="gram", channels=16),
+    "sketch": dict(type="sketch", size=64),
+    "features": dict(type="features", layer="mid"),
+    "components": dict(type="components", layer="high", rank=8),
     "anchors": dict(type="anchors", layer="high", count=32),
 }
-KEYS = {"kd": dict(temperature=1.0), "cwd": dict(temperature=4.0, ramp=6),
-        "dkd": dict(temperature=2.0, start=3, ramp=6), "fitnet": dict(normalise="teacher"), "sad": dict(normalise="l2", start=6)}
+KEYS = {
+    "kd": dict(temperature=1.0),
+    "cwd": dict(temperature=4.0, ramp=6),
+    "dkd": dict(temperature=2.0, start=3, ramp=6),
+    "fitnet": dict(normalise="teacher"),
+    "sad": dict(normalise="l2", start=6),
+}
 
 
 def every_term():
@@ -27,7 +37,7 @@ def every_term():
         types = lookup.find_class("losses", name).reads_types
         reads = [target for target, entry in TARGETS.items() if entry["type"] in types]
         if types and not reads:
-            continue                                    # needs a teacher or a dataset that the tiny experiment has not
+            continue  # needs a teacher or a dataset that the tiny experiment has not
         terms = [[read] for read in reads] if name in ("kd", "cirkd", "fitnet") else [reads]
         for part in terms:
             yield dict(loss=name, reads=part, weight=1e-3, **KEYS.get(name, {}))
@@ -42,6 +52,7 @@ def combined(experiment):
 
 def test_every_loss_at_once_resumes_to_the_same_bits(combined, monkeypatch):
     from pipeline.training.step import Step
+
     assert combined.train("every").exit_code == 0
     run = combined.folder / "runs/toy/erfnet-every-0"
     unbroken = {name: (run / name).read_bytes() for name in ("weights.safetensors", "curves.tsv", "norms.tsv")}
@@ -50,9 +61,10 @@ def test_every_loss_at_once_resumes_to_the_same_bits(combined, monkeypatch):
     whole_step = Step.__call__
 
     def power_cut(self, batch):
-        if batch.step == 7:                             # between two checkpoints, with all but `sad` begun
+        if batch.step == 7:  # between two checkpoints, with all but `sad` begun
             raise KeyboardInterrupt
         return whole_step(self, batch)
+
     monkeypatch.setattr(Step, "__call__", power_cut)
     assert combined.train("every").exit_code == 130
     monkeypatch.setattr(Step, "__call__", whole_step)
@@ -73,7 +85,7 @@ def test_the_bench_makes_one_table_of_all_terms_and_goes_on_where_it_stopped(com
     terms = config.load(combined.config).method("every")
     assert [row[2].strip("`") for row in rows] == [term.loss.name for term in terms]
     for row, term in zip(rows, terms):
-        if term.reads:                    # components: 8 of 64
+        if term.reads:  # components: 8 of 64
             assert float(row[11]) <= 1 and float(row[10]) < (0.5 if row[3] == "components" else 0.1), row
         assert int(row[4].replace(",", "")) > 0 if term.reads else row[3] == "-"
     trained = os.stat("runs/toy/erfnet-every-0/checkpoint.pt").st_mtime_ns

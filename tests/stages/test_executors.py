@@ -55,8 +55,8 @@ def test_each_local_worker_makes_its_teacher_once_shares_the_threads_and_stops_a
     makers = [path.name.split("-")[1] for path in tmp_path.glob("made-*")]
     assert len(makers) == len(set(makers)) <= 2 and str(os.getpid()) not in makers
     assert {path.read_text() for path in tmp_path.glob("task-?")} == {"3 threads"}
-    assert len(list(tmp_path.glob("task-*"))) < 100         # a few are in flight, not all
-    assert {name: value for name, value in os.environ.items() if "THREADS" in name} == before     # nothing left by Dask
+    assert len(list(tmp_path.glob("task-*"))) < 100  # a few are in flight, not all
+    assert {name: value for name, value in os.environ.items() if "THREADS" in name} == before  # nothing left by Dask
 
 
 def test_one_process_is_this_one(tmp_path):
@@ -108,8 +108,9 @@ def outcome(experiment):
 
 def start(experiment, *arguments):
     command = [sys.executable, "-m", "pipeline.cli", "cache-teacher", "toy.yaml", "--threads", "1", *arguments]
-    return subprocess.Popen(command, cwd=experiment.folder, env=ENVIRONMENT, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=experiment.folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_until(true, process, limit_s=300):
@@ -139,23 +140,32 @@ def test_local_workers_of_which_one_is_killed_leave_the_bytes_of_a_serial_fill(e
     os.kill(children(process.pid)[0], signal.SIGKILL)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert before.items() <= marks(cache).items()           # what was finished was not done again
+    assert before.items() <= marks(cache).items()  # what was finished was not done again
     assert outcome(empty) == filled
 
 
 def test_the_workers_of_a_dask_scheduler_of_which_one_is_killed_leave_them_too(empty, filled, tmp_path):
-    elsewhere = tmp_path / "elsewhere"                      # workers don't stand where the command was given
+    elsewhere = tmp_path / "elsewhere"  # workers don't stand where the command was given
     elsewhere.mkdir()
     dask_command = [sys.executable, "-m", "dask"]
     common = dict(cwd=elsewhere, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = elsewhere / "scheduler.json"
-    running = [subprocess.Popen([*dask_command, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
-                                 "--scheduler-file", str(address)], **common)]
+    running = [
+        subprocess.Popen(
+            [*dask_command, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(address)],
+            **common,
+        )
+    ]
     try:
-        running += [subprocess.Popen([*dask_command, "worker", "--scheduler-file", str(address), "--nthreads", "1",
-                                      "--no-nanny", "--no-dashboard"], **common) for _ in range(2)]
+        running += [
+            subprocess.Popen(
+                [*dask_command, "worker", "--scheduler-file", str(address), "--nthreads", "1", "--no-nanny", "--no-dashboard"],
+                **common,
+            )
+            for _ in range(2)
+        ]
         wait_until(address.exists, running[0])
-        time.sleep(0.2)                                     # until it is written
+        time.sleep(0.2)  # until it is written
         cache = empty.folder / "cache" / "roads"
         process = start(empty, "--scheduler", json.loads(address.read_text())["address"])
         wait_until(lambda: len(marks(cache)) > 20, process)
@@ -175,7 +185,7 @@ def test_the_shares_of_an_array_job_make_one_cache_and_the_last_writes_the_repor
     report = empty.folder / "reports/cache/toy.json"
     said = empty.do("cache-teacher", "--threads", "1", "--blocks", "2/2")
     assert "30 blocks filled now; 30 of 60 are still missing (blocks 1)" in said and not report.exists()
-    said = empty.do("cache-teacher", "--threads", "1", "--blocks", "0/2")               # the same share, counted from 0
+    said = empty.do("cache-teacher", "--threads", "1", "--blocks", "0/2")  # the same share, counted from 0
     assert "0 blocks filled now; 30 of 60" in said
     said = empty.do("cache-teacher", "--threads", "1", "--blocks", "1/2")
     assert "30 blocks filled now" in said and "missing" not in said
@@ -188,6 +198,7 @@ def test_a_worker_that_reads_other_weights_refuses_to_fill(empty, monkeypatch):
     def keep(tasks, make, spec, **_):
         told.append(spec)
         return iter(())
+
     monkeypatch.setattr(executors, "processes", keep)
     assert "60 of 60 are still missing (blocks 0-1)" in empty.do("cache-teacher")
     path = empty.folder / "teachers/toy.safetensors"
@@ -198,7 +209,15 @@ def test_a_worker_that_reads_other_weights_refuses_to_fill(empty, monkeypatch):
         Filler(told[0], "cpu")
 
 
-@pytest.mark.parametrize("arguments", [["--scheduler", "127.0.0.1:9", "--workers", "2"], ["--blocks", "3/2"],
-                                       ["--blocks", "1"], ["--blocks", "0/0"], ["--workers", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--scheduler", "127.0.0.1:9", "--workers", "2"],
+        ["--blocks", "3/2"],
+        ["--blocks", "1"],
+        ["--blocks", "0/0"],
+        ["--workers", "0"],
+    ],
+)
 def test_what_makes_no_sense_is_wrong_usage(cached_experiment, arguments):
     assert cached_experiment.run("cache-teacher", *arguments).exit_code == 2

@@ -31,8 +31,7 @@ def exported(cached_experiment, tmp_path_factory):
 def test_the_file_says_how_a_frame_becomes_an_input_and_what_made_it(exported, cached_experiment):
     out, said = exported
     cfg = cached_experiment.load()
-    found = {key: json.loads(value) for key, value in
-             onnxruntime.InferenceSession(out).get_modelmeta().custom_metadata_map.items()}
+    found = {key: json.loads(value) for key, value in onnxruntime.InferenceSession(out).get_modelmeta().custom_metadata_map.items()}
     assert found["frames"]["crop_top"] == 60 and found["frames"]["size"] == [44, 125]
     assert found["inside"]["padded_to"] == [48, 128] and found["classes"][1] == "lane 1" and found["background"] == 0
     digest = json.loads((cached_experiment.folder / "reports/teacher/toy.json").read_text())["weights"]
@@ -57,7 +56,7 @@ def test_the_lines_of_the_page_give_the_networks_answer_on_a_frame(exported, cac
     with torch.no_grad():
         logits, _ = scores(network, torch.from_numpy(shown).permute(2, 0, 1)[None].float(), cfg.prepare.size)
     theirs = found["model"].run(["logits"], {"images": found["small"][None]})[0]
-    assert np.abs(theirs - logits.numpy()).max() < 1e-4 * np.abs(theirs).max()      # a pixel of crop would be 0.1
+    assert np.abs(theirs - logits.numpy()).max() < 1e-4 * np.abs(theirs).max()  # a pixel of crop would be 0.1
     assert (found["classes"] == theirs[0].argmax(0)).all() and found["classes"].shape == cfg.prepare.size
 
 
@@ -66,7 +65,7 @@ def test_a_file_that_is_there_is_kept_unless_told_otherwise(exported, cached_exp
     before = out.read_bytes()
     result = cached_experiment.run("export", "--teacher", "--out", str(out))
     assert result.exit_code == 1 and "is there already" in result.stderr and out.read_bytes() == before
-    monkeypatch.setattr(exporting, "to_onnx", lambda network, metadata: onnx.load(str(out)))     # tracing takes seconds
+    monkeypatch.setattr(exporting, "to_onnx", lambda network, metadata: onnx.load(str(out)))  # tracing takes seconds
     cached_experiment.do("export", "--teacher", "--out", str(out), "--images", "1", "--force")
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 

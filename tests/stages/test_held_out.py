@@ -25,8 +25,23 @@ def loader_of(experiment, names=()):
     named = cache.target_passes({name: cfg.targets[name] for name in names}, context)
     reader = Reader(Store.open(experiment.store("targets")), [cache.MATRIX, *(pass_ for _, pass_ in named.values())], ids, 3)
     samples = Reader(Store.open(experiment.store("prepared")), [sample], ids, 1)
-    return Loader(samples, sample, ids, dataset=source, content=cfg.prepare.size, views=cfg.views, training=cfg.training,
-                  seed=0, device="cpu", cached=CachedTargets(reader, cache.MATRIX, named)), cfg, context, source
+    return (
+        Loader(
+            samples,
+            sample,
+            ids,
+            dataset=source,
+            content=cfg.prepare.size,
+            views=cfg.views,
+            training=cfg.training,
+            seed=0,
+            device="cpu",
+            cached=CachedTargets(reader, cache.MATRIX, named),
+        ),
+        cfg,
+        context,
+        source,
+    )
 
 
 def table(run):
@@ -37,7 +52,7 @@ def table(run):
 def test_images_held_out_are_never_trained_on_and_all_others_are(experiment):
     experiment.change(training=dict(held_out=4))
     loader = loader_of(experiment)[0]
-    seen = {int(position) for step in range(9) for position in loader.positions(step)[0]}      # 36 of 9 images: 4 epochs
+    seen = {int(position) for step in range(9) for position in loader.positions(step)[0]}  # 36 of 9 images: 4 epochs
     assert seen == set(range(13)) - set(loader.held_out.tolist()) and len(loader.held_out) == 4
     assert loader.held_out.tolist() == surveyed(loader.ids)[:4]
     assert sum(len(batch.labels_BHW) for batch in loader.held_out_batches(0)) == 4
@@ -48,8 +63,10 @@ def test_images_held_out_are_never_trained_on_and_all_others_are(experiment):
 
 def test_a_term_of_weight_zero_is_watched_and_changes_nothing(experiment):
     """By this a plain student's distilled terms can be held against those of a student that was trained with them."""
-    watched = [dict(loss="affinity", reads=["graph_mid", "graph_high"], weight=0.0),
-               dict(loss="attention", reads=["attention_high"], weight=0.0)]
+    watched = [
+        dict(loss="affinity", reads=["graph_mid", "graph_high"], weight=0.0),
+        dict(loss="attention", reads=["attention_high"], weight=0.0),
+    ]
     experiment.change(training=dict(held_out=5), methods=dict(watched=watched))
     for method in ("plain", "watched"):
         assert experiment.train(method).exit_code == 0
@@ -86,6 +103,7 @@ def test_a_resumed_run_writes_the_same_table(experiment, monkeypatch):
         if batch.step == 7:
             raise KeyboardInterrupt
         return whole_step(self, batch)
+
     monkeypatch.setattr(Step, "__call__", power_cut)
     assert experiment.train().exit_code == 130
     monkeypatch.setattr(Step, "__call__", whole_step)

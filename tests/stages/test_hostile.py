@@ -33,7 +33,7 @@ from pipeline.store.verification import verify
 
 # What happens outside: every file that is opened, listed, made, renamed or removed there, through whatever link
 
-_watched = []                                    # (folder, events)
+_watched = []  # (folder, events)
 
 
 def _watch(event, args):
@@ -42,9 +42,13 @@ def _watch(event, args):
     folder, events = _watched[0]
     for path in args[:2] if event == "os.rename" else args[:1]:
         if isinstance(path, (str, os.PathLike)):
-            removes = event in ("os.remove", "os.rename", "os.rmdir") or event == "open" and args[1] is None and args[2] & os.O_NOFOLLOW
-            path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) if removes else os.path.realpath(path)
-            writes = event == "open" and isinstance(args[1], str) and args[1][0] in "wa"       # by `no_link`, which opens it after
+            removes = (
+                event in ("os.remove", "os.rename", "os.rmdir") or event == "open" and args[1] is None and args[2] & os.O_NOFOLLOW
+            )
+            path = (
+                os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) if removes else os.path.realpath(path)
+            )
+            writes = event == "open" and isinstance(args[1], str) and args[1][0] in "wa"  # by `no_link`, which opens it after
             if f"{path}/".startswith(f"{folder}/") and not writes:
                 events.append((event, path))
 
@@ -54,8 +58,10 @@ sys.addaudithook(_watch)
 
 def snapshot(folder):
     """Every file, folder and link below, and what it holds; nothing that a link leads to."""
+
     def content(path):
         return os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+
     return {str(path): (path.lstat().st_mtime_ns, content(path)) for path in sorted(folder.rglob("*"))}
 
 
@@ -76,7 +82,7 @@ def outside(tmp_path):
 @pytest.fixture
 def store(tmp_path):
     shutil.copytree(GOLDEN, tmp_path / "there")
-    folder, = (tmp_path / "there/roads").glob("targets-*")
+    (folder,) = (tmp_path / "there/roads").glob("targets-*")
     return folder
 
 
@@ -94,6 +100,7 @@ def refused(result):
 
 # Ways to make a store hostile
 
+
 def reseal(path, change):
     content = unseal(path.read_bytes(), path)
     change(content)
@@ -106,6 +113,7 @@ def mark_with(names):
         entry = [len(data) + 4, f"{crc32c(data):08x}"]
         for mark in store.glob("done/*/*.json"):
             reseal(mark, lambda content: content["files"].update({str(name).format(outside=outside): entry for name in names}))
+
     return harm
 
 
@@ -113,13 +121,17 @@ def mark_files(value):
     def harm(store, outside):
         for mark in store.glob("done/*/*.json"):
             reseal(mark, lambda content: content.update(files=value(content["files"])))
+
     return harm
 
 
 def field_named(name):
     def harm(store, outside):
         path = next(store.glob("passes/*.json"))
-        reseal(path, lambda content: content["fields"].update({name.format(outside=outside): next(iter(content["fields"].values()))}))
+        reseal(
+            path, lambda content: content["fields"].update({name.format(outside=outside): next(iter(content["fields"].values()))})
+        )
+
     return harm
 
 
@@ -127,20 +139,28 @@ def field_with(**values):
     def harm(store, outside):
         path = next(store.glob("passes/*.json"))
         reseal(path, lambda content: next(iter(content["fields"].values())).update(values))
+
     return harm
 
 
 def raw_pass(body):
     def harm(store, outside):
         from pipeline.identity import sha256
+
         next(store.glob("passes/*.json")).write_bytes(f'{body}, "checksum": "{sha256(body.encode())}"}}\n'.encode())
+
     return harm
 
 
 def head_with(**values):
     def harm(store, outside):
-        reseal(store / "store.json", lambda content: content.update(
-            {name: value.format(outside=outside) if isinstance(value, str) else value for name, value in values.items()}))
+        reseal(
+            store / "store.json",
+            lambda content: content.update(
+                {name: value.format(outside=outside) if isinstance(value, str) else value for name, value in values.items()}
+            ),
+        )
+
     return harm
 
 
@@ -150,6 +170,7 @@ def image_called(image_id):
         rows = parse_images(path.read_bytes(), path)
         rows[0] = ImageRow(image_id.format(outside=outside), rows[0].image_digest, rows[0].label_digest)
         path.write_bytes(images_tsv(rows))
+
     return harm
 
 
@@ -160,6 +181,7 @@ def too_many_images(store, outside):
 def manifest_with(change):
     def harm(store, outside):
         reseal(store / "manifest.json", lambda content: change(content["passes"]))
+
     return harm
 
 
@@ -169,16 +191,19 @@ def one_view_of(passes):
 
 def linked(pattern, target):
     """The first file or folder of the pattern becomes a link."""
+
     def harm(store, outside):
         path = sorted(store.glob(pattern))[0]
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         path.symlink_to(outside / target)
+
     return harm
 
 
 def added_link(name, target):
     def harm(store, outside):
         (store / name).symlink_to(outside / target)
+
     return harm
 
 
@@ -191,6 +216,7 @@ def pipe(store, outside):
 def noted(text):
     def harm(store, outside):
         (store / "sources.tsv").write_text(text.format(outside=outside))
+
     return harm
 
 
@@ -265,7 +291,7 @@ LINKS = {
     "stray": added_link("images/note.txt", "mine.txt"),
     "stray folder": added_link("targets.zarr/v009", "folder"),
 }
-NOT_PULLED = {"manifest", "history", "history, nothing there", "stray", "stray folder"}      # what a pull leaves where it is
+NOT_PULLED = {"manifest", "history", "history, nothing there", "stray", "stray folder"}  # what a pull leaves where it is
 
 
 @pytest.mark.parametrize("harm", [*TEXTS, *MANIFESTS])
@@ -273,7 +299,7 @@ NOT_PULLED = {"manifest", "history", "history, nothing there", "stray", "stray f
 def test_verify_refuses_text_that_leads_out_and_repair_makes_nothing_of_it(store, outside, harm, mend):
     (TEXTS | MANIFESTS)[harm](store, outside)
     result = invoke("verify", store, *["--repair"] * mend)
-    if mend and harm in MANIFESTS:               # it is written again from what is whole
+    if mend and harm in MANIFESTS:  # it is written again from what is whole
         assert result.exit_code == 0 and verify(Store.open(store)) == []
     else:
         refused(result)
@@ -285,8 +311,8 @@ def test_pull_refuses_text_that_leads_out(store, outside, tmp_path, harm, source
     TEXTS[harm](store, outside)
     url = store.parents[1] if source == "folder" else upload(store.parents[1], outside)
     refused(invoke("cache", "pull", url, tmp_path / "here"))
-    here, = [*(tmp_path / "here").glob("roads/*")] or [None]
-    if here is not None:                         # broken off as by a network: of what came, nothing is bad
+    (here,) = [*(tmp_path / "here").glob("roads/*")] or [None]
+    if here is not None:  # broken off as by a network: of what came, nothing is bad
         assert verify(Store.open(here)) == []
     assert not (tmp_path / "here/outside").exists() and {path.name for path in tmp_path.iterdir()} <= {"there", "here", "outside"}
 
@@ -294,23 +320,35 @@ def test_pull_refuses_text_that_leads_out(store, outside, tmp_path, harm, source
 def upload(root, outside):
     """The files in an object storage in memory, which answers for any key, and one at every key that a join might ask for."""
     import fsspec
+
     system = fsspec.filesystem("memory")
     system.store.clear()
     for path in root.rglob("*"):
         if path.is_file():
             system.pipe_file(f"/bucket/{path.relative_to(root)}", path.read_bytes())
     data = b"theirs" + crc32c(b"theirs").to_bytes(4, "little")
-    folder, = root.glob("roads/*")
+    (folder,) = root.glob("roads/*")
     for key in (f"{outside}/made", f"/bucket/roads/{folder.name}/{outside}/made", f"/bucket/roads/{folder.name}{outside}/made"):
         system.pipe_file(key, data)
     return "memory://bucket"
 
 
-@pytest.mark.parametrize("name", ["roads/../targets-0123456789ab", "../../targets-0123456789ab", "ro\\ads/targets-0123456789ab",
-                                  "roads/targets-0123456789ab\nx", "roads/runs", ".hidden/targets-0123456789ab", "roads/targets-..",
-                                  "roads/prepared-0123456789AB"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "roads/../targets-0123456789ab",
+        "../../targets-0123456789ab",
+        "ro\\ads/targets-0123456789ab",
+        "roads/targets-0123456789ab\nx",
+        "roads/runs",
+        ".hidden/targets-0123456789ab",
+        "roads/targets-..",
+        "roads/prepared-0123456789AB",
+    ],
+)
 def test_a_store_with_another_name_in_a_bucket_is_not_pulled(store, outside, tmp_path, name):
     import fsspec
+
     upload(store.parents[1], outside)
     system = fsspec.filesystem("memory")
     for key in [key for key in system.store if "/roads/" in key]:
@@ -321,13 +359,24 @@ def test_a_store_with_another_name_in_a_bucket_is_not_pulled(store, outside, tmp
     assert not (tmp_path / "here").exists() and not [*tmp_path.glob("targets-*")]
 
 
-@pytest.mark.parametrize("key", ["targets.zarr/v000/../evil", "targets.zarr/v000/..-00000000/x", "targets.zarr/v0/x-00000000/y",
-                                 "passes/../x-00000000.json", "images/../../x.tsv", "targets.zarr/v000/a\nb-00000000/c"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "targets.zarr/v000/../evil",
+        "targets.zarr/v000/..-00000000/x",
+        "targets.zarr/v0/x-00000000/y",
+        "passes/../x-00000000.json",
+        "images/../../x.tsv",
+        "targets.zarr/v000/a\nb-00000000/c",
+    ],
+)
 def test_keys_of_a_bucket_that_are_no_names_are_left_there(store, outside, tmp_path, key):
     import fsspec
+
     upload(store.parents[1], outside)
-    fsspec.filesystem("memory").store[f"/bucket/roads/{store.name}/{key}"] = \
-        fsspec.filesystem("memory").store[f"/bucket/roads/{store.name}/history.jsonl"]
+    fsspec.filesystem("memory").store[f"/bucket/roads/{store.name}/{key}"] = fsspec.filesystem("memory").store[
+        f"/bucket/roads/{store.name}/history.jsonl"
+    ]
     result = invoke("cache", "pull", "memory://bucket", tmp_path / "here")
     assert result.exit_code == 0 and verify(Store.open(tmp_path / "here/roads" / store.name)) == []
     assert {path.name for path in tmp_path.iterdir()} == {"there", "here", "outside"}
@@ -344,7 +393,7 @@ def test_verify_refuses_a_link_that_leads_out(store, outside, harm, mend):
 def test_pull_refuses_a_link_that_leads_out(store, outside, tmp_path, harm):
     LINKS[harm](store, outside)
     result = invoke("cache", "pull", store.parents[1], tmp_path / "here")
-    if harm not in NOT_PULLED and not harm.startswith("zarr.json"):                  # which follows from the rest
+    if harm not in NOT_PULLED and not harm.startswith("zarr.json"):  # which follows from the rest
         refused(result)
     for path in (tmp_path / "here").rglob("*"):
         assert not path.is_symlink() and (not path.is_file() or path.read_bytes() != b"mine")
@@ -354,7 +403,7 @@ def test_pull_refuses_a_link_that_leads_out(store, outside, tmp_path, harm):
 def test_pull_writes_through_no_link_of_a_store_that_is_here(store, outside, tmp_path, harm):
     shutil.copytree(store.parents[1], tmp_path / "here")
     ours = tmp_path / "here/roads" / store.name
-    for mark in sorted(ours.glob("done/v*/*.json"))[1:]:                                # so that there is something to write
+    for mark in sorted(ours.glob("done/v*/*.json"))[1:]:  # so that there is something to write
         mark.unlink()
     LINKS[harm](ours, outside)
     invoke("cache", "pull", store, ours.parents[1])
@@ -368,7 +417,7 @@ def test_an_unfinished_file_that_is_a_link_is_not_written_through(store, outside
     path.unlink(missing_ok=True)
     os.mkfifo(path) if kind == "pipe" else path.symlink_to(outside / ("mine.txt" if kind == "link" else "made"))
     chunk = next(store.glob("targets.zarr/v000/*/*/c.0*"))
-    for chunk in store.glob("targets.zarr/v000/*/*/c.0*"):                             # so that there is something to mend
+    for chunk in store.glob("targets.zarr/v000/*/*/c.0*"):  # so that there is something to mend
         chunk.write_bytes(b"damaged")
     (store / "manifest.json").unlink()
     refused(invoke("verify", store, "--repair"))
@@ -400,6 +449,7 @@ def test_python_and_a_reader_refuse_what_they_would_read(store, outside, harm):
 
 
 # cache rm
+
 
 @pytest.mark.parametrize("harm", LINKS)
 def test_rm_refuses_a_store_that_holds_a_link(store, outside, harm):
@@ -464,6 +514,7 @@ def test_rm_shows_path_files_and_bytes_before_it_asks_and_goes_on_where_it_was_b
 
 def test_rm_in_a_bucket_takes_the_store_alone(store, outside):
     import fsspec
+
     upload(store.parents[1], outside)
     system = fsspec.filesystem("memory")
     system.pipe_file(f"/bucket/roads/{store.name}/mine.txt", b"mine")
@@ -474,10 +525,14 @@ def test_rm_in_a_bucket_takes_the_store_alone(store, outside):
     system.store.pop(f"/bucket/roads/{store.name}{outside}/made", None)
     system.store.pop(f"/bucket/roads/{store.name}/{outside}/made", None)
     assert invoke("cache", "rm", "--yes", f"memory://bucket/roads/{store.name}").exit_code == 0
-    assert {key for key in system.store if key.startswith("/bucket")} == {f"/bucket/roads/{store.name}2/mine.txt", "/bucket/roads/mine.txt"}
+    assert {key for key in system.store if key.startswith("/bucket")} == {
+        f"/bucket/roads/{store.name}2/mine.txt",
+        "/bucket/roads/mine.txt",
+    }
 
 
 # What no checksum vouches for
+
 
 def test_verify_names_what_nothing_vouches_for(store):
     first = Store.open(store).images[0].id
@@ -495,45 +550,76 @@ def test_verify_names_what_nothing_vouches_for(store):
 
 # Commands with a configuration, which read the same stores
 
+
 @pytest.mark.parametrize("kind", ["targets", "prepared"])
 @pytest.mark.parametrize("harm", ["mark", "field", "image", "link"])
-@pytest.mark.parametrize("command", ["train-student --student erfnet --method intra --seed 0", "verify", "verify --repair", "inspect --id",
-                                     "cache-teacher", "prepare"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train-student --student erfnet --method intra --seed 0",
+        "verify",
+        "verify --repair",
+        "inspect --id",
+        "cache-teacher",
+        "prepare",
+    ],
+)
 def test_every_command_of_a_configuration_refuses_them(experiment, outside, command, harm, kind):
     store = experiment.store(kind)
     image = Store.open(store).images[0].id
-    if harm == "field":                          # of all passes, as each command reads others
+    if harm == "field":  # of all passes, as each command reads others
         for path in store.glob("passes/*.json"):
             reseal(path, lambda content: content["fields"].update({f"{outside}/made": next(iter(content["fields"].values()))}))
     else:
-        {"mark": mark_with(["{outside}/made"]), "image": image_called("../../outside/mine"),
-         "link": linked(f"{kind}.zarr/v000", "folder")}[harm](store, outside)
+        {
+            "mark": mark_with(["{outside}/made"]),
+            "image": image_called("../../outside/mine"),
+            "link": linked(f"{kind}.zarr/v000", "folder"),
+        }[harm](store, outside)
     result = experiment.run(*command.split(), *[image] * command.endswith("--id"))
     fills = {"prepare": ["prepared"], "cache-teacher": ["targets"], "verify --repair": ["prepared", "targets"]}.get(command, [])
     if command == "prepare" and kind == "targets":
-        assert result.exit_code == 0             # it reads none
+        assert result.exit_code == 0  # it reads none
     elif kind in fills and (harm == "mark" or harm == "field" and "repair" in command):
-        assert result.exit_code == 0 and verify(Store.open(store)) == []                # what lies counts as missing, and is made anew
+        assert result.exit_code == 0 and verify(Store.open(store)) == []  # what lies counts as missing, and is made anew
     else:
         assert result.exit_code == 1 and "Error: " in result.stderr and store.name in result.stderr
 
 
 # Lists and ids of datasets, which files are written under
 
-LINES = ["../../../x/y.jpg", "/../x/y.jpg", "driver/../../x.jpg", "C:/x/y.jpg", "a\\..\\b.jpg", "....jpg/../x.jpg", "a//b.jpg", ".jpg", "...jpg"]
+LINES = [
+    "../../../x/y.jpg",
+    "/../x/y.jpg",
+    "driver/../../x.jpg",
+    "C:/x/y.jpg",
+    "a\\..\\b.jpg",
+    "....jpg/../x.jpg",
+    "a//b.jpg",
+    ".jpg",
+    "...jpg",
+]
 
 
 @pytest.mark.parametrize("line", LINES)
 def test_a_list_of_culane_that_leads_out_is_refused_by_its_line(tmp_path, outside, line):
     root = tmp_path / "data"
-    for name, text in (("list/test.txt", f"/a/b.jpg\n{line}\n"), ("list/train_gt.txt", "/a/b.jpg /../x.png 1 1 1 1\n"),
-                       ("x/a/b.lines.txt", ""), ("x/a/b.jpg", "")):
+    for name, text in (
+        ("list/test.txt", f"/a/b.jpg\n{line}\n"),
+        ("list/train_gt.txt", "/a/b.jpg /../x.png 1 1 1 1\n"),
+        ("x/a/b.lines.txt", ""),
+        ("x/a/b.jpg", ""),
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    for work in (lambda: culane.id_of("test.txt: line 2", line), lambda: culane_metric.read_list(root / "list/test.txt"),
-                 lambda: culane.Dataset(root=str(root)).ids("test"), lambda: culane.entry_of("train_gt.txt: line 1", "a.jpg ../../x.png")):
+    for work in (
+        lambda: culane.id_of("test.txt: line 2", line),
+        lambda: culane_metric.read_list(root / "list/test.txt"),
+        lambda: culane.Dataset(root=str(root)).ids("test"),
+        lambda: culane.entry_of("train_gt.txt: line 1", "a.jpg ../../x.png"),
+    ):
         if line == "...jpg" and work.__code__.co_names[:1] == ("culane_metric",):
-            continue                             # "..", so that "...lines.txt" is read: refused as well, below
+            continue  # "..", so that "...lines.txt" is read: refused as well, below
         with pytest.raises(DatasetError, match="line"):
             work()
     result = invoke("score", "culane", root / "x", root / "x", "--list", root / "list/test.txt", "--workers", "1")
@@ -556,16 +642,33 @@ def test_evaluate_reads_and_writes_nothing_outside_its_root(experiment, outside)
     assert {str(path.relative_to(experiment.folder)) for path in experiment.folder.rglob("*")} == before
 
 
-@pytest.mark.parametrize("line", ["test/../x.png testannot/x.png", "test/.. testannot/x.png", "test/x.png /x.png", "test/x.png ../x.png",
-                                  "test/x.png testannot/..", "test/a\\..\\x.png testannot/x.png", "test/x.png a/../../x.png/.."])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "test/../x.png testannot/x.png",
+        "test/.. testannot/x.png",
+        "test/x.png /x.png",
+        "test/x.png ../x.png",
+        "test/x.png testannot/..",
+        "test/a\\..\\x.png testannot/x.png",
+        "test/x.png a/../../x.png/..",
+    ],
+)
 def test_a_list_of_camvid_that_leads_out_is_refused_by_its_line(tmp_path, outside, line):
     (tmp_path / "test.txt").write_text(f"{line}\n")
     with pytest.raises(DatasetError, match="line 1"):
         camvid.Dataset(root=str(tmp_path)).ids("test")
 
 
-@pytest.mark.parametrize("line", ["ColorImage_road02/ColorImage/../Camera 5/x.jpg", "ColorImage_road02/ColorImage/Record001/Camera 5/...jpg",
-                                  "ColorImage_road02/ColorImage/a\\..\\b/Camera 5/x.jpg", "ColorImage_road05/...jpg"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ColorImage_road02/ColorImage/../Camera 5/x.jpg",
+        "ColorImage_road02/ColorImage/Record001/Camera 5/...jpg",
+        "ColorImage_road02/ColorImage/a\\..\\b/Camera 5/x.jpg",
+        "ColorImage_road05/...jpg",
+    ],
+)
 def test_a_list_of_apolloscape_that_leads_out_is_refused_by_its_line(tmp_path, outside, line):
     (tmp_path / "val.txt").write_text(f"{line}\n")
     with pytest.raises(DatasetError, match="line 1"):
@@ -575,11 +678,17 @@ def test_a_list_of_apolloscape_that_leads_out_is_refused_by_its_line(tmp_path, o
 @pytest.mark.parametrize("image_id", ["../x", "/x", "a/../../x", "..", "a\\..\\x", "C:/x", "a\0b", "", "a\nb", "road/../x"])
 @pytest.mark.parametrize("metric", ["culane", "llamas", "apolloscape", "cityscapes", "miou"])
 def test_no_writer_of_submissions_takes_an_id_that_leads_out(tmp_path, metric, image_id):
-    dataset = SimpleNamespace(metric=metric, prediction_path=lambda name: Path(f"{name}.png"), prediction_ids=lambda classes: classes)
+    dataset = SimpleNamespace(
+        metric=metric, prediction_path=lambda name: Path(f"{name}.png"), prediction_ids=lambda classes: classes
+    )
     with pytest.raises(DatasetError):
         submission.write(tmp_path / "predictions", image_id, Answer(np.zeros((2, 2), np.uint8), None, None), dataset)
     with pytest.raises(DatasetError):
-        save(tmp_path / "predictions", image_id and f"{image_id}/.." if ".." not in image_id else image_id, np.zeros((2, 2), np.uint8))
+        save(
+            tmp_path / "predictions",
+            image_id and f"{image_id}/.." if ".." not in image_id else image_id,
+            np.zeros((2, 2), np.uint8),
+        )
     assert not [*tmp_path.rglob("*")]
 
 
@@ -588,8 +697,14 @@ def test_submissions_go_through_no_link_out_of_their_folder(tmp_path, outside, m
     folder = tmp_path / "predictions"
     folder.mkdir()
     (folder / "a").symlink_to(outside)
-    dataset = SimpleNamespace(metric=metric, lanes=0, crop_top=0, background=0, prediction_ids=lambda classes: classes,
-                              prediction_path=lambda name: Path(f"{name}.png"))
+    dataset = SimpleNamespace(
+        metric=metric,
+        lanes=0,
+        crop_top=0,
+        background=0,
+        prediction_ids=lambda classes: classes,
+        prediction_path=lambda name: Path(f"{name}.png"),
+    )
     answer = Answer(np.zeros((2, 2), np.uint8), np.zeros((5, 300, 1000), np.float32), np.zeros(0))
     with pytest.raises(DatasetError, match="leads out"):
         submission.write(folder, "a/b", answer, dataset)
@@ -613,13 +728,18 @@ def test_score_reads_no_prediction_through_a_link_out(tmp_path, outside):
 
 def test_predict_leaves_out_a_picture_whose_name_leads_out(cached_experiment, tmp_path):
     from PIL import Image
+
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for name in ("Camera 5 ü.png", "a\\..\\b.png", "line\nbreak.png"):
         Image.new("RGB", (410, 148)).save(pictures / name)
     out = tmp_path / "out"
     result = cached_experiment.run("predict", str(pictures), "--teacher", "--out", str(out), "--as", "ids")
-    assert result.exit_code == 1 and "has the part '..', which no path below a folder has; rename it" in result.stderr and "has a control character" in result.stderr
+    assert (
+        result.exit_code == 1
+        and "has the part '..', which no path below a folder has; rename it" in result.stderr
+        and "has a control character" in result.stderr
+    )
     assert [path.name for path in (out / "ids").iterdir()] == ["Camera 5 ü.png"]
     lone = tmp_path / "...png"
     Image.new("RGB", (410, 148)).save(lone, "PNG")
@@ -687,12 +807,22 @@ def test_names_on_the_command_line_lead_nowhere(cached_experiment, tmp_path, opt
 
 # The report
 
-HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</svg><script>alert(2)</script>", "{{ 7 * 7 }}", "$\\frac{1}$ $",
-           "&lt;b&gt;", "]]><b>", "javascript:alert(1)"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</svg><script>alert(2)</script>",
+    "{{ 7 * 7 }}",
+    "$\\frac{1}$ $",
+    "&lt;b&gt;",
+    "]]><b>",
+    "javascript:alert(1)",
+]
 
 
 def test_class_names_ids_and_terms_stay_text_in_the_report():
-    from pipeline.reporting import feature_pictures as looks, page, record_pictures as pictures, results, table
+    from pipeline.reporting import feature_pictures as looks
+    from pipeline.reporting import page, results, table
+    from pipeline.reporting import record_pictures as pictures
     from pipeline.reporting.charts import new_figure, svg
 
     figure, axes = new_figure(3, 3)
@@ -704,18 +834,41 @@ def test_class_names_ids_and_terms_stay_text_in_the_report():
 
     score = {"metric": "mean_iou", "mean_iou": 0.5, "images": 3, "iou": {name: 0.5 for name in HOSTILE}}
     curves = [{"step": step, **{name: 1.0 for name in HOSTILE}} for step in (1, 2, 3)]
-    run = results.Run(student=HOSTILE[0], method=HOSTILE[1], seed=0, score=score, recipe=None, curves=curves,
-                      time=results.Time(steps=3, seconds=1.0, machine=HOSTILE[2]))
+    run = results.Run(
+        student=HOSTILE[0],
+        method=HOSTILE[1],
+        seed=0,
+        score=score,
+        recipe=None,
+        curves=curves,
+        time=results.Time(steps=3, seconds=1.0, machine=HOSTILE[2]),
+    )
     found = results.Results(runs=[run], teacher=score, teacher_time=None, strays=HOSTILE, stale=HOSTILE)
     methods = {HOSTILE[1]: ()}
     lines, notes = table.lines(found, found.metric, methods)
     picture = looks.Picture(HOSTILE[1], "data:image/jpeg;base64,", 0.5)
-    seen = looks.Looks(classes=[(name, "rgb(0, 0, 0)") for name in HOSTILE],
-                       frames=[looks.Frame(name, [picture]) for name in HOSTILE], graph_image=HOSTILE[0], num_graphs=1,
-                       graphs={HOSTILE[0]: [looks.Graph(HOSTILE[1], looks._markup(drawing), 0.1, 0.1)]}, feature_layer=HOSTILE[0],
-                       num_features=1, features=[looks.Features(HOSTILE[1], looks._markup(drawing), 0.5)])
-    html = page.render(name=HOSTILE[0], dataset=HOSTILE[1], split=HOSTILE[2], results=found, lines=lines, notes=notes, methods=methods,
-                       cached=None, settings="\n".join(HOSTILE), looks=seen)
+    seen = looks.Looks(
+        classes=[(name, "rgb(0, 0, 0)") for name in HOSTILE],
+        frames=[looks.Frame(name, [picture]) for name in HOSTILE],
+        graph_image=HOSTILE[0],
+        num_graphs=1,
+        graphs={HOSTILE[0]: [looks.Graph(HOSTILE[1], looks._markup(drawing), 0.1, 0.1)]},
+        feature_layer=HOSTILE[0],
+        num_features=1,
+        features=[looks.Features(HOSTILE[1], looks._markup(drawing), 0.5)],
+    )
+    html = page.render(
+        name=HOSTILE[0],
+        dataset=HOSTILE[1],
+        split=HOSTILE[2],
+        results=found,
+        lines=lines,
+        notes=notes,
+        methods=methods,
+        cached=None,
+        settings="\n".join(HOSTILE),
+        looks=seen,
+    )
     for tag in ("<script", "<img src=x", "onerror=alert(1)>", "]]><b>"):
         assert tag not in html, tag
     assert html.count("<img") == len(HOSTILE) and html.count("</svg>") == html.count("<svg")
@@ -724,15 +877,25 @@ def test_class_names_ids_and_terms_stay_text_in_the_report():
 
 def test_a_record_is_drawn_with_whatever_names(tmp_path):
     from pipeline.reporting import record_pictures as pictures
+
     dataset = SimpleNamespace(classes=HOSTILE, colours=[(0, 0, 0)] * len(HOSTILE), background=0)
     count = len(HOSTILE)
-    figure = pictures.record_figure("$\\frac{1}$ <id>", np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8), None, {},
-                                    {"$x^": (np.stack([np.eye(count)] * 3), np.ones(count))}, dataset, range(count))
+    figure = pictures.record_figure(
+        "$\\frac{1}$ <id>",
+        np.zeros((8, 8, 3), np.uint8),
+        np.zeros((8, 8), np.uint8),
+        None,
+        {},
+        {"$x^": (np.stack([np.eye(count)] * 3), np.ones(count))},
+        dataset,
+        range(count),
+    )
     figure.savefig(tmp_path / "record.png")
 
 
 def test_a_report_of_the_cache_names_no_folder_outside(tmp_path, outside):
     from pipeline.reporting.results import cached
+
     (tmp_path / "cache/roads/targets-0123456789ab").mkdir(parents=True)
     said = {"identity": {"digest": "0123456789ab"}, "images": 1, "views": 1, "targets": {"t": {"pass": "../../../../outside"}}}
     for change in ({}, {"identity": {"digest": "/../../../.."}}):
@@ -752,4 +915,6 @@ def test_a_target_of_a_store_makes_no_object_but_one_of_the_targets(store, outsi
         with pytest.raises((ConfigError, StoreError)):
             pipeline.open_cache(store)
         (store / f"passes/affinity-{digest}.json").unlink()
-    assert config.plugin("targets", content["record"]["type"], {"layer": "high"}) if content["record"]["type"] == "affinity" else True
+    assert (
+        config.plugin("targets", content["record"]["type"], {"layer": "high"}) if content["record"]["type"] == "affinity" else True
+    )

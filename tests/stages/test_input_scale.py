@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from test_every_loss import TARGETS, every_term
 
 from pipeline import weights
 from pipeline.teacher import cache
-from test_every_loss import every_term, TARGETS
 
 NAMED = ("--student", "small", "--method", "intra", "--seed", "0")
 
@@ -65,5 +65,5 @@ def test_a_coarser_student_is_told_regions_on_both_grids(scaled):
     found = target.graph(torch.rand(1, 4, 3, 8), labels_1HW, context)
     theirs = target.graph(torch.rand(1, 4, 6, 16), labels_1HW, context)
     region = context.regions.index(1)
-    assert context.grids["high"] == (6, 16) and theirs["cells"][0, region] == 3       # rows 18 to 22, columns 28 to 41
+    assert context.grids["high"] == (6, 16) and theirs["cells"][0, region] == 3  # rows 18 to 22, columns 28 to 41
     assert found["cells"][0, region] == 2

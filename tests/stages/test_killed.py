@@ -16,8 +16,11 @@ KILLS = int(os.environ.get("KILLS", 5))
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in NOT_COMPARED and not path.name.endswith(".tmp")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in NOT_COMPARED and not path.name.endswith(".tmp")
+    }
 
 
 def marks(folder: Path) -> dict[str, int]:
@@ -26,7 +29,7 @@ def marks(folder: Path) -> dict[str, int]:
 
 
 def test_a_fill_killed_again_and_again_ends_in_the_same_bytes(experiment):
-    experiment.change(views=dict(count=30))                 # many small blocks: 30 views x 2 blocks x 5 passes
+    experiment.change(views=dict(count=30))  # many small blocks: 30 views x 2 blocks x 5 passes
     cache = experiment.folder / "cache" / "roads"
     unbroken, broken = experiment.folder / "unbroken", experiment.store("targets")
     shutil.rmtree(broken)
@@ -39,22 +42,28 @@ def test_a_fill_killed_again_and_again_ends_in_the_same_bytes(experiment):
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     rng, kills, finished = random.Random(0), 0, {}
     while kills < KILLS:
-        process = subprocess.Popen(command, cwd=experiment.folder, env=environment, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=experiment.folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         before = marks(cache)
-        deadline = time.monotonic() + 60                    # kill once it has marked something of its own, at a random moment
+        deadline = time.monotonic() + 60  # kill once it has marked something of its own, at a random moment
         while process.poll() is None and marks(cache) == before and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.1))
         if process.poll() is not None:
-            break                                           # finished before the kill: nothing left to break off
+            break  # finished before the kill: nothing left to break off
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         kills += 1
         finished |= marks(cache)
     experiment.do("cache-teacher")
     at_the_end = marks(cache)
-    assert kills >= 2 and finished.items() <= at_the_end.items()        # no block was lost, and none done twice
+    assert kills >= 2 and finished.items() <= at_the_end.items()  # no block was lost, and none done twice
     assert content(broken) == content(unbroken)
     assert (experiment.folder / "reports/cache/toy.json").read_bytes() == report
     history = [json.loads(line) for line in (broken / "history.jsonl").read_text().splitlines()]

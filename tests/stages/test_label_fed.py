@@ -44,7 +44,7 @@ def test_it_teaches_and_its_cache_depends_on_labels(label_fed):
     cv2.imwrite(str(path), np.where(label == 1, 0, label).astype(np.uint8) if (label == 1).any() else np.full_like(label, 1))
     shutil.rmtree(label_fed.store("prepared"))
     label_fed.do("prepare")
-    for result in (label_fed.train("lgad"), label_fed.run("cache-teacher")):     # attention uses no labels, this teacher does
+    for result in (label_fed.train("lgad"), label_fed.run("cache-teacher")):  # attention uses no labels, this teacher does
         assert result.exit_code == 1 and "the label of" in result.stderr and "attention-" in result.stderr
 
 

@@ -19,8 +19,17 @@ class Target(affinity.Target):
 
 
 class Model(resnet18.Model):
-    def __init__(self, num_classes, *, size, lanes=0, width: int = 64, head: str = "plain", dilation: str = "paper",
-                 extra: Annotated[bool, AddedLater(False)] = False):
+    def __init__(
+        self,
+        num_classes,
+        *,
+        size,
+        lanes=0,
+        width: int = 64,
+        head: str = "plain",
+        dilation: str = "paper",
+        extra: Annotated[bool, AddedLater(False)] = False,
+    ):
         super().__init__(num_classes, size=size, lanes=lanes, width=width, head=head, dilation=dilation)
 
 
@@ -32,10 +41,12 @@ class Training(config.Training):
 @pytest.fixture
 def later(monkeypatch):
     """The keys come."""
+
     def come():
         monkeypatch.setattr("pipeline.targets.affinity.Target", Target)
         monkeypatch.setattr("pipeline.models.resnet18.Model", Model)
         monkeypatch.setitem(config.SECTIONS, "training", loading.values(Training))
+
     return come
 
 
@@ -58,10 +69,13 @@ def test_a_key_that_came_later_leaves_caches_passes_and_runs_as_they_are(experim
     assert content(run) == trained
 
 
-@pytest.mark.parametrize("change, words", [
-    ("targets.graph_mid.centred=true", "never stored (nearest: centred: nothing here, True asked for)"),
-    ("teacher.extra=true", "teacher.args.extra: nothing here, True asked for"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ("targets.graph_mid.centred=true", "never stored (nearest: centred: nothing here, True asked for)"),
+        ("teacher.extra=true", "teacher.args.extra: nothing here, True asked for"),
+    ],
+)
 def test_another_value_of_a_later_key_asks_for_another_cache(experiment, later, change, words):
     later()
     result = experiment.train("intra", "--set", change)

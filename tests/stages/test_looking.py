@@ -19,7 +19,7 @@ def test_a_plan_says_what_the_fill_then_weighs(cached_experiment):
     chunks = [path for path in folder.rglob("c.*")]
     assert sizes.num_blocks == 2 and sizes.rows_of_block == 8
     written = sum(path.stat().st_size for path in chunks)
-    assert sizes.total_bytes + 4 * len(chunks) == written         # each file ends in its own crc
+    assert sizes.total_bytes + 4 * len(chunks) == written  # each file ends in its own crc
     marks = list(folder.glob("done/*/*.json"))
     assert sizes.num_files == len(chunks) + len(marks) + len(list(folder.glob("images/*.tsv")))
     assert sizes.probability_bytes == 2 * 5 * 48 * 128
@@ -27,6 +27,7 @@ def test_a_plan_says_what_the_fill_then_weighs(cached_experiment):
 
 def test_the_plan_command_prints_sizes_and_measures(cached_experiment, monkeypatch):
     from stages import plan as stage
+
     monkeypatch.setattr(stage, "MEASURE_S", 0.1)
     out = cached_experiment.do("plan")
     assert "13 images x 3 views in 2 blocks of 8 rows" in out and "| graph_mid | 328 |" in out and "of features" in out
@@ -37,10 +38,11 @@ def test_the_plan_command_prints_sizes_and_measures(cached_experiment, monkeypat
 
 def test_a_deep_teacher_from_scratch_is_measured_too(cached_experiment, monkeypatch):
     from stages import plan as stage
+
     monkeypatch.setattr(stage, "MEASURE_S", 0.1)
     args = "--set", "teacher.name=resnet101", "--batch", "1"
     assert "time to fill" in cached_experiment.do("plan", "--measure", "--root", "nowhere/yet", *args)
-    assert not (cached_experiment.folder / "nowhere").exists()          # a plan leaves nothing behind
+    assert not (cached_experiment.folder / "nowhere").exists()  # a plan leaves nothing behind
 
 
 def test_a_plan_counts_what_writing_takes_each_time(cached_experiment, monkeypatch):
@@ -49,6 +51,7 @@ def test_a_plan_counts_what_writing_takes_each_time(cached_experiment, monkeypat
 
     from pipeline.store import store
     from stages import plan as stage
+
     costs, write = [], store.write
 
     def slow(files):
@@ -59,7 +62,7 @@ def test_a_plan_counts_what_writing_takes_each_time(cached_experiment, monkeypat
     monkeypatch.setattr(store, "write", slow)
     monkeypatch.setattr(plan, "Cost", lambda **cost: costs.append(plan_cost(**cost)) or costs[0])
     cached_experiment.do("plan", "--measure")
-    assert costs[0].write_s >= 5 * 0.03                                 # four targets and the matrices
+    assert costs[0].write_s >= 5 * 0.03  # four targets and the matrices
     sizes = plan.Sizes(100, 4, 10, {"x": 1}, 0, 0, 0)
     cost = plan_cost(teacher_s=1.0, answer_s=2.0, read_s=8.0, write_s=5.0, verify_s=0.5, student_s=1.0)
     assert cost.view_s(sizes) == 2.0 + 0.5 + 0.2 and cost.fill_total_s(sizes) == 400 * 2.7
@@ -68,18 +71,29 @@ def test_a_plan_counts_what_writing_takes_each_time(cached_experiment, monkeypat
 
 def test_a_plan_says_when_the_disk_is_too_small(cached_experiment, monkeypatch):
     import shutil
+
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     result = cached_experiment.run("plan")
     *figures, error = result.stderr.splitlines()
     assert result.exit_code == 1 and "are needed, 0 bytes are free" in error
-    assert "| graph_mid | 328 |" in figures                             # once, and not as faults
+    assert "| graph_mid | 328 |" in figures  # once, and not as faults
 
 
-@pytest.mark.parametrize(("images", "row", "rows"), [(88_880, 6_344, 128), (100_000_000, 6_344, 1024),
-                                                   (100_000_000, 600_000, 128), (367, 6_344, 16), (20, 300, 8), (100_000, 2**22, 32)])
+@pytest.mark.parametrize(
+    ("images", "row", "rows"),
+    [
+        (88_880, 6_344, 128),
+        (100_000_000, 6_344, 1024),
+        (100_000_000, 600_000, 128),
+        (367, 6_344, 16),
+        (20, 300, 8),
+        (100_000, 2**22, 32),
+    ],
+)
 def test_blocks_suit_the_data(images, row, rows):
     from pipeline.store import Pass
     from pipeline.targets.base import Field
+
     assert plan.block_rows(images, [Pass("x", {}, {"x": Field((row,), "uint8", ("x",))})]) == rows
 
 
@@ -105,6 +119,7 @@ def test_inspect_says_which_views_there_are(cached_experiment):
 
 def test_inspect_draws_a_record_beside_its_image(cached_experiment):
     import cv2
+
     image_id = cached_experiment.store("targets").joinpath("images/000000.tsv").read_text().splitlines()[1].split("\t")[0]
     cached_experiment.do("inspect", "--id", image_id, "--view", "1", "--out", "figure.png")
     figure = cv2.imread(str(cached_experiment.folder / "figure.png"))
@@ -121,8 +136,10 @@ def test_doctor_finds_nothing_wrong_with_the_road_set(cached_experiment):
 
 
 def test_doctor_lists_every_fault(experiment):
-    first, second = [experiment.folder / "data/toy" / line.lstrip("/")
-                     for line in (experiment.folder / "data/toy/list/train.txt").read_text().split()[:2]]
+    first, second = [
+        experiment.folder / "data/toy" / line.lstrip("/")
+        for line in (experiment.folder / "data/toy/list/train.txt").read_text().split()[:2]
+    ]
     first.write_bytes(first.read_bytes()[:2000])
     second.unlink()
     result = experiment.run("doctor", "--workers", "1", "--split", "train")
@@ -132,6 +149,7 @@ def test_doctor_lists_every_fault(experiment):
 def test_synth_is_for_roads_alone(experiment, tmp_path):
     experiment.change(dataset={})
     import yaml
+
     raw = yaml.safe_load(experiment.config.read_text())
     raw["dataset"] = {"name": "camvid", "root": "data/toy"}
     experiment.config.write_text(yaml.safe_dump(raw))
@@ -150,6 +168,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(capsys, monkeypatch)
 
 def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
     import sys
+
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with Progress("counting", 4, "things") as progress:
         progress.reach(4, 4)

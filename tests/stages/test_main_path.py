@@ -17,7 +17,8 @@ def test_the_main_path_ends_in_scores_and_a_table(experiment):
     assert table.count("\n| ") == 5 and "| teacher |" in table and "| erfnet | kd | 1 |" in table
     run = experiment.folder / "runs/toy/erfnet-intra-0"
     assert {"run.json", "checkpoint.pt", "weights.safetensors", "curves.tsv", "curves.json", "curves.png", "norms.tsv"} <= {
-        path.name for path in run.iterdir()}
+        path.name for path in run.iterdir()
+    }
     header = (run / "curves.tsv").read_text().splitlines()[0].split("\t")
     assert header == ["step", "labels", "affinity", "attention"]
     assert (experiment.folder / "reports/scores/toy/erfnet-intra-0.png").stat().st_size > 10_000
@@ -25,8 +26,11 @@ def test_the_main_path_ends_in_scores_and_a_table(experiment):
 
 def test_every_stage_run_again_does_nothing_and_changes_nothing(experiment):
     experiment.train()
-    before = {path: path.read_bytes() for path in experiment.folder.rglob("*")
-              if path.is_file() and path.name not in ("history.jsonl", ".lock")}
+    before = {
+        path: path.read_bytes()
+        for path in experiment.folder.rglob("*")
+        if path.is_file() and path.name not in ("history.jsonl", ".lock")
+    }
     for command in ("synth", "prepare", "train-teacher", "cache-teacher"):
         experiment.do(command)
     experiment.train()
@@ -36,6 +40,7 @@ def test_every_stage_run_again_does_nothing_and_changes_nothing(experiment):
 
 def test_an_interrupted_run_ends_in_the_weights_of_an_unbroken_one(experiment, monkeypatch):
     from pipeline.training.step import Step
+
     assert experiment.train().exit_code == 0
     run = experiment.folder / "runs/toy/erfnet-intra-0"
     unbroken = {name: (run / name).read_bytes() for name in ("weights.safetensors", "curves.tsv", "norms.tsv")}
@@ -44,9 +49,10 @@ def test_an_interrupted_run_ends_in_the_weights_of_an_unbroken_one(experiment, m
     whole_step = Step.__call__
 
     def power_cut(self, batch):
-        if batch.step == 7:                    # between the checkpoints after 4 and after 8 steps
+        if batch.step == 7:  # between the checkpoints after 4 and after 8 steps
             raise KeyboardInterrupt
         return whole_step(self, batch)
+
     monkeypatch.setattr(Step, "__call__", power_cut)
     assert experiment.train().exit_code == 130
     assert not (run / "weights.safetensors").exists()
@@ -80,6 +86,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_term(experim
 
 def test_students_can_be_trained_on_fresh_views_without_a_cache(experiment):
     import shutil
+
     shutil.rmtree(experiment.store("targets"))
     assert experiment.train("plain", "--set", "training.fresh_views=true").exit_code == 0
 
@@ -95,7 +102,7 @@ def test_a_checkpoint_named_in_the_yaml_is_taken_as_the_teacher(experiment):
     (experiment.folder / "teachers/toy.safetensors").rename(weights)
     experiment.change(teacher=dict(checkpoint=str(weights)))
     assert "copied from" in experiment.do("train-teacher")
-    assert "0 blocks filled now" in experiment.do("cache-teacher")     # the same weights: the same identity
+    assert "0 blocks filled now" in experiment.do("cache-teacher")  # the same weights: the same identity
 
 
 @pytest.mark.parametrize("arguments", [[], ["--teacher", "--student", "erfnet"], ["--student", "erfnet"]])
@@ -126,6 +133,7 @@ def test_a_finished_run_writes_again_what_dvc_has_deleted(experiment):
 
 def test_a_run_keeps_the_file_it_was_asked_for_with_its_overrides(experiment):
     from pipeline import config
+
     experiment.train("plain", "--set", "training.lr=0.03")
     kept = experiment.folder / "runs/toy/erfnet-plain-0/config.yaml"
     assert kept.read_text().startswith("# --set training.lr=0.03\n")
@@ -134,6 +142,7 @@ def test_a_run_keeps_the_file_it_was_asked_for_with_its_overrides(experiment):
 
 def test_another_meaning_of_the_same_labels_is_another_run(experiment, monkeypatch):
     from pipeline.datasets import culane
+
     experiment.train("plain")
     monkeypatch.setattr(culane.Dataset, "background", 1)
     assert "dataset.background" in experiment.train("plain").stderr
@@ -142,6 +151,7 @@ def test_another_meaning_of_the_same_labels_is_another_run(experiment, monkeypat
 def test_another_backbone_is_another_teacher(experiment):
     state = load_file(experiment.folder / "teachers/toy.safetensors")
     from safetensors.torch import save_file
+
     names = [name for name in state if not name.startswith(("head", "pyramid", "classifier"))]
     save_file({name: state[name] for name in names}, experiment.folder / "backbone.safetensors")
     result = experiment.run("train-teacher", "--set", f"teacher.backbone={experiment.folder / 'backbone.safetensors'}")

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pipeline import weights
-from pipeline.data import prepared, views as geometry
+from pipeline.data import prepared
+from pipeline.data import views as geometry
 from pipeline.store import Reader, Store
 from pipeline.teacher import cache, parity
 from pipeline.teacher.online import LiveTargets
@@ -32,11 +33,17 @@ class Live:
         self.context = cache.context(cfg.teacher.model, self.source, cfg.prepare.size)
         self.named = cache.target_passes(cfg.targets, self.context)
         self.samples = Reader(pixels, [self.sample], self.ids, 1)
-        self.reader = Reader(Store.find(root, "targets", "roads", identity),
-                             [cache.MATRIX, *(pass_ for _, pass_ in self.named.values())], self.ids, cfg.views.count)
+        self.reader = Reader(
+            Store.find(root, "targets", "roads", identity),
+            [cache.MATRIX, *(pass_ for _, pass_ in self.named.values())],
+            self.ids,
+            cfg.views.count,
+        )
         model = cache.build_teacher(cfg.teacher, self.source, cfg.prepare.size)
         weights.load_into(model, weights.load_file(weights_file), "teacher")
-        self.answers = cache.Answers(model, self.source, self.context, cfg.prepare.size, precision="fp32", batch=batch, device="cpu")
+        self.answers = cache.Answers(
+            model, self.source, self.context, cfg.prepare.size, precision="fp32", batch=batch, device="cpu"
+        )
 
     def inputs(self, positions, numbers):
         rows = self.samples.read(self.sample, positions, np.zeros_like(positions))
@@ -47,19 +54,33 @@ class Live:
         return {name: target.compute(output, seen, self.context) for name, (target, _) in self.named.items()}
 
     def stored(self, positions, numbers):
-        return {name: target.decode({k: torch.from_numpy(v) for k, v in self.reader.read(pass_, positions, numbers).items()})
-                for name, (target, pass_) in self.named.items()}
+        return {
+            name: target.decode({k: torch.from_numpy(v) for k, v in self.reader.read(pass_, positions, numbers).items()})
+            for name, (target, pass_) in self.named.items()
+        }
 
     def excess(self, live, positions, numbers):
         """By target, the largest error over the allowed one."""
         stored = self.stored(positions, numbers)
-        return {name: parity.row_error(name, target, stored[name], live[name], self.context).excess
-                for name, (target, _) in self.named.items()}
+        return {
+            name: parity.row_error(name, target, stored[name], live[name], self.context).excess
+            for name, (target, _) in self.named.items()
+        }
 
     def loader(self, training=None, names=()):
         cached = CachedTargets(self.reader, cache.MATRIX, {name: self.named[name] for name in names})
-        return Loader(self.samples, self.sample, self.ids, dataset=self.source, content=self.cfg.prepare.size, views=self.cfg.views,
-                      training=training or self.cfg.training, seed=0, device="cpu", cached=cached)
+        return Loader(
+            self.samples,
+            self.sample,
+            self.ids,
+            dataset=self.source,
+            content=self.cfg.prepare.size,
+            views=self.cfg.views,
+            training=training or self.cfg.training,
+            seed=0,
+            device="cpu",
+            cached=cached,
+        )
 
     def student(self, seed=0):
         steps.reseed(seed, 0)
@@ -67,8 +88,10 @@ class Live:
 
     def losses(self, method):
         own = cache.context(self.cfg.students["erfnet"], self.source, self.cfg.prepare.size)
-        return [term.loss.build(reads={n: self.named[n][0] for n in term.reads}, context=self.context, student=own)
-                for term in self.cfg.methods[method]]
+        return [
+            term.loss.build(reads={n: self.named[n][0] for n in term.reads}, context=self.context, student=own)
+            for term in self.cfg.methods[method]
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +118,8 @@ def test_the_teacher_is_a_teacher(live):
 def test_every_stored_row_is_the_live_teachers_within_what_is_declared(live):
     positions, numbers = (a.ravel() for a in np.meshgrid(np.arange(13), np.arange(3)))
     order = np.random.default_rng(1).permutation(39)
-    for start in range(0, 39, 5):                                   # batches of five; the fill's were of eight, in blocks
-        here = positions[order[start:start + 5]], numbers[order[start:start + 5]]
+    for start in range(0, 39, 5):  # batches of five; the fill's were of eight, in blocks
+        here = positions[order[start : start + 5]], numbers[order[start : start + 5]]
         for name, excess in live.excess(live.compute(*live.inputs(*here)), *here).items():
             assert excess <= 1, (name, excess)
 
@@ -133,12 +156,14 @@ def test_a_fault_exceeds_the_tolerance_tenfold(live, some, fault):
         model.eval().load_state_dict(state)
     else:
         output, _ = live.answers.output(images, labels, matrices)
-        computed = {name: target.compute(output, torch.from_numpy(labels), live.context) for name, (target, _) in live.named.items()}
-        targets = {"graph_mid", "graph_high"}                       # the others do not look at labels
+        computed = {
+            name: target.compute(output, torch.from_numpy(labels), live.context) for name, (target, _) in live.named.items()
+        }
+        targets = {"graph_mid", "graph_high"}  # the others do not look at labels
     excess = live.excess(computed, positions, numbers)
     for name in targets:
         assert excess[name] > 10, (fault, name, excess[name])
-    assert max(live.excess(live.compute(*live.inputs(*some)), *some).values()) <= 1     # and nothing was left behind
+    assert max(live.excess(live.compute(*live.inputs(*some)), *some).values()) <= 1  # and nothing was left behind
 
 
 def test_an_unpermuted_mirror_exceeds_the_tolerance_tenfold(live):
@@ -175,12 +200,20 @@ def test_losses_and_their_gradients_offline_are_those_online(live):
 
 def test_a_trajectory_from_a_float32_store_is_bit_equal_to_the_live_teachers(experiment):
     """Fifty steps on the CPU; the teacher in the loop answers in the fill's batches, which are of one view here."""
-    experiment.change(targets={"attention_high": dict(type="attention", layer="high", dtype="float32"),
-                               "logits": dict(type="logits", dtype="float32")},
-                      training=dict(steps=50), methods={"all": [
-                          dict(loss="affinity", reads=["graph_mid", "graph_high"], weight=1.0),
-                          dict(loss="attention", reads=["attention_high"], weight=1.0),
-                          dict(loss="kd", reads=["logits"], weight=1.0, temperature=2.0)]})
+    experiment.change(
+        targets={
+            "attention_high": dict(type="attention", layer="high", dtype="float32"),
+            "logits": dict(type="logits", dtype="float32"),
+        },
+        training=dict(steps=50),
+        methods={
+            "all": [
+                dict(loss="affinity", reads=["graph_mid", "graph_high"], weight=1.0),
+                dict(loss="attention", reads=["attention_high"], weight=1.0),
+                dict(loss="kd", reads=["logits"], weight=1.0, temperature=2.0),
+            ]
+        },
+    )
     shutil.rmtree(experiment.store("targets"))
     experiment.do("cache-teacher", "--batch", "1")
     live = Live(experiment, batch=1)
@@ -207,6 +240,7 @@ def test_the_verify_command_says_so_too(cached_experiment):
 def test_verify_refuses_rows_of_another_teacher(experiment, monkeypatch):
     """A cache whose identity was forged: rows of a teacher with other weights under this teacher's name."""
     from safetensors.torch import load_file, save_file
+
     path = experiment.folder / "teachers/toy.safetensors"
     digest = cache.weights_digest(experiment.load().teacher, path)
     state = load_file(path)

@@ -20,8 +20,14 @@ from pipeline.store import Reader
 from pipeline.teacher import cache
 
 sys.path.append(str(Path(__file__).parents[1] / "pipeline" / "models"))
-NETWORK = {"factory": "toy_networks:plain", "arguments": {"classes": 5}, "layers": {"mid": "early", "high": "late"},
-           "logits": "output:out", "mean": [120.0, 110.0, 100.0], "std": [60.0, 50.0, 40.0]}
+NETWORK = {
+    "factory": "toy_networks:plain",
+    "arguments": {"classes": 5},
+    "layers": {"mid": "early", "high": "late"},
+    "logits": "output:out",
+    "mean": [120.0, 110.0, 100.0],
+    "std": [60.0, 50.0, 40.0],
+}
 ADAPTER = {"name": "adapter", "checkpoint": None, "backbone": None, "precision": "fp32", **NETWORK}
 
 
@@ -41,8 +47,13 @@ def short(training, **others):
 
 def test_an_adapters_teacher_teaches_an_adapters_student(experiment):
     raw = yaml.safe_load(experiment.config.read_text())
-    rewritten(experiment, teacher=ADAPTER, students={"other": {"model": "adapter", **NETWORK}},
-              teacher_training=short(raw["teacher_training"]), training=short(raw["training"]))
+    rewritten(
+        experiment,
+        teacher=ADAPTER,
+        students={"other": {"model": "adapter", **NETWORK}},
+        teacher_training=short(raw["teacher_training"]),
+        training=short(raw["training"]),
+    )
     for command in ("train-teacher", "cache-teacher"):
         experiment.do(command)
     student = ("--student", "other", "--method", "intra", "--seed", "0")
@@ -50,7 +61,7 @@ def test_an_adapters_teacher_teaches_an_adapters_student(experiment):
     assert "mean IoU" in experiment.do("evaluate", *student) and "mean IoU" in experiment.do("evaluate", "--teacher")
     assert "is allowed" in experiment.do("verify", "--recompute", "4")
     state = weights.load_file(experiment.folder / "teachers" / "toy.safetensors")
-    assert {"stem.0.weight", "early.bias", "classify.weight"} < set(state)      # its own names
+    assert {"stem.0.weight", "early.bias", "classify.weight"} < set(state)  # its own names
 
     experiment.change(teacher={"arguments": {"classes": 5, "width": 8}})
     refused = experiment.run("train-student", *student)
@@ -59,15 +70,22 @@ def test_an_adapters_teacher_teaches_an_adapters_student(experiment):
 
 def test_a_frozen_backbone_teaches_by_its_features_and_needs_no_training(experiment):
     raw = yaml.safe_load(experiment.config.read_text())
-    backbone = ADAPTER | {"factory": "toy_networks:Tokens", "arguments": {}, "logits": None, "prefix_tokens": 2,
-                          "layers": {"mid": "patches", "high": "output:tokens"}, "input_size": [96, 256]}
+    backbone = ADAPTER | {
+        "factory": "toy_networks:Tokens",
+        "arguments": {},
+        "logits": None,
+        "prefix_tokens": 2,
+        "layers": {"mid": "patches", "high": "output:tokens"},
+        "input_size": [96, 256],
+    }
     rewritten(experiment, teacher=backbone, teacher_training=None, training=short(raw["training"]))
     assert "as its factory made it" in experiment.do("train-teacher")
     refused = experiment.run("cache-teacher")
     assert refused.exit_code == 1 and "targets.logits: is made from logits, and this teacher has none" in refused.output
     raw["targets"].pop("logits"), raw["methods"].pop("kd")
-    experiment.config.write_text(yaml.safe_dump(yaml.safe_load(experiment.config.read_text()) | {
-        "targets": raw["targets"], "methods": raw["methods"]}))
+    experiment.config.write_text(
+        yaml.safe_dump(yaml.safe_load(experiment.config.read_text()) | {"targets": raw["targets"], "methods": raw["methods"]})
+    )
     experiment.do("cache-teacher")
     assert experiment.train("intra").exit_code == 0
     refused = experiment.run("evaluate", "--teacher")
@@ -77,6 +95,7 @@ def test_a_frozen_backbone_teaches_by_its_features_and_needs_no_training(experim
 def test_the_shipped_segformer_answers_as_its_config_says():
     pytest.importorskip("transformers")
     from pipeline import config
+
     cfg = config.load(Path(__file__).parents[2] / "configs" / "own-data-unlabelled.yaml")
     context = cache.described(cfg.teacher.model, 3, range(3), cfg.prepare.size)
     assert context.grids == {"mid": (48, 80), "high": (12, 20), "logits": (96, 160)}
@@ -85,10 +104,13 @@ def test_the_shipped_segformer_answers_as_its_config_says():
 
 def test_lane_existence_is_distilled_and_its_head_stays_with_the_weights(experiment):
     raw = yaml.safe_load(experiment.config.read_text())
-    rewritten(experiment, teacher_training=short(raw["teacher_training"], existence_weight=0.1),
-                    training=short(raw["training"], existence_weight=0.1), targets={"lanes": {"type": "existence", "lanes": 4}},
-                    methods={"plain": [], "lanes": [{"loss": "existence_kd", "reads": ["lanes"], "weight": 1.0,
-                                                     "temperature": 2.0}]})
+    rewritten(
+        experiment,
+        teacher_training=short(raw["teacher_training"], existence_weight=0.1),
+        training=short(raw["training"], existence_weight=0.1),
+        targets={"lanes": {"type": "existence", "lanes": 4}},
+        methods={"plain": [], "lanes": [{"loss": "existence_kd", "reads": ["lanes"], "weight": 1.0, "temperature": 2.0}]},
+    )
     for command in ("train-teacher", "cache-teacher"):
         experiment.do(command)
     assert experiment.train("lanes").exit_code == 0
@@ -141,7 +163,8 @@ def test_a_flip_averaged_teacher_gives_the_means_that_two_passes_give_by_hand(ex
         torch.testing.assert_close(found[name]["graph"], (here + there) / 2, rtol=0, atol=2e-4)
         assert (here - there).abs().max() > 0.05
     energy = targets["attention_high"].compute(plain, labels, context)["energy"] + targets["attention_high"].compute(
-        turned, turned_labels, context)["energy"].flip(2)
+        turned, turned_labels, context
+    )["energy"].flip(2)
     torch.testing.assert_close(found["attention_high"]["energy"], energy / 2, rtol=1e-4, atol=1e-5)
     logits = torch.einsum("ck,bkhw->bchw", swap, turned.logits.flip(3))
     torch.testing.assert_close(found["logits"]["logits"], (plain.logits + logits) / 2, rtol=1e-4, atol=1e-4)
@@ -149,7 +172,7 @@ def test_a_flip_averaged_teacher_gives_the_means_that_two_passes_give_by_hand(ex
 
 def test_a_flip_averaged_teacher_has_a_cache_of_its_own_and_is_verified_as_it_answered(experiment):
     record = json.loads((experiment.store("targets") / "store.json").read_text())
-    assert "flip_average" not in str(record)                    # so that caches made before there was a choice stay good
+    assert "flip_average" not in str(record)  # so that caches made before there was a choice stay good
     experiment.change(teacher={"flip_average": True})
     refused = experiment.train("intra")
     assert refused.exit_code == 1 and "teacher.flip_average" in refused.output
@@ -163,8 +186,9 @@ def test_scores_of_a_flip_averaged_teacher_are_of_its_mean_which_is_the_same_in_
     cfg = experiment.load()
     source, shown = cfg.dataset.build(), torch.rand(2, 3, 48, 128, generator=torch.Generator().manual_seed(0)) * 255
     for flip_average in (False, True):
-        network = trained.load(cfg.teacher.model, source, cfg.prepare, None, experiment.folder / "teachers/toy.safetensors", "cpu",
-                               flip_average)
+        network = trained.load(
+            cfg.teacher.model, source, cfg.prepare, None, experiment.folder / "teachers/toy.safetensors", "cpu", flip_average
+        )
         with torch.no_grad():
             here, _ = scores(network, shown, cfg.prepare.size)
             there = network(shown.flip(3)).logits.flip(3)[:, list(source.mirror)]
@@ -175,6 +199,7 @@ def test_scores_of_a_flip_averaged_teacher_are_of_its_mean_which_is_the_same_in_
 def test_a_dataset_without_a_permutation_refuses_flip_averaging():
     from pipeline.errors import ConfigError
     from pipeline.models._flipped import FlipAveraged
+
     network = Plugin(kind="models", name="erfnet", args={"width": 4}).build(num_classes=5, size=(32, 32))
     with pytest.raises(ConfigError, match="teacher.flip_average: this dataset has no class permutation"):
         FlipAveraged(network, None, None)
@@ -205,7 +230,7 @@ def test_a_checkpoint_without_numbers_is_refused_and_one_of_integers_is_told(exp
     experiment.change(teacher={"checkpoint": str(own)})
     torch.save(state | {"conv1.weight": state["conv1.weight"] * torch.nan}, own)
     refused = experiment.run("train-teacher")
-    line, = refused.stderr.splitlines()
+    (line,) = refused.stderr.splitlines()
     assert refused.exit_code == 1 and "own.pt: 1 weights are not finite (conv1.weight)" in line and copy.read_bytes() == before
 
     torch.save(state | {"conv1.weight": (100 * state["conv1.weight"]).to(torch.int8)}, own)

@@ -5,20 +5,20 @@ import shutil
 from pathlib import Path
 
 import cv2
+import layouts
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from test_evaluate import slow_answer, slow_lines
 
-import layouts
 from pipeline import config, weights
 from pipeline.cli import main
 from pipeline.data.frames import canvas
 from pipeline.datasets._images import read_index_png, read_rgb
 from pipeline.scoring import submission
 from pipeline.scoring.predict import overlay
-from test_evaluate import slow_answer, slow_lines
 
 RUN = ("--student", "erfnet", "--method", "plain", "--seed", "0")
 SMALL = ("--workers", "2", "--batch", "2")
@@ -80,20 +80,35 @@ def test_pictures_of_any_name_and_size_keep_both(student, tmp_path):
         Image.fromarray(cv2.resize(image, size[::-1])).save(target, quality=95)
     (tmp_path / "input/notes.txt").write_text("no picture")
     (tmp_path / "input/.hidden.png").write_bytes(b"")
-    said = run("predict", path, "input", *RUN, *SMALL, "--out", "seen", "--as", "ids", "--as", "colours", "--as", "overlay",
-               "--as", "lanes").stdout
+    said = run(
+        "predict",
+        path,
+        "input",
+        *RUN,
+        *SMALL,
+        "--out",
+        "seen",
+        "--as",
+        "ids",
+        "--as",
+        "colours",
+        "--as",
+        "overlay",
+        "--as",
+        "lanes",
+    ).stdout
     assert "3 images as ids, colours, overlay, lanes" in said and "left 1 other files alone" in said
     for name, size in names.items():
         stem = Path(name).with_suffix("")
         image = read_rgb(tmp_path / "input" / name)
         logits, _ = slow_answer(network, source, image, cfg.prepare.size)
         expected = np.zeros(size, int)
-        expected[source.crop_top:] = logits.argmax(0)
+        expected[source.crop_top :] = logits.argmax(0)
         ids = read_index_png(Path(f"seen/ids/{stem}.png"))
         assert ids.shape == size and (ids != expected).mean() < 2e-4 and len(np.unique(ids)) > 1
         assert (read_rgb(Path(f"seen/colours/{stem}.png")) == np.array(source.colours)[ids]).all()
         painted = read_rgb(Path(f"seen/overlay/{stem}.jpg")).astype(int)
-        assert 2 * np.abs(painted - overlay(image, ids, source)).mean() < np.abs(painted - image).mean()     # JPEG
+        assert 2 * np.abs(painted - overlay(image, ids, source)).mean() < np.abs(painted - image).mean()  # JPEG
         assert Path(f"seen/lanes/{stem}.lines.txt").exists()
 
 
@@ -136,7 +151,7 @@ def test_a_video_becomes_a_video_of_overlays_frame_for_frame(student, tmp_path):
     assert sorted(file.name for file in Path("seen/overlay").iterdir()) == ["drive.mp4"]
     video = cv2.VideoCapture("seen/overlay/drive.mp4")
     assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5)
-    for number, image in enumerate(images):
+    for number in range(len(images)):
         here, painted = video.read()
         assert here
         ids = read_index_png(Path(f"seen/ids/drive/{number:06d}.png"))
@@ -151,7 +166,7 @@ def test_a_video_that_is_cut_off_is_named_and_what_came_is_kept(student, tmp_pat
     path, cfg, source, _ = student
     film(tmp_path / "whole.avi", [source.image(i) for i in source.ids("test")] * 10, fps=4)
     data = (tmp_path / "whole.avi").read_bytes()
-    (tmp_path / "cut.avi").write_bytes(data[:len(data) // 2])
+    (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
     said = run("predict", path, "cut.avi", *RUN, *SMALL, "--out", "seen", code=1).stderr
     assert "cut.avi: ends after" in said and "of the 40 frames" in said
     assert cv2.VideoCapture("seen/overlay/cut.mp4").read()[0]
@@ -181,7 +196,7 @@ def test_a_folder_of_other_predictions_is_left_alone(student, tmp_path):
     command = ("predict", path, source.root, *RUN, *SMALL, "--out", "seen")
     run(*command)
     before = files(tmp_path / "seen")
-    run(*command)                                                   # the same once more: the same files
+    run(*command)  # the same once more: the same files
     assert files(tmp_path / "seen") == before
     with torch.no_grad():
         network.classifier.bias += 1
@@ -219,7 +234,7 @@ def test_lanes_of_llamas_go_into_one_file_by_label_and_row(student):
 
 
 def test_rows_of_a_lane_are_straight_between_its_points():
-    lane = np.array([[10, 8], [20, 4], [21, 2]], np.int32)          # from the bottom up
+    lane = np.array([[10, 8], [20, 4], [21, 2]], np.int32)  # from the bottom up
     assert submission.rows(lane, 11).tolist() == [-1, -1, 21, 20, 20, 18, 15, 12, 10, -1, -1]
     assert submission.rows(np.empty((0, 2), np.int32), 3).tolist() == [-1, -1, -1]
 

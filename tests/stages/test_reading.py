@@ -4,12 +4,12 @@ import io
 import shutil
 from pathlib import Path
 
+import layouts
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-import layouts
 from pipeline import config
 from pipeline.cli import main
 from pipeline.data import prepared
@@ -17,7 +17,7 @@ from pipeline.datasets import _images
 from pipeline.datasets.folder import EXAMPLE
 from pipeline.deployment.media import Pictures
 
-ALONE = ("--set", "teacher.checkpoint=weights/teacher.safetensors")         # a teacher that was trained elsewhere
+ALONE = ("--set", "teacher.checkpoint=weights/teacher.safetensors")  # a teacher that was trained elsewhere
 
 
 @pytest.fixture
@@ -61,7 +61,9 @@ SPOILT = {
 def test_labels_of_which_nothing_can_be_learned_are_told_by_doctor_and_refused_by_prepare_and_training(own, kind):
     spoil, word = SPOILT[kind]
     change_labels(spoil)
-    assert word in errors(run("doctor", own, "--workers", "1", code=1)) and "trained on labels" in errors(run("doctor", own, code=1))
+    assert word in errors(run("doctor", own, "--workers", "1", code=1)) and "trained on labels" in errors(
+        run("doctor", own, code=1)
+    )
     said = errors(run("prepare", own, code=1))
     assert word in said and "the teacher is trained on labels" in said and "\n" not in said
     assert not Path("reports/prepare/folder.json").exists()
@@ -74,13 +76,14 @@ def test_pictures_without_labels_are_prepared_where_a_teacher_is_there_to_learn_
     run("prepare", own, *ALONE)
     train = ("--student", "erfnet", "--seed", "0", "--device", "cpu", *ALONE)
     assert "the method learns from labels alone" in errors(run("train-student", own, *train, "--method", "plain", code=1))
-    assert "labelled" not in errors(run("train-student", own, *train, "--method", "kd", code=1))        # it lacks the teacher only
+    assert "labelled" not in errors(run("train-student", own, *train, "--method", "kd", code=1))  # it lacks the teacher only
     only = yaml_of(own, methods={"plain": []})
     assert "every method learns from labels alone" in errors(run("prepare", only, *ALONE, code=1))
 
 
 def yaml_of(path: Path, **sections) -> Path:
     import yaml
+
     changed = path.with_name("changed.yaml")
     changed.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | sections))
     return changed
@@ -94,12 +97,13 @@ def test_a_split_that_is_scored_needs_labels(own):
 
 
 def test_a_cut_that_leaves_almost_nothing_is_refused_by_every_reader_of_frames(own):
-    Path("data/classes.yaml").write_text(EXAMPLE.replace("crop_top: 0", "crop_top: 58"))        # of 61 rows
+    Path("data/classes.yaml").write_text(EXAMPLE.replace("crop_top: 0", "crop_top: 58"))  # of 61 rows
     assert "removes 58 and leaves 3, below a tenth" in errors(run("doctor", own, code=1))
     assert "removes 58 and leaves 3, below a tenth" in errors(run("prepare", own, code=1))
 
 
 # The rule of reading, in the prepared store's sources.tsv
+
 
 def sources(dataset="folder") -> Path:
     (found,) = Path("cache", dataset).glob("prepared-*/sources.tsv")
@@ -140,7 +144,7 @@ def test_a_changed_meaning_of_values_is_noticed(own):
     card = Path("data/classes.yaml")
     card.write_text(card.read_text().replace("ignore: [255]", "ignore: [254, 255]"))
     run("train-teacher", own, "--device", "cpu", code=1)
-    run("prepare", own)                                     # no pixel is 254
+    run("prepare", own)  # no pixel is 254
     card.write_text(card.read_text().replace("[254, 255]", "[255]").replace("mirror:", "palette: value\nmirror:"))
     assert "comparing the content of 2 images" in run("prepare", own).stderr
 
@@ -152,7 +156,7 @@ def test_a_store_of_an_earlier_rule_without_its_files_is_refused(experiment, mon
     cfg = config.load(experiment.config)
     source = cfg.dataset.build()
     whole = ("cache", cfg.dataset, source, cfg.prepare, source.ids("train"))
-    prepared.open_whole(Path(whole[0]), *whole[1:])         # the store speaks for them
+    prepared.open_whole(Path(whole[0]), *whole[1:])  # the store speaks for them
     as_an_earlier_version_wrote_it("roads")
     with pytest.raises(prepared.StoreError, match="13 images were read by another version's rule .*their files are not here"):
         prepared.open_whole(Path(whole[0]), *whole[1:])
@@ -166,6 +170,7 @@ def test_predict_sees_a_turned_picture_upright(tmp_path):
     Image.fromarray(np.rot90(pixels)).save(stream, "PNG", exif=exif)
     (tmp_path / "a.jpg").write_bytes(stream.getvalue())
     from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(1) as pool:
         (sample,) = Pictures(tmp_path).read(pool, 1)
     assert np.array_equal(sample.image, pixels)

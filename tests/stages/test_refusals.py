@@ -32,10 +32,15 @@ def test_missing_teacher_weights_are_named(experiment):
     refused(experiment, "teachers/toy.safetensors", "train-teacher")
 
 
-@pytest.mark.parametrize(("change", "word"), [
-    (dict(seed=7), "views.seed"), (dict(rotate_deg=5.0), "views.rotate_deg"), (dict(scale=[0.8, 1.2]), "views.scale"),
-    (dict(mirror=False), "views"),
-])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (dict(seed=7), "views.seed"),
+        (dict(rotate_deg=5.0), "views.rotate_deg"),
+        (dict(scale=[0.8, 1.2]), "views.scale"),
+        (dict(mirror=False), "views"),
+    ],
+)
 def test_other_view_parameters_are_refused(experiment, change, word):
     experiment.change(views=change)
     refused(experiment, word, "cache-teacher")
@@ -91,7 +96,7 @@ def test_a_changed_label_is_refused_by_targets_that_use_labels_and_only_by_them(
     shutil.rmtree(experiment.store("prepared"))
     experiment.do("prepare")
     refused(experiment, "label", "cache-teacher")
-    assert experiment.train("kd").exit_code == 0          # logits do not depend on labels
+    assert experiment.train("kd").exit_code == 0  # logits do not depend on labels
 
 
 def test_a_new_image_is_asked_for_and_then_added(experiment):
@@ -133,6 +138,7 @@ def test_a_flipped_bit_is_refused(experiment):
 
 def test_a_mirror_needs_a_permutation(experiment, monkeypatch):
     from pipeline.datasets import culane
+
     monkeypatch.setattr(culane.Dataset, "mirror", None)
     result = experiment.run("cache-teacher")
     assert result.exit_code == 1 and "views.mirror" in result.stderr

@@ -14,8 +14,13 @@ from scipy import stats
 from pipeline.reporting import charts, results
 
 PLAIN, INTRA = (0.50, 0.53, 0.515), (0.55, 0.56, 0.57)
-RECIPE = {"student": {"name": "erfnet"}, "training": {"lr": 0.1, "steps": 8, "checkpoint_every": 4, "norm_every": 2},
-          "views": {"count": 2}, "dataset": {"classes": ["road"]}, "prepared": {"digest": "a"}}
+RECIPE = {
+    "student": {"name": "erfnet"},
+    "training": {"lr": 0.1, "steps": 8, "checkpoint_every": 4, "norm_every": 2},
+    "views": {"count": 2},
+    "dataset": {"classes": ["road"]},
+    "prepared": {"digest": "a"},
+}
 
 
 @pytest.fixture
@@ -27,8 +32,14 @@ def folder(tmp_path, monkeypatch):
 
 
 def scored(folder, name, value, iou=None, recipe=RECIPE, seconds=2.0, curve=(3.0, 2.0, 1.0, 0.5), **more):
-    score = {"metric": "culane_f1", "images": 7, "mean_iou": value / 2, "culane_f1": value,
-             "iou": iou or {"background": value, "lane 1": None}, **more}
+    score = {
+        "metric": "culane_f1",
+        "images": 7,
+        "mean_iou": value / 2,
+        "culane_f1": value,
+        "iou": iou or {"background": value, "lane 1": None},
+        **more,
+    }
     (folder / f"reports/scores/toy/{name}.json").write_text(json.dumps(score))
     run = folder / "runs/toy" / name
     run.mkdir(parents=True)
@@ -42,6 +53,7 @@ def scored(folder, name, value, iou=None, recipe=RECIPE, seconds=2.0, curve=(3.0
 
 def report(folder, *arguments):
     from pipeline.cli import main
+
     result = CliRunner().invoke(main, ["report", "toy.yaml", *arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -59,15 +71,30 @@ def test_equal_seeds_are_not_paired_and_the_gap_is_a_share_of_the_teachers_lead(
     scored(folder, "teacher", 0.615)
     out = report(folder).stdout
     low, high = stats.ttest_ind(INTRA, PLAIN, equal_var=False).confidence_interval(0.95)
-    assert row(out, "intra") == ["erfnet", "intra", "3", "56.00", "1.00", "+4.50", f"{100 * low:+.2f} to {100 * high:+.2f}",
-                                 "45%", "28.00", "7"]
+    assert row(out, "intra") == [
+        "erfnet",
+        "intra",
+        "3",
+        "56.00",
+        "1.00",
+        "+4.50",
+        f"{100 * low:+.2f} to {100 * high:+.2f}",
+        "45%",
+        "28.00",
+        "7",
+    ]
     assert out.index("| plain |") < out.index("| intra |")
     assert "baseline" in row(out, "plain") and "Intervals: Welch's t" in out
     assert (folder / "reports/toy.md").read_text() in out
-    assert json.loads((folder / "reports/toy.json").read_text()) == {"toy": {
-        "teacher": {"culane_f1": 61.5, "mean_iou": 30.75},
-        "erfnet": {"plain": {"culane_f1": 51.5, "mean_iou": 25.75, "sd": 1.5},
-                   "intra": {"culane_f1": 56.0, "mean_iou": 28.0, "sd": 1.0, "gain": 4.5}}}}
+    assert json.loads((folder / "reports/toy.json").read_text()) == {
+        "toy": {
+            "teacher": {"culane_f1": 61.5, "mean_iou": 30.75},
+            "erfnet": {
+                "plain": {"culane_f1": 51.5, "mean_iou": 25.75, "sd": 1.5},
+                "intra": {"culane_f1": 56.0, "mean_iou": 28.0, "sd": 1.0, "gain": 4.5},
+            },
+        }
+    }
 
 
 def test_other_seeds_are_compared_by_welch(folder):
@@ -104,8 +131,14 @@ def test_a_teacher_that_is_not_better_leaves_no_gap_to_close(folder, teacher):
     assert row(out, "kd")[7] == "-" and "The teacher is not a point better than erfnet plain" in out
 
 
-@pytest.mark.parametrize("change, named", [({"training": {**RECIPE["training"], "lr": 0.2}}, "training.lr"),
-                                           ({"views": {"count": 3}}, "views.count"), ({"prepared": {"digest": "b"}}, "prepared.digest")])
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"training": {**RECIPE["training"], "lr": 0.2}}, "training.lr"),
+        ({"views": {"count": 3}}, "views.count"),
+        ({"prepared": {"digest": "b"}}, "prepared.digest"),
+    ],
+)
 def test_runs_of_other_settings_are_not_compared(folder, change, named):
     for seed in (0, 1):
         scored(folder, f"erfnet-plain-{seed}", 0.5 + 0.01 * seed)
@@ -159,8 +192,10 @@ def test_a_student_that_predicts_one_class_is_named(folder):
     scored(folder, "erfnet-plain-0", 0.0, one_class="background")
     scored(folder, "erfnet-intra-0", 0.5, one_class=None)
     notes = [line for line in report(folder).stdout.splitlines() if "collapsed" in line]
-    assert notes == ["- erfnet-plain-0 predicts 'background' everywhere: this training collapsed. Lower the learning rate or raise "
-                     "training.warmup_steps."]
+    assert notes == [
+        "- erfnet-plain-0 predicts 'background' everywhere: this training collapsed. Lower the learning rate or raise "
+        "training.warmup_steps."
+    ]
 
 
 def test_a_teacher_that_is_shown_the_labels_sets_no_gap(folder):
@@ -225,7 +260,7 @@ def test_the_same_runs_give_the_same_bytes(folder, page):
 
 
 def test_a_drawing_follows_the_pages_ink(page):
-    drawing = page[page.index('<svg viewBox="0 0 3'):]
+    drawing = page[page.index('<svg viewBox="0 0 3') :]
     assert "currentColor" in drawing and charts.INK not in page and "#000000" not in drawing
 
 
@@ -236,9 +271,10 @@ def test_names_are_shown_as_text_not_as_markup(folder):
 
 
 def test_time_counts_kept_steps_once(tmp_path):
-    lines = [(0, 4, 1.0), (4, 8, 2.0), (0, 4, 10.0), (4, 6, 20.0), (6, 8, 40.0)]           # the run was begun afresh once
-    (tmp_path / "history.jsonl").write_text("".join(
-        json.dumps(dict(first=first, last=last, seconds=s, threads=2, device="cpu")) + "\n" for first, last, s in lines))
+    lines = [(0, 4, 1.0), (4, 8, 2.0), (0, 4, 10.0), (4, 6, 20.0), (6, 8, 40.0)]  # the run was begun afresh once
+    (tmp_path / "history.jsonl").write_text(
+        "".join(json.dumps(dict(first=first, last=last, seconds=s, threads=2, device="cpu")) + "\n" for first, last, s in lines)
+    )
     assert results.time_of(tmp_path) == results.Time(steps=8, seconds=70.0, machine="cpu, 2 threads")
     assert results.time_of(tmp_path / "nowhere") is None
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.reporting import feature_pictures as looks, results
+from pipeline.reporting import feature_pictures as looks
+from pipeline.reporting import results
 
 
 @pytest.fixture(scope="module")
@@ -14,6 +15,7 @@ def trained(cached_experiment, tmp_path_factory):
     import shutil
 
     from conftest import Experiment
+
     folder = tmp_path_factory.mktemp("pictures") / "experiment"
     shutil.copytree(cached_experiment.folder, folder)
     experiment = Experiment(folder)
@@ -28,7 +30,7 @@ def test_the_page_shows_the_same_frames_graphs_and_features_of_every_network(tra
     out = trained.do("report", "--pictures", "--device", "cpu")
     page = (trained.folder / "reports/toy-pictures.html").read_text()
     assert out.endswith("reports/toy-pictures.html\n") and not (trained.folder / "reports/toy.html").exists()
-    assert page.count("data:image/jpeg;base64,") == 3 * 5                     # three test frames: image, truth, three networks
+    assert page.count("data:image/jpeg;base64,") == 3 * 5  # three test frames: image, truth, three networks
     assert page.count(" in the mean") >= 2 * 2 and page.count("% between classes") == 3
     assert "layer mid" in page and "layer high" in page
     assert "The cache holds 13 images in 3 views" in page
@@ -57,7 +59,7 @@ def test_the_cache_is_weighed_by_its_files(trained):
     cfg = trained.load()
     found = results.cached(trained.folder / "reports/cache/toy.json", trained.folder / "cache", cfg.dataset.name)
     files = [path for path in trained.store("targets").rglob("c.*") if "/attention-" in str(path)]
-    assert 0 <= found.bytes_of(["attention_high"]) - sum(path.stat().st_size for path in files) < 20_000      # and metadata
+    assert 0 <= found.bytes_of(["attention_high"]) - sum(path.stat().st_size for path in files) < 20_000  # and metadata
     assert found.bytes_of(["graph_mid", "graph_mid"]) == found.num_bytes["graph_mid"]
     assert (found.images, found.views) == (13, 3) and found.seconds >= 0
     assert results.cached(trained.folder / "reports/cache/toy.json", trained.folder / "elsewhere", cfg.dataset.name) is None
@@ -92,7 +94,7 @@ def test_components_are_the_covariances_greatest_eigenvectors():
 
 def test_cells_carry_the_label_at_their_centre():
     labels = torch.full((1, 16, 24), 255, dtype=torch.uint8)
-    labels[0, 4, 4], labels[0, 12, 20] = 1, 3                     # the centres of the first and the last of 2 x 3 cells
+    labels[0, 4, 4], labels[0, 12, 20] = 1, 3  # the centres of the first and the last of 2 x 3 cells
     features = torch.arange(6.0).view(1, 1, 2, 3)
     found, known = looks._cells([(features, labels)])
     assert found.ravel().tolist() == [0.0, 5.0] and known.tolist() == [1, 3]

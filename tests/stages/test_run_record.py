@@ -50,15 +50,20 @@ def finished(trained, tmp_path):
     return type(trained)(tmp_path / "experiment")
 
 
-@pytest.mark.parametrize("key, value, words", [
-    ("held_out", "100", "100 of 13 images leave none to train on"), ("accumulate", "3", "write a divisor of"),
-    ("class_weights", "[1.0, 2.0]", "2 weights for 5 classes"), ("head_lr", "10.0", "has no backbone apart from its head"),
-])
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("held_out", "100", "100 of 13 images leave none to train on"),
+        ("accumulate", "3", "write a divisor of"),
+        ("class_weights", "[1.0, 2.0]", "2 weights for 5 classes"),
+        ("head_lr", "10.0", "has no backbone apart from its head"),
+    ],
+)
 def test_a_refused_value_leaves_a_finished_run_where_it_is(finished, monkeypatch, key, value, words):
     before = content(finished.folder / RUN)
     extra = ["--set", "training.background_weight=1.0"] if key == "class_weights" else []
     result = finished.train("intra", "--set", f"training.{key}={value}", *extra)
-    line, = result.stderr.splitlines()
+    (line,) = result.stderr.splitlines()
     assert result.exit_code == 1 and words in line
     assert content(finished.folder / RUN) == before and not list(finished.folder.glob("runs/toy/*.before-*"))
     steps_begun = begun(monkeypatch)
@@ -89,11 +94,16 @@ def test_another_order_of_the_images_is_another_run(finished, monkeypatch):
     assert result.exit_code == 0 and "prepared.order" in result.stderr and steps_begun == [0]
 
 
-@pytest.mark.parametrize("module, old, new", [
-    ("pipeline.training.step", "if step < term.start:", "if step < term.start + 5:"), ("pipeline.seeds", "blake2b", "blake2s"),
-    ("pipeline.training.distributed", "flat / count", "flat"), ("pipeline.losses.base", "count * size, size", "count * size, 1"),
-    ("stages.train_student", "reseed(seed, 0)", "reseed(seed, 1)"),
-])
+@pytest.mark.parametrize(
+    "module, old, new",
+    [
+        ("pipeline.training.step", "if step < term.start:", "if step < term.start + 5:"),
+        ("pipeline.seeds", "blake2b", "blake2s"),
+        ("pipeline.training.distributed", "flat / count", "flat"),
+        ("pipeline.losses.base", "count * size, size", "count * size, 1"),
+        ("stages.train_student", "reseed(seed, 0)", "reseed(seed, 1)"),
+    ],
+)
 def test_a_run_made_by_other_code_is_set_aside(finished, monkeypatch, module, old, new):
     edited(monkeypatch, module, lambda text: text.replace(old, new))
     steps_begun = begun(monkeypatch)
@@ -101,8 +111,9 @@ def test_a_run_made_by_other_code_is_set_aside(finished, monkeypatch, module, ol
     assert result.exit_code == 0 and "was made from something else (code: " in result.stderr and steps_begun == [0]
 
 
-@pytest.mark.parametrize("stage, arguments", [("train-student", ["--student", "erfnet", "--method", "intra", "--seed", "0"]),
-                                              ("train-teacher", [])])
+@pytest.mark.parametrize(
+    "stage, arguments", [("train-student", ["--student", "erfnet", "--method", "intra", "--seed", "0"]), ("train-teacher", [])]
+)
 def test_a_comment_trains_nothing_again_and_another_schedule_does(finished, tmp_path, stage, arguments):
     """In a copy of the package, edited as people do."""
     for name in ("pipeline", "stages", "configs"):
@@ -112,15 +123,22 @@ def test_a_comment_trains_nothing_again_and_another_schedule_does(finished, tmp_
 
     def run():
         environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, "-m", "pipeline.cli", stage, "toy.yaml", *arguments], cwd=finished.folder,
-                              env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", stage, "toy.yaml", *arguments],
+            cwd=finished.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         return done.stderr
 
     file.write_text(text.replace('"""', '"""Said otherwise. ', 1) + "\n# a remark\n")
     assert "set aside" not in run()
-    schedule = {"train-student": ("if step < term.start:", "if step < term.start + 5:"),
-                "train-teacher": ("(1 - step / training.steps)", "(1 - step / (training.steps + 1))")}[stage]
+    schedule = {
+        "train-student": ("if step < term.start:", "if step < term.start + 5:"),
+        "train-teacher": ("(1 - step / training.steps)", "(1 - step / (training.steps + 1))"),
+    }[stage]
     assert schedule[0] in text
     file.write_text(text.replace(*schedule))
     assert "was made from something else (code: " in run()
@@ -140,6 +158,7 @@ def test_an_empty_record_and_a_checkpoint_without_one_are_not_taken_for_this_run
 
 # The code that stored a target
 
+
 def change_affinity(monkeypatch, new="2 * "):
     edited(monkeypatch, "pipeline.targets.affinity", lambda text: text.replace("return ", f"return {new}"))
 
@@ -148,10 +167,13 @@ def test_a_targets_code_edited_without_a_new_version_is_refused(experiment, monk
     assert (experiment.store("targets") / "code.json").exists()
     change_affinity(monkeypatch)
     for result in (experiment.train(), experiment.run("verify"), experiment.run("cache-teacher")):
-        line, = result.stderr.splitlines()
+        (line,) = result.stderr.splitlines()
         assert result.exit_code == 1
-        assert "the code of the target affinity has changed since affinity-" in line and "raise `version` in pipeline/targets/affinity.py" in line
-    assert experiment.train("kd").exit_code == 0                # which reads none of it
+        assert (
+            "the code of the target affinity has changed since affinity-" in line
+            and "raise `version` in pipeline/targets/affinity.py" in line
+        )
+    assert experiment.train("kd").exit_code == 0  # which reads none of it
     assert not (experiment.folder / RUN).exists()
 
 
@@ -164,10 +186,14 @@ def test_rows_that_agree_make_the_new_code_theirs(experiment, monkeypatch):
 
 def test_rows_that_differ_do_not(experiment, monkeypatch):
     from pipeline.targets import affinity
+
     before = (experiment.store("targets") / "code.json").read_bytes()
     compute = affinity.Target.compute
-    monkeypatch.setattr(affinity.Target, "compute", lambda *given: {
-        name: 2 * value if value.is_floating_point() else value for name, value in compute(*given).items()})
+    monkeypatch.setattr(
+        affinity.Target,
+        "compute",
+        lambda *given: {name: 2 * value if value.is_floating_point() else value for name, value in compute(*given).items()},
+    )
     change_affinity(monkeypatch)
     result = experiment.run("verify", "--recompute", "4")
     assert result.exit_code == 1 and "are not this teacher's" in result.stderr

@@ -4,12 +4,12 @@ import json
 import struct
 import zlib
 
+import layouts
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-import layouts
 from pipeline import config
 from pipeline.cli import main
 from pipeline.datasets.apolloscape import MARKINGS
@@ -25,11 +25,15 @@ def score(*arguments):
 def lines(tmp_path):
     """Two frames of two true lanes in `normal`, one of none in `cross`. Predicted: in the first frame one lane as it is
     and one 100 px off, in the second nothing, in the third one lane."""
+
     def lane(x):
         return np.array([(x + k, 589 - 20 * k) for k in range(10)])
 
-    for name, truth, found in (("a/0", [lane(300), lane(900)], [lane(300), lane(1000)]),
-                               ("a/1", [lane(300), lane(900)], None), ("a/2", [], [lane(600)])):
+    for name, truth, found in (
+        ("a/0", [lane(300), lane(900)], [lane(300), lane(1000)]),
+        ("a/1", [lane(300), lane(900)], None),
+        ("a/2", [], [lane(600)]),
+    ):
         culane.write_lines(tmp_path / f"truth/{name}.lines.txt", truth)
         if found is not None:
             culane.write_lines(tmp_path / f"found/{name}.lines.txt", found)
@@ -65,33 +69,52 @@ def test_a_wider_stroke_and_a_lower_threshold_find_the_lane_100_pixels_off(lines
 
 
 def test_several_thresholds_are_a_table_each(lines):
-    result = score("culane", lines / "found", lines / "truth", "--list", lines / "lists", "--width", 200, "--iou", 0.5,
-                   "--iou", 0.3, "--workers", 1)
+    result = score(
+        "culane",
+        lines / "found",
+        lines / "truth",
+        "--list",
+        lines / "lists",
+        "--width",
+        200,
+        "--iou",
+        0.5,
+        "--iou",
+        0.3,
+        "--workers",
+        1,
+    )
     first, second = result.stdout.split("\n\n")
     assert first.startswith("IoU 0.5 ") and second.startswith("IoU 0.3 ")
     assert [text.split("total")[1].split()[0] for text in (first, second)] == ["1", "2"]
 
 
-@pytest.mark.parametrize("arguments, word", [
-    (("elsewhere", "truth", "--list", "lists"), "elsewhere"),
-    (("truth/a", "truth", "--list", "lists"), "for none of the 3 frames"),
-    (("found", "found", "--list", "lists"), "a/1.lines.txt"),
-    (("found", "truth", "--list", "lists/test9_none.txt"), "test9_none.txt"),
-    (("found", "truth", "--list", "lists", "--list", "lists/test0_normal.txt"), "second list 'normal'"),
-    (("found", "truth", "--list", "found"), "holds no *.txt"),
-])
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        (("elsewhere", "truth", "--list", "lists"), "elsewhere"),
+        (("truth/a", "truth", "--list", "lists"), "for none of the 3 frames"),
+        (("found", "found", "--list", "lists"), "a/1.lines.txt"),
+        (("found", "truth", "--list", "lists/test9_none.txt"), "test9_none.txt"),
+        (("found", "truth", "--list", "lists", "--list", "lists/test0_normal.txt"), "second list 'normal'"),
+        (("found", "truth", "--list", "found"), "holds no *.txt"),
+    ],
+)
 def test_what_culane_cannot_score_is_named_in_one_line(lines, monkeypatch, arguments, word):
     monkeypatch.chdir(lines)
     result = score("culane", *arguments, "--workers", 1)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1 and word in result.stderr
 
 
-@pytest.mark.parametrize("option, word", [
-    (("--iou", "nan"), "iou: expected thresholds from 0 to 1, got nan"),
-    (("--size", -1, 5), "size: expected a height and a width from 1 to 16384 pixels, got -1 and 5"),
-    (("--size", 500_000, 500_000), "got 500000 and 500000"),
-    (("--width", 32_768), "width: expected 1 to 32767 pixels, got 32768"),
-])
+@pytest.mark.parametrize(
+    "option, word",
+    [
+        (("--iou", "nan"), "iou: expected thresholds from 0 to 1, got nan"),
+        (("--size", -1, 5), "size: expected a height and a width from 1 to 16384 pixels, got -1 and 5"),
+        (("--size", 500_000, 500_000), "got 500000 and 500000"),
+        (("--width", 32_768), "width: expected 1 to 32767 pixels, got 32768"),
+    ],
+)
 def test_values_that_no_frame_has_are_refused_in_one_line(lines, option, word):
     result = score("culane", lines / "found", lines / "truth", "--list", lines / "lists", "--workers", 1, *option)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1 and word in result.stderr
@@ -152,11 +175,14 @@ def test_a_missing_llamas_map_is_an_error_that_names_it_and_counts_the_rest(maps
     assert result.exit_code == 0
 
 
-@pytest.mark.parametrize("change, word", [
-    (lambda path: Image.new("RGB", (319, 180)).save(path), "'RGB' pixels"),
-    (lambda path: Image.new("L", (319, 109)).save(path), "319 x 109"),
-    (lambda path: path.write_bytes(path.read_bytes()[:60]), "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (lambda path: Image.new("RGB", (319, 180)).save(path), "'RGB' pixels"),
+        (lambda path: Image.new("L", (319, 109)).save(path), "319 x 109"),
+        (lambda path: path.write_bytes(path.read_bytes()[:60]), "cannot be read"),
+    ],
+)
 def test_a_llamas_map_of_the_wrong_form_is_named(maps, change, word):
     folder, _ = maps
     path = sorted((folder / "found/images-b").glob("*_2.png"))[0]
@@ -188,8 +214,10 @@ def test_llamas_labels_and_maps_that_cannot_be_read_are_one_line(maps):
     picture = sorted((folder / "found" / label.parent.name).glob("*.png"))[0]
     header, body = picture.read_bytes()[:16], picture.read_bytes()[24:29]
     ihdr = b"IHDR" + struct.pack(">II", 100_000, 100_000) + body
-    for path, content, word in ((picture, header[:12] + ihdr + struct.pack(">I", zlib.crc32(ihdr)), "cannot be read"),
-                                (label, b"[" * 100_000, "is not a LLAMAS label (RecursionError")):
+    for path, content, word in (
+        (picture, header[:12] + ihdr + struct.pack(">I", zlib.crc32(ihdr)), "cannot be read"),
+        (label, b"[" * 100_000, "is not a LLAMAS label (RecursionError"),
+    ):
         path.write_bytes(content)
         result = score("llamas", folder / "found", folder / "data/labels/valid", *SIZE)
         assert result.exit_code == 1 and result.stderr.count("\n") == 1 and path.name in result.stderr and word in result.stderr
@@ -227,11 +255,14 @@ def test_official_ids_are_scored_by_the_official_rules(ids):
     assert mean == f"{scores['apolloscape_miou']:.6f}"
 
 
-@pytest.mark.parametrize("change, word", [
-    (lambda path: path.unlink(), "no such file"),
-    (lambda path: Image.new("L", (170, 135)).save(path), "170 x 135"),
-    (lambda path: Image.new("RGB", (170, 136)).save(path), "'RGB' pixels"),
-])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (lambda path: path.unlink(), "no such file"),
+        (lambda path: Image.new("L", (170, 135)).save(path), "170 x 135"),
+        (lambda path: Image.new("RGB", (170, 136)).save(path), "'RGB' pixels"),
+    ],
+)
 def test_a_picture_of_ids_that_cannot_be_scored_is_named(ids, change, word):
     path, found, _ = ids
     picture = sorted(found.rglob("*.png"))[0]

@@ -14,10 +14,19 @@ from pipeline.cli import main
 from pipeline.errors import ConfigError
 from pipeline.reporting.study import asked, otherwise, read, remarks, table, verdict
 
-STUDY = {"config": "toy.yaml", "student": "erfnet", "splits": ["test", "val"], "seeds": [0, 1], "gate": 3,
-         "primary": {"arm": "intra", "against": ["plain", "fresh"]},
-         "arms": {"plain": {"method": "plain"}, "fresh": {"method": "plain", "set": ["training.fresh_views=true"]},
-                  "intra": {"method": "intra"}}}
+STUDY = {
+    "config": "toy.yaml",
+    "student": "erfnet",
+    "splits": ["test", "val"],
+    "seeds": [0, 1],
+    "gate": 3,
+    "primary": {"arm": "intra", "against": ["plain", "fresh"]},
+    "arms": {
+        "plain": {"method": "plain"},
+        "fresh": {"method": "plain", "set": ["training.fresh_views=true"]},
+        "intra": {"method": "intra"},
+    },
+}
 
 
 def run(folder, monkeypatch, study=STUDY):
@@ -27,8 +36,11 @@ def run(folder, monkeypatch, study=STUDY):
 
 
 def test_a_study_runs_its_cells_and_goes_on_where_it_stopped(experiment, monkeypatch):
-    small = {**STUDY, "seeds": [0], "arms": {name: {**arm, "set": [*arm.get("set", []), "training.steps=4"]}
-                                            for name, arm in STUDY["arms"].items()}}
+    small = {
+        **STUDY,
+        "seeds": [0],
+        "arms": {name: {**arm, "set": [*arm.get("set", []), "training.steps=4"]} for name, arm in STUDY["arms"].items()},
+    }
     first = run(experiment.folder, monkeypatch, small)
     assert first.exit_code == 0, first.output
     scores = {arm: json.loads(Path(f"reports/studies/study/{arm}-0.json").read_text()) for arm in STUDY["arms"]}
@@ -37,11 +49,13 @@ def test_a_study_runs_its_cells_and_goes_on_where_it_stopped(experiment, monkeyp
         for split in ("test", "val"):
             found = score["scores"][split]
             assert f"| {arm} | 1 | {100 * found[found['metric']]:.2f} |" in first.stdout
-    assert [line.split("\t")[:2] for line in Path("reports/studies/study.tsv").read_text().splitlines()[1:]] == \
-        [["teacher", ""], *([arm, "0"] for arm in STUDY["arms"])]
+    assert [line.split("\t")[:2] for line in Path("reports/studies/study.tsv").read_text().splitlines()[1:]] == [
+        ["teacher", ""],
+        *([arm, "0"] for arm in STUDY["arms"]),
+    ]
     trained = {arm: Path(f"runs/study/{arm}-0/weights.safetensors").stat().st_mtime_ns for arm in STUDY["arms"]}
 
-    small["arms"]["intra"]["set"].append("training.lr=0.01")              # only this arm asks for something else now
+    small["arms"]["intra"]["set"].append("training.lr=0.01")  # only this arm asks for something else now
     assert run(experiment.folder, monkeypatch, small).exit_code == 0
     again = {arm: Path(f"runs/study/{arm}-0/weights.safetensors").stat().st_mtime_ns for arm in STUDY["arms"]}
     assert [arm for arm in again if again[arm] != trained[arm]] == ["intra"]
@@ -75,11 +89,11 @@ def test_the_verdict_is_against_the_best_baseline(experiment, monkeypatch, gain,
     scores = {"plain": 0.30 + noise, "fresh": 0.32 + noise, "intra": 0.32 + gain + noise}
     gate, primary = verdict(study, 0.40, scores)
     assert "10.0 seed standard deviations" in gate and gate.endswith(": passed.")
-    assert verdict(study, 0.0, {**scores, "plain": [0.0, 0.0]})[0].endswith(": NOT passed.")       # all equally bad
+    assert verdict(study, 0.0, {**scores, "plain": [0.0, 0.0]})[0].endswith(": NOT passed.")  # all equally bad
     assert "`fresh`, the best baseline" in primary and primary.endswith(answer + ".")
     stored = {"plain": 0, "fresh": 0, "intra": 328}
     lines = table(study, 0.40, {**scores, "fresh": []}, {arm: [1.0] for arm in STUDY["arms"]}, stored)
-    assert "| fresh | 0 |" in "\n".join(lines)                             # an empty cell keeps its line
+    assert "| fresh | 0 |" in "\n".join(lines)  # an empty cell keeps its line
     closed = [line for line in table(study, 0.40, scores, {arm: [1.0] for arm in scores}, stored) if line.startswith("| intra")]
     assert f"{gain / 0.08:.0%}" in closed[0] and closed[0].endswith("| 1 | 328 |")
     times = {"plain": [4.0, 4.0], "fresh": [9.0], "intra": [5.0, 5.0, 8.0]}
@@ -92,21 +106,33 @@ def test_the_verdict_is_against_the_best_baseline(experiment, monkeypatch, gain,
 
 def small(arms, **keys):
     """One seed, four steps a cell."""
-    return {**STUDY, "splits": ["val"], "seeds": [0], "primary": None, "arms": {
-        name: {**arm, "set": ["training.steps=4", *arm.get("set", [])]} for name, arm in arms.items()}, **keys}
+    return {
+        **STUDY,
+        "splits": ["val"],
+        "seeds": [0],
+        "primary": None,
+        "arms": {name: {**arm, "set": ["training.steps=4", *arm.get("set", [])]} for name, arm in arms.items()},
+        **keys,
+    }
 
 
 def test_a_live_arm_learns_what_the_arm_with_a_cache_learns(experiment, monkeypatch):
-    study = small({"cached": {"method": "intra"}, "online": {"method": "intra", "live": True}, "plain": {"method": "plain"},
-                   "online_fresh": {"method": "intra", "live": True, "set": ["training.fresh_views=true"]}})
+    study = small(
+        {
+            "cached": {"method": "intra"},
+            "online": {"method": "intra", "live": True},
+            "plain": {"method": "plain"},
+            "online_fresh": {"method": "intra", "live": True, "set": ["training.fresh_views=true"]},
+        }
+    )
     result = run(experiment.folder, monkeypatch, study)
     assert result.exit_code == 0, result.output
     first = {arm: json.loads(Path(f"runs/study/{arm}-0/curves.json").read_text())[0] for arm in study["arms"]}
-    assert first["online"] == pytest.approx(first["cached"], rel=1e-3) and first["online"] != first["cached"]    # float16 rows
-    assert first["online"]["labels"] == first["plain"]["labels"]                    # the same images and views
+    assert first["online"] == pytest.approx(first["cached"], rel=1e-3) and first["online"] != first["cached"]  # float16 rows
+    assert first["online"]["labels"] == first["plain"]["labels"]  # the same images and views
     assert first["online_fresh"]["labels"] != first["plain"]["labels"]
     lines = {line.split("|")[1].strip(): line for line in result.stdout.splitlines() if line.startswith("| ")}
-    assert int(lines["cached"].split("|")[-2]) > 0 and lines["online"].endswith("|  |")      # of an image's rows in the cache
+    assert int(lines["cached"].split("|")[-2]) > 0 and lines["online"].endswith("|  |")  # of an image's rows in the cache
 
 
 def test_a_live_teacher_answers_in_its_own_precision_or_not_at_all(cached_experiment, tmp_path, monkeypatch):
@@ -125,7 +151,7 @@ def test_a_live_teacher_answers_in_its_own_precision_or_not_at_all(cached_experi
 def test_an_arm_may_take_fewer_views_than_are_stored(experiment, monkeypatch):
     study = small({f"views{count}": {"method": "intra", "set": [f"views.count={count}"]} for count in (1, 2, 4)})
     result = run(experiment.folder, monkeypatch, study)
-    assert result.exit_code == 1 and "cache-teacher" in result.output                # three are stored
+    assert result.exit_code == 1 and "cache-teacher" in result.output  # three are stored
     for count in (1, 2):
         assert json.loads(Path(f"reports/studies/study/views{count}-0.json").read_text())["asked"]["views"]["count"] == count
 
@@ -149,7 +175,9 @@ def test_a_study_has_one_teacher(experiment, monkeypatch):
     study = small({"plain": {"method": "plain"}, "half": {"method": "plain", "set": ["dataset.train=6"]}})
     result = run(experiment.folder, monkeypatch, study)
     assert result.exit_code == 1 and "arms.half: has another dataset than 'plain'" in result.output
-    assert "reads nothing of a teacher" in run(experiment.folder, monkeypatch, small({"a": {"method": "plain", "live": True}})).output
+    assert (
+        "reads nothing of a teacher" in run(experiment.folder, monkeypatch, small({"a": {"method": "plain", "live": True}})).output
+    )
     assert "arms.a: expected a method" in run(experiment.folder, monkeypatch, small({"a": {"method": "plain", "sed": []}})).output
 
 
@@ -169,9 +197,22 @@ def test_cells_from_before_a_key_was_noted_still_answer(experiment, monkeypatch)
     monkeypatch.chdir(experiment.folder)
     study = read(path)
     arm, raw = study.arms["intra"], yaml.safe_load(Path("toy.yaml").read_text())
-    before = {"asked": json.loads(json.dumps({
-        "method": raw["methods"]["intra"], "training": raw["training"], "seed": 0, "views": raw["views"], "prepare": raw["prepare"],
-        "teacher": raw["teacher"], "teacher_training": raw["teacher_training"], "splits": ["test", "val"]}))}
+    before = {
+        "asked": json.loads(
+            json.dumps(
+                {
+                    "method": raw["methods"]["intra"],
+                    "training": raw["training"],
+                    "seed": 0,
+                    "views": raw["views"],
+                    "prepare": raw["prepare"],
+                    "teacher": raw["teacher"],
+                    "teacher_training": raw["teacher_training"],
+                    "splits": ["test", "val"],
+                }
+            )
+        )
+    }
     assert otherwise(before, asked(study, arm, 0)) == []
     assert otherwise(before, asked(study, arm, 1)) and otherwise(before, asked(study, study.arms["plain"], 0))
     assert otherwise(before, asked(study, dataclasses.replace(arm, live=True), 0)) == ["live: nothing here, True asked for"]
@@ -186,5 +227,5 @@ def test_every_shipped_study_can_be_read(monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
     for path in sorted(Path("configs/studies").glob("*.yaml")):
-        assert path.read_text().startswith("# "), path                     # its question
+        assert path.read_text().startswith("# "), path  # its question
         assert read(path).arms

@@ -13,8 +13,22 @@ from pipeline.training.step import Step
 
 @pytest.fixture
 def with_anchors(experiment):
-    experiment.change(targets={"anchors": dict(type="anchors", layer="high", count=24)}, methods={"cirkd": [
-        dict(loss="cirkd", reads=["anchors"], weight=1.0, bank_pixels=40, bank_regions=20, contrast_pixels=60, contrast_regions=20)]})
+    experiment.change(
+        targets={"anchors": dict(type="anchors", layer="high", count=24)},
+        methods={
+            "cirkd": [
+                dict(
+                    loss="cirkd",
+                    reads=["anchors"],
+                    weight=1.0,
+                    bank_pixels=40,
+                    bank_regions=20,
+                    contrast_pixels=60,
+                    contrast_regions=20,
+                )
+            ]
+        },
+    )
     experiment.do("cache-teacher")
     return experiment
 
@@ -36,6 +50,7 @@ def test_a_resumed_run_has_the_bank_and_the_weights_of_an_unbroken_one(with_anch
         if batch.step == 7:
             raise KeyboardInterrupt
         return whole_step(self, batch)
+
     monkeypatch.setattr(Step, "__call__", power_cut)
     assert with_anchors.train("cirkd").exit_code == 130
     monkeypatch.setattr(Step, "__call__", whole_step)
@@ -47,7 +62,7 @@ def test_a_resumed_run_has_the_bank_and_the_weights_of_an_unbroken_one(with_anch
 
 def test_offline_equals_online_by_the_command(with_anchors):
     said = with_anchors.do("verify", "--recompute", "8")
-    row, = (line for line in said.splitlines() if "erfnet cirkd cirkd" in line)
+    (row,) = (line for line in said.splitlines() if "erfnet cirkd cirkd" in line)
     online, difference, gradient = (float(cell) for cell in row.split("|")[2:5])
     assert online > 0 and difference < 1e-2 and gradient < 1e-2
 
@@ -76,8 +91,17 @@ def test_class_weights_come_from_the_prepared_labels(experiment):
     source = cfg.dataset.build()
     pixels = Store.find(experiment.folder / "cache", "prepared", "roads", prepared.identity(source, cfg.prepare))
     sample, ids = prepared.sample_pass(cfg.prepare.size, source.lanes), source.ids("train")
-    loader = Loader(Reader(pixels, [sample], ids, 1), sample, ids, dataset=source, content=cfg.prepare.size, views=cfg.views,
-                    training=cfg.training, seed=0, device="cpu")
+    loader = Loader(
+        Reader(pixels, [sample], ids, 1),
+        sample,
+        ids,
+        dataset=source,
+        content=cfg.prepare.size,
+        views=cfg.views,
+        training=cfg.training,
+        seed=0,
+        device="cpu",
+    )
     counts = [0] * 5
     for image_id in ids:
         label = frame(source.image(image_id), source.label(image_id), source.crop_top, cfg.prepare.size)[1]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
-
 from conftest import EXPERIMENT
+
 from pipeline import progress
 from pipeline.cli import main
 from pipeline.progress import Progress, duration
@@ -40,6 +40,7 @@ def test_a_command_ends_with_its_result_and_the_next_command(config):
 
 def test_the_next_command_can_be_run_as_it_is_said(config):
     import shlex
+
     said = run("synth", config, "--workers", "1").stderr
     words = shlex.split(said.split("next: ")[1])
     assert words[0] == "pipeline" and run(*words[1:], "--workers", "1").exit_code == 0
@@ -50,7 +51,7 @@ def test_quiet_leaves_the_result_and_the_errors(config):
     assert result.stdout.count("\n") == 1 and result.stderr == ""
     result = run("-q", "train-teacher", config)
     assert result.exit_code == 1 and result.stdout == "" and result.stderr.startswith("Error: ")
-    assert "next:" in run("synth", config, "--workers", "1").stderr             # not quiet for ever
+    assert "next:" in run("synth", config, "--workers", "1").stderr  # not quiet for ever
 
 
 def test_dvc_is_not_told_what_is_next(config):
@@ -60,8 +61,12 @@ def test_dvc_is_not_told_what_is_next(config):
 def test_options_complete_to_the_entries_of_the_configuration(config):
     def completed(*words):
         line = " ".join(["pipeline", *words])
-        found = CliRunner().invoke(main, [], prog_name="pipeline", env={
-            "_PIPELINE_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words))})
+        found = CliRunner().invoke(
+            main,
+            [],
+            prog_name="pipeline",
+            env={"_PIPELINE_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words))},
+        )
         return {entry.split(",")[1] for entry in found.stdout.split()}
 
     assert completed("train-student", config, "--method", "") == {"plain", "intra", "kd"}
@@ -70,8 +75,10 @@ def test_options_complete_to_the_entries_of_the_configuration(config):
     assert completed("train-student", "missing.yaml", "--method", "") == set()
 
 
-@pytest.mark.parametrize("environment, coloured, bar", [({"TERM": "xterm"}, True, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False, True),
-                                                        ({"TERM": "dumb"}, False, False)])
+@pytest.mark.parametrize(
+    "environment, coloured, bar",
+    [({"TERM": "xterm"}, True, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False, True), ({"TERM": "dumb"}, False, False)],
+)
 def test_a_terminal_has_a_bar_with_colours_unless_told_otherwise(environment, coloured, bar, capsys, monkeypatch):
     for name in ("NO_COLOR", "TERM", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
@@ -85,7 +92,7 @@ def test_a_terminal_has_a_bar_with_colours_unless_told_otherwise(environment, co
 
 
 def test_plain_lines_come_ever_more_rarely_and_end_with_the_whole(capsys, monkeypatch):
-    clock = iter(range(0, 100_000, 5))                          # five seconds a view
+    clock = iter(range(0, 100_000, 5))  # five seconds a view
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     now = [next(clock)]
     with Progress("teacher", 2000, "views") as shown:
@@ -99,15 +106,25 @@ def test_plain_lines_come_ever_more_rarely_and_end_with_the_whole(capsys, monkey
 
 
 def test_durations_have_their_two_greatest_units():
-    assert [duration(s) for s in (0.4, 59.4, 60, 200, 7500, 273_600)] == ["0 s", "59 s", "1 min 0 s", "3 min 20 s", "2 h 5 min", "3 d 4 h"]
+    assert [duration(s) for s in (0.4, 59.4, 60, 200, 7500, 273_600)] == [
+        "0 s",
+        "59 s",
+        "1 min 0 s",
+        "3 min 20 s",
+        "2 h 5 min",
+        "3 d 4 h",
+    ]
     assert duration(59.6) == "1 min 0 s"
 
 
-@pytest.mark.parametrize(("raised", "code", "said"), [
-    (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 1, "Error: runs/x: No space left on device; make room"),
-    (PermissionError(errno.EACCES, "Permission denied", "reports"), 1, "Error: reports: Permission denied; make room"),
-    (KeyboardInterrupt(), 130, "Stopped: nothing finished is lost; run the same command again"),
-])
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 1, "Error: runs/x: No space left on device; make room"),
+        (PermissionError(errno.EACCES, "Permission denied", "reports"), 1, "Error: reports: Permission denied; make room"),
+        (KeyboardInterrupt(), 130, "Stopped: nothing finished is lost; run the same command again"),
+    ],
+)
 def test_a_full_disk_and_ctrl_c_end_any_command_with_one_line(config, monkeypatch, raised, code, said):
     from stages import plan
 

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
-
 from conftest import Experiment
+from safetensors.torch import load_file
 
 NETWORK = '''
 from torch import nn
@@ -32,9 +31,15 @@ class Bare(nn.Module):
     def forward(self, images):
         return self.classify(self.late(self.early(images)))
 '''
-BARE = dict(factory="bare_network:Bare", arguments={"classes": 5}, layers={"mid": "early", "high": "late"}, logits="output",
-            mean=[120.0, 110.0, 100.0], std=[60.0, 50.0, 40.0])
-STILL = dict(brightness=0.0, contrast=0.0, noise=0.0)          # drawn noise is each process's own
+BARE = dict(
+    factory="bare_network:Bare",
+    arguments={"classes": 5},
+    layers={"mid": "early", "high": "late"},
+    logits="output",
+    mean=[120.0, 110.0, 100.0],
+    std=[60.0, 50.0, 40.0],
+)
+STILL = dict(brightness=0.0, contrast=0.0, noise=0.0)  # drawn noise is each process's own
 
 
 @pytest.fixture
@@ -53,17 +58,25 @@ def in_two(experiment: Experiment, *command: str) -> None:
     places = Path(__file__).parents[2], experiment.folder
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline.cli", *command],
-        cwd=experiment.folder, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, places))})
+        cwd=experiment.folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, places))},
+    )
     assert done.returncode == 0, done.stderr
 
 
 def trained(experiment: Experiment, run: str, weights: str) -> tuple[list[dict], list[dict], dict]:
     """Every step's terms, gradient norms where they were measured, and the weights; then the run is removed."""
     folder = experiment.folder / "runs/toy" / run
-    curves, norms = ([{name: float(value) for name, value in row.items()}
-                      for row in csv.DictReader((folder / f"{kind}.tsv").read_text().splitlines(), delimiter="\t")]
-                     for kind in ("curves", "norms"))
+    curves, norms = (
+        [
+            {name: float(value) for name, value in row.items()}
+            for row in csv.DictReader((folder / f"{kind}.tsv").read_text().splitlines(), delimiter="\t")
+        ]
+        for kind in ("curves", "norms")
+    )
     found = load_file(experiment.folder / weights)
     shutil.rmtree(folder)
     return curves, norms, found
@@ -95,7 +108,7 @@ def test_a_teacher_of_two_processes_is_that_of_one(bare):
         del raw["teacher"][key]
     bare.config.write_text(yaml.safe_dump(raw))
     where = "teacher", "teachers/toy.safetensors"
-    torch.rand(17)                                             # somebody has drawn: the first weights follow from the seed alone
+    torch.rand(17)  # somebody has drawn: the first weights follow from the seed alone
     bare.do("train-teacher")
     one = trained(bare, *where)
     assert len(one[0]) == 8

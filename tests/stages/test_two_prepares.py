@@ -20,6 +20,7 @@ CLASSES = "classes: [{name: a, colour: [0, 0, 0]}, {name: b, colour: [0, 0, 1]}]
 @pytest.fixture
 def dataset(tmp_path):
     """Makes a folder dataset of random pictures with these names."""
+
     def make(names):
         rng = np.random.default_rng(0)
         for name in names:
@@ -28,6 +29,7 @@ def dataset(tmp_path):
             path.write_bytes(cv2.imencode(".png", rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))[1].tobytes())
         (tmp_path / "data/classes.yaml").write_text(CLASSES)
         return Plugin(kind="datasets", name="folder", args={"root": str(tmp_path / "data")})
+
     return make
 
 
@@ -41,8 +43,11 @@ def wrong(dataset, folder):
     store, sample, images = prepared.open_whole(folder / "cache", dataset, source, SIZE, source.ids("train"))
     ids = [image.id for image in images]
     rows = Reader(store, [sample], ids, 1).read(sample, np.arange(len(ids)), np.zeros(len(ids), int))
-    return [image_id for image_id, pixels in zip(ids, rows["image"], strict=True)
-            if not np.array_equal(pixels, prepared.sample(source, image_id, SIZE.size)["image"])]
+    return [
+        image_id
+        for image_id, pixels in zip(ids, rows["image"], strict=True)
+        if not np.array_equal(pixels, prepared.sample(source, image_id, SIZE.size)["image"])
+    ]
 
 
 @pytest.mark.parametrize("taken", [16, 3])
@@ -50,11 +55,13 @@ def test_what_another_run_has_put_into_blocks_meanwhile_is_written_where_it_stan
     plugin, grow, begun = dataset(f"{number:02d}" for number in range(20)), Store.grow, []
 
     def after_another(store, rows):
-        if not begun:                            # another process grows the store and writes no block yet
+        if not begun:  # another process grows the store and writes no block yet
             begun.append(True)
             source = plugin.build()
-            grow(Store.open(store.folder), [image_row(image_id, prepared.sample(source, image_id, SIZE.size))
-                                            for image_id in source.ids("train")[:taken]])
+            grow(
+                Store.open(store.folder),
+                [image_row(image_id, prepared.sample(source, image_id, SIZE.size)) for image_id in source.ids("train")[:taken]],
+            )
         grow(store, rows)
 
     monkeypatch.setattr(Store, "grow", after_another)
@@ -71,7 +78,7 @@ def test_rows_of_other_images_than_their_block_lists_are_found_and_mended(tmp_pa
     assert verify(store) == []
     store.mark_path("v000", sample.folder, 1).unlink()
     store.write_block(sample, 0, 1, first)
-    fault = verify(store)[-1]               # before it: other blocks were filled than the manifest says
+    fault = verify(store)[-1]  # before it: other blocks were filled than the manifest says
     assert "not those of the digest in the list of images, for image '08', '09', '10' and 5 more (block 1" in fault
     assert len(wrong(plugin, tmp_path)) == 8
     assert "block 1 of sample" in repair(store)[0]
@@ -82,7 +89,7 @@ def test_rows_of_other_images_than_their_block_lists_are_found_and_mended(tmp_pa
 def test_what_two_runs_note_of_their_files_is_kept_together(tmp_path, dataset):
     source = dataset(["a", "b"]).build()
     first, second = (prepare._Sources(tmp_path / "sources.tsv", source, ["a", "b"]) for _ in range(2))
-    second.fresh["b"] = second.now["b"]          # noted where nothing can be appended
+    second.fresh["b"] = second.now["b"]  # noted where nothing can be appended
     first.seen(["a"])
     first.save()
     second.save()

@@ -36,11 +36,17 @@ def half_labelled(experiment):
     raw = yaml.safe_load(experiment.config.read_text())
     short = {"steps": 6, "checkpoint_every": 100, "norm_every": 100, "background_weight": 0.4}
     kinds = {kind: dict(type="affinity", layer="high", regions=kind) for kind in ("label", "teacher", "both")}
-    raw |= {"dataset": {"name": "folder", "root": "data/own"}, "targets": kinds | {"logits": {"type": "logits"}},
-            "teacher_training": raw["teacher_training"] | short | {"steps": 60, "background_weight": 0.02},
-            "training": raw["training"] | short,
-            "methods": {"plain": [], **{kind: [dict(loss="affinity", reads=[kind], weight=1.0)] for kind in kinds},
-                        "kd": [dict(loss="kd", reads=["logits"], weight=1.0, temperature=1.0)]}}
+    raw |= {
+        "dataset": {"name": "folder", "root": "data/own"},
+        "targets": kinds | {"logits": {"type": "logits"}},
+        "teacher_training": raw["teacher_training"] | short | {"steps": 60, "background_weight": 0.02},
+        "training": raw["training"] | short,
+        "methods": {
+            "plain": [],
+            **{kind: [dict(loss="affinity", reads=[kind], weight=1.0)] for kind in kinds},
+            "kd": [dict(loss="kd", reads=["logits"], weight=1.0, temperature=1.0)],
+        },
+    }
     experiment.config.write_text(yaml.safe_dump(raw))
     for command in ("prepare", "train-teacher", "cache-teacher"):
         experiment.do(command)
@@ -69,19 +75,32 @@ def test_a_student_learns_from_pictures_without_labels(half_labelled, monkeypatc
     reader = Reader(Store.open(folder), [cache.MATRIX, *(pass_ for _, pass_ in named.values())], ids, cfg.views.count)
     plain = {name: reader.read(pass_, np.arange(13), np.zeros(13, int)) for name, (_, pass_) in named.items()}
     assert (plain["label"]["cells"][LABELLED:] == 0).all() and (plain["label"]["graph"][LABELLED:] == 0).all()
-    for field in ("graph", "cells"):        # both: by label where there is one, as the teacher sees it elsewhere
+    for field in ("graph", "cells"):  # both: by label where there is one, as the teacher sees it elsewhere
         assert np.array_equal(plain["both"][field][:LABELLED], plain["label"][field][:LABELLED])
         assert np.array_equal(plain["both"][field][LABELLED:], plain["teacher"][field][LABELLED:])
     assert (plain["both"]["cells"][LABELLED:] > 0).any()
 
-    loader = Loader(Reader(store, [sample], ids, 1), sample, ids, dataset=source, content=cfg.prepare.size, views=cfg.views,
-                    training=cfg.training, seed=0, device="cpu", cached=CachedTargets(reader, cache.MATRIX, named))
-    batch = next(batch for batch in map(loader.batch, range(40)) if not (batch.labels_BHW != 255).any()
-                 and ((batch.rows["teacher"]["cells"] > 0).sum(1) > 1).any())       # two regions make a graph
+    loader = Loader(
+        Reader(store, [sample], ids, 1),
+        sample,
+        ids,
+        dataset=source,
+        content=cfg.prepare.size,
+        views=cfg.views,
+        training=cfg.training,
+        seed=0,
+        device="cpu",
+        cached=CachedTargets(reader, cache.MATRIX, named),
+    )
+    batch = next(
+        batch
+        for batch in map(loader.batch, range(40))
+        if not (batch.labels_BHW != 255).any() and ((batch.rows["teacher"]["cells"] > 0).sum(1) > 1).any()
+    )  # two regions make a graph
     own = cache.context(cfg.students["erfnet"], source, cfg.prepare.size)
     torch.manual_seed(0)
     student = cfg.students["erfnet"].build(num_classes=3, size=context.size, lanes=0)
-    for kind in ("label", "both"):          # without labels the graph of labels says nothing; the teacher's regions do
+    for kind in ("label", "both"):  # without labels the graph of labels says nothing; the teacher's regions do
         loss = Loss(reads={kind: named[kind][0]}, context=context, student=own)
         value = loss(student(batch.images_B3HW), batch)
         assert (value > 0) == (kind == "both")

@@ -25,7 +25,7 @@ def write_frame(root, road, record, camera, stem, ids, form="rgb"):
         picture = Image.fromarray(ids.astype(np.uint8))
         if form == "palette":
             picture = picture.convert("P")
-            picture.putpalette([(7 * n + 30) % 256 for n in range(768)])         # not the official colours
+            picture.putpalette([(7 * n + 30) % 256 for n in range(768)])  # not the official colours
     picture.save(label)
     return image, label
 
@@ -106,14 +106,23 @@ def test_every_id_reads_the_same_in_every_form(tmp_path, form, ignored):
 
 def test_the_table_is_the_official_one():
     assert len(set(IDS)) == len(set(COLOURS.values())) == 38
-    assert len({5 * b + 3 * g + r for r, g, b in COLOURS.values()}) == 38       # the published hash parts them
+    assert len({5 * b + 3 * g + r for r, g, b in COLOURS.values()}) == 38  # the published hash parts them
     assert [name for t, name in enumerate(NAMES) if t in Dataset.evaluated] == (
-        "void s_w_d s_y_d ds_y_dn b_w_g b_y_g s_w_s s_w_p c_wy_z a_w_t a_w_tl a_w_tr a_w_l a_w_r a_w_lr b_n_sr "
-        "r_wy_np om_n_n"
+        "void s_w_d s_y_d ds_y_dn b_w_g b_y_g s_w_s s_w_p c_wy_z a_w_t a_w_tl a_w_tr a_w_l a_w_r a_w_lr b_n_sr r_wy_np om_n_n"
     ).split()
     assert list(dict.fromkeys(Dataset.categories)) == [
-        "void", "dividing", "guiding", "stopping", "chevron", "parking", "zebra", "thru/turn", "reduction", "attention",
-        "no parking", "others",
+        "void",
+        "dividing",
+        "guiding",
+        "stopping",
+        "chevron",
+        "parking",
+        "zebra",
+        "thru/turn",
+        "reduction",
+        "attention",
+        "no parking",
+        "others",
     ]
     assert MARKINGS[15][:2] == (219, "s_y_c") and MARKINGS[27][:2] == (230, "a_n_lu") and MARKINGS[35][0] == 250
 
@@ -131,7 +140,7 @@ def test_a_colour_with_the_hash_of_another_is_refused(tmp_path):
 
 def test_an_unknown_id_is_refused_with_file_and_pixel(tmp_path):
     ids = np.zeros((4, 6), int)
-    ids[1, 3:5] = 36                                                                # a train id is no official id
+    ids[1, 3:5] = 36  # a train id is no official id
     write_frame(tmp_path, "road02", "Record001", "Camera 5", "a", ids, "grey")
     with pytest.raises(DatasetError, match=r"a_bin\.png: value 36 at x=3, y=1 .* 1 other"):
         Dataset(root=tmp_path, val=[]).label("road02/Record001/Camera_5/a")
@@ -170,28 +179,33 @@ def list_line(road, record, camera, stem):
 
 def test_published_lists_are_read_from_any_machine_and_either_spelling(root):
     (root / "train.txt").write_text(
-        list_line("road02", "Record001", "Camera_6", "171206_1_Camera_6") + "\n\n"
-        + list_line("road02", "Record001", "Camera 5", "171206_1_Camera_5") + "\n"
+        list_line("road02", "Record001", "Camera_6", "171206_1_Camera_6")
+        + "\n\n"
+        + list_line("road02", "Record001", "Camera 5", "171206_1_Camera_5")
+        + "\n"
     )
-    (root / "test_img.txt").write_text(                     # as published: every line with one and the same label
-        f"{HOME}/ColorImage_road05/171206_9_Camera_6.jpg "
-        f"{HOME}/Labels_road04/Label/Record017/Camera_6/1_Camera_6_bin.png"
+    (root / "test_img.txt").write_text(  # as published: every line with one and the same label
+        f"{HOME}/ColorImage_road05/171206_9_Camera_6.jpg {HOME}/Labels_road04/Label/Record017/Camera_6/1_Camera_6_bin.png"
     )
     dataset = Dataset(root=root, lists={"train": "train.txt", "test": "test_img.txt"})
     assert dataset.splits == ("train", "test")
     assert dataset.ids("train") == [
-        "road02/Record001/Camera_6/171206_1_Camera_6", "road02/Record001/Camera_5/171206_1_Camera_5",
+        "road02/Record001/Camera_6/171206_1_Camera_6",
+        "road02/Record001/Camera_5/171206_1_Camera_5",
     ]
     assert dataset.ids("test") == ["road05/171206_9_Camera_6"] and dataset.label("road05/171206_9_Camera_6") is None
     assert Dataset(root=root, lists={"train": "train.txt"}).ids("test") == dataset.ids("test")
     assert dataset.label(dataset.ids("train")[0]).shape == (4, 6)
 
 
-@pytest.mark.parametrize("second_line, message", [
-    (list_line("road02", "Record001", "Camera_5", "171206_1_Camera_5"), "line 2: .*a second time, first at .*line 1"),
-    ("ColorImage_road02/Record001/x.jpg 1 1 1 1", "line 2: .*holds no path"),
-    (list_line("road02", "Record001", "Camera_6", "1_Camera_6").replace("_6_bin", "_5_bin"), "line 2: label .*another"),
-])
+@pytest.mark.parametrize(
+    "second_line, message",
+    [
+        (list_line("road02", "Record001", "Camera_5", "171206_1_Camera_5"), "line 2: .*a second time, first at .*line 1"),
+        ("ColorImage_road02/Record001/x.jpg 1 1 1 1", "line 2: .*holds no path"),
+        (list_line("road02", "Record001", "Camera_6", "1_Camera_6").replace("_6_bin", "_5_bin"), "line 2: label .*another"),
+    ],
+)
 def test_a_bad_line_is_named(root, second_line, message):
     first_line = list_line("road02", "Record001", "Camera_5", "171206_1_Camera_5")
     (root / "train.txt").write_text(f"{first_line}\n{second_line}")
@@ -248,6 +262,6 @@ def test_a_frame_of_the_official_size_loses_nothing_by_the_cut(tmp_path):
     write_frame(tmp_path, "road02", "Record001", "Camera 5", "a", ids)
     dataset = Dataset(root=tmp_path, val=[], roads=("road02",))
     whole = dataset.label("road02/Record001/Camera_5/a")
-    kept = whole[dataset.crop_top:]
+    kept = whole[dataset.crop_top :]
     assert kept.shape == (1010, 3384) and not whole[:1700].any()
     assert np.bincount(kept.ravel()).tolist() == [kept.size - 800 - 400 * 3384, 800, *[0] * 34, 400 * 3384]

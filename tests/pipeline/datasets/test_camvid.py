@@ -10,7 +10,6 @@ from PIL import Image
 from pipeline.datasets.camvid import Dataset
 from pipeline.errors import ConfigError, DatasetError
 
-
 PIXELS_OF_TRAIN = [10682767, 14750079, 623349, 20076880, 2845085, 6166762, 743859, 714595, 3719877, 405385, 184967]
 
 
@@ -27,10 +26,14 @@ def make(root: Path, line="{split}/{name}.png {split}annot/{name}.png", suffix="
     return Dataset(root=str(root))
 
 
-@pytest.mark.parametrize("line, suffix", [
-    ("{split}/{name}.png {split}annot/{name}.png", ".png"),
-    ("{split}/{name}.jpg {split}annot/{name}.png", ".jpg"),
-    ("/SegNet/CamVid/{split}/{name}.png /SegNet/CamVid/{split}annot/{name}.png", ".png")])
+@pytest.mark.parametrize(
+    "line, suffix",
+    [
+        ("{split}/{name}.png {split}annot/{name}.png", ".png"),
+        ("{split}/{name}.jpg {split}annot/{name}.png", ".jpg"),
+        ("/SegNet/CamVid/{split}/{name}.png /SegNet/CamVid/{split}annot/{name}.png", ".png"),
+    ],
+)
 def test_lists_of_either_syntax_are_read(tmp_path, line, suffix):
     data = make(tmp_path, line, suffix)
     assert data.ids("val") == ["val/val_2", "val/val_1"]
@@ -51,10 +54,10 @@ def test_a_part_of_the_training_images_lies_within_a_larger_part(tmp_path):
     parts = {part: Dataset(root=str(tmp_path), train_part=part).ids("train") for part in (0.1, 0.25, 1.0)}
     assert [len(ids) for ids in parts.values()] == [4, 10, 40]
     assert parts[0.1] == [i for i in parts[0.25] if i in parts[0.1]] and parts[0.25] == [i for i in parts[1.0] if i in parts[0.25]]
-    assert parts[0.25] != parts[1.0][:10]                               # neighbours in a list are neighbours in a film
+    assert parts[0.25] != parts[1.0][:10]  # neighbours in a list are neighbours in a film
     assert Dataset(root=str(tmp_path), train_part=0.1).ids("val") == data.ids("val")
     (tmp_path / "train.txt").write_text("".join(f"train/{k}.png trainannot/{k}.png\n" for k in reversed(range(39))))
-    assert set(Dataset(root=str(tmp_path), train_part=0.1).ids("train")) <= {*parts[0.25]}      # and hardly changes with the list
+    assert set(Dataset(root=str(tmp_path), train_part=0.1).ids("train")) <= {*parts[0.25]}  # and hardly changes with the list
     with pytest.raises(ConfigError, match="train_part: 0 is not above 0"):
         Dataset(root=str(tmp_path), train_part=0)
 
@@ -74,9 +77,14 @@ def test_a_label_with_another_value_is_refused(tmp_path):
         data.label("train/train_1")
 
 
-@pytest.mark.parametrize("text, word", [
-    ("train/a.png trainannot/a.png\ntrain/a.png trainannot/a.png\n", "train.txt: line 2"),
-    ("train/a.png\n", "train.txt: line 1"), ("val/a.png valannot/a.png\n", "train.txt: line 1")])
+@pytest.mark.parametrize(
+    "text, word",
+    [
+        ("train/a.png trainannot/a.png\ntrain/a.png trainannot/a.png\n", "train.txt: line 2"),
+        ("train/a.png\n", "train.txt: line 1"),
+        ("val/a.png valannot/a.png\n", "train.txt: line 1"),
+    ],
+)
 def test_a_broken_list_is_refused(tmp_path, text, word):
     data = make(tmp_path)
     (tmp_path / "train.txt").write_text(text)
@@ -116,4 +124,4 @@ def test_real_images_and_labels_match(camvid):
         image, label = camvid.image(image_id), camvid.label(image_id)
         assert image.shape == (360, 480, 3) and label.shape == (360, 480)
         sky = image[label == 0]
-        assert len(sky) == 0 or sky.mean() > image.mean()        # the sky is bright: label and image belong together
+        assert len(sky) == 0 or sky.mean() > image.mean()  # the sky is bright: label and image belong together

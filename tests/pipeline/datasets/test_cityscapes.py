@@ -6,8 +6,25 @@ from pipeline.datasets.cityscapes import Dataset
 from pipeline.errors import DatasetError
 
 TRAIN_ID_OF = {
-    7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14, 28: 15,
-    31: 16, 32: 17, 33: 18,
+    7: 0,
+    8: 1,
+    11: 2,
+    12: 3,
+    13: 4,
+    17: 5,
+    19: 6,
+    20: 7,
+    21: 8,
+    22: 9,
+    23: 10,
+    24: 11,
+    25: 12,
+    26: 13,
+    27: 14,
+    28: 15,
+    31: 16,
+    32: 17,
+    33: 18,
 }
 AACHEN = "train/aachen/aachen_000000_000019"
 FRANKFURT = "val/frankfurt/frankfurt_000001_007973"

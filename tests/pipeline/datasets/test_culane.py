@@ -24,8 +24,13 @@ def make(root: Path, size=(590, 1640)) -> Dataset:
         label = np.zeros(size, np.uint8)
         label[-50:, 100:116], label[-50:, 300:316] = 2, 4
         save(root / "laneseg_label_w16" / CLIP / f"{name}.png", label)
-    write(root / "list/train_gt.txt", *(f"/{CLIP}/{name}.jpg /laneseg_label_w16/{CLIP}/{name}.png {flags}"
-                                        for name, flags in (("00030", "0 1 0 1"), ("00000", "1 1 1 0"))))
+    write(
+        root / "list/train_gt.txt",
+        *(
+            f"/{CLIP}/{name}.jpg /laneseg_label_w16/{CLIP}/{name}.png {flags}"
+            for name, flags in (("00030", "0 1 0 1"), ("00000", "1 1 1 0"))
+        ),
+    )
     write(root / "list/test.txt", f"/{CLIP}/00060.jpg", f"/{CLIP}/00090.jpg")
     write(root / "list/test_split/test0_normal.txt", f"/{CLIP}/00060.jpg")
     write(root / "list/test_split/test8_night.txt", f"/{CLIP}/00090.jpg", "")
@@ -125,9 +130,14 @@ def test_a_repeated_id_is_refused_with_both_lines(tmp_path):
     assert "test.txt: line 3" in message and "test.txt: line 1" in message
 
 
-@pytest.mark.parametrize("line, word", [(f"/{CLIP}/00000.jpg /x.png 1 1 1", "4 flags"),
-                                        (f"/{CLIP}/00000.jpg /x.png 1 1 1 2", "4 flags"),
-                                        (f"/{CLIP}/00000.bmp", ".jpg")])
+@pytest.mark.parametrize(
+    "line, word",
+    [
+        (f"/{CLIP}/00000.jpg /x.png 1 1 1", "4 flags"),
+        (f"/{CLIP}/00000.jpg /x.png 1 1 1 2", "4 flags"),
+        (f"/{CLIP}/00000.bmp", ".jpg"),
+    ],
+)
 def test_a_broken_list_line_is_named(tmp_path, line, word):
     data = make(tmp_path)
     write(tmp_path / "list/train_gt.txt", f"/{CLIP}/00030.jpg", line)
@@ -152,7 +162,7 @@ def test_a_truncated_jpeg_is_refused_wherever_it_ends(tmp_path):
     for end in [*np.linspace(0, len(whole) - 1, 40).astype(int), len(whole) - 2]:
         path.write_bytes(whole[:end])
         assert path.name in complaint(lambda: data.image(image_id))
-        path.write_bytes(whole[:end] + bytes(len(whole) - end))                 # the tail was never written
+        path.write_bytes(whole[:end] + bytes(len(whole) - end))  # the tail was never written
         assert path.name in complaint(lambda: data.image(image_id))
     path.write_bytes(whole + b"a camera's trailer")
     assert data.image(image_id).shape == (118, 328, 3)

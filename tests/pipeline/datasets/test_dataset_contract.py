@@ -33,8 +33,10 @@ def make_apolloscape(root: Path):
 
 def make_cityscapes(root: Path):
     for split, city in (("train", "aachen"), ("train", "bochum"), ("val", "frankfurt")):
-        for folder, ending, pixels in (("leftImg8bit", "leftImg8bit", np.full((4, 9, 3), 90, np.uint8)),
-                                       ("gtFine", "gtFine_labelIds", np.arange(36, dtype=np.uint8).reshape(4, 9) % 34)):
+        for folder, ending, pixels in (
+            ("leftImg8bit", "leftImg8bit", np.full((4, 9, 3), 90, np.uint8)),
+            ("gtFine", "gtFine_labelIds", np.arange(36, dtype=np.uint8).reshape(4, 9) % 34),
+        ):
             path = root / folder / split / city / f"{city}_000000_000019_{ending}.png"
             path.parent.mkdir(parents=True)
             Image.fromarray(pixels).save(path)

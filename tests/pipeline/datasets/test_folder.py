@@ -52,7 +52,7 @@ def test_one_bit_labels_are_0_and_1(root):
     write(root, "0001")
     (root / "labels").mkdir()
     Image.fromarray(np.uint8([[0, 255] * 4] * 6)).convert("1").save(root / "labels/0001.png")
-    (root / "classes.yaml").write_text(EXAMPLE.replace("ignore: [255]", "ignore: []"))      # else they may be 0 and 255
+    (root / "classes.yaml").write_text(EXAMPLE.replace("ignore: [255]", "ignore: []"))  # else they may be 0 and 255
     assert Dataset(root=root).label("0001")[0].tolist() == [0, 1] * 4
 
 
@@ -146,7 +146,7 @@ def test_names_are_the_same_in_either_unicode_form(root, listed, stored):
 def test_two_images_whose_names_look_alike_are_refused(root):
     for form in ("NFC", "NFD"):
         write(root, unicodedata.normalize(form, "\u00e9t\u00e9"))
-    if len(list((root / "images").iterdir())) == 2:                 # not on a disk that takes them for one
+    if len(list((root / "images").iterdir())) == 2:  # not on a disk that takes them for one
         with pytest.raises(DatasetError, match="a second time"):
             Dataset(root=root).ids("train")
 
@@ -164,21 +164,33 @@ def test_a_byte_order_mark_in_a_list_is_no_part_of_a_name(root):
 
 def test_what_systems_leave_beside_pictures_is_no_label_and_no_picture(root):
     write(root, "drive/a", 0)
-    for name in ("labels/Thumbs.db", "labels/drive/desktop.ini", "labels/.DS_Store", "images/Thumbs.db", "labels/@eaDir/a.png@SynoEAStream",
-                 "labels/drive/@eaDir/a.png/SYNOPHOTO_THUMB_M.png", "images/@eaDir/drive/SYNO_THUMB.jpg", "labels/__MACOSX/._a.png",
-                 "labels/.ipynb_checkpoints/a-checkpoint.png", "images/.ipynb_checkpoints/a-checkpoint.png"):
+    for name in (
+        "labels/Thumbs.db",
+        "labels/drive/desktop.ini",
+        "labels/.DS_Store",
+        "images/Thumbs.db",
+        "labels/@eaDir/a.png@SynoEAStream",
+        "labels/drive/@eaDir/a.png/SYNOPHOTO_THUMB_M.png",
+        "images/@eaDir/drive/SYNO_THUMB.jpg",
+        "labels/__MACOSX/._a.png",
+        "labels/.ipynb_checkpoints/a-checkpoint.png",
+        "images/.ipynb_checkpoints/a-checkpoint.png",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"left behind")
     dataset = Dataset(root=root)
     assert dataset.ids("train") == ["drive/a"] and len(dataset.files("drive/a")) == 2
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda root: write(root, "a", ending=".jpg"), r"a\.png: 'a' a second time, first at .*a\.jpg"),
-    (lambda root: Image.new("L", (8, 6)).save(root / "labels/a_mask.png"), r"a_mask\.png: is one of 1 labels without"),
-    (lambda root: Image.new("L", (8, 6)).save(root / "labels/a.jpg"), r"a\.jpg: is one of 1 labels that are not \.png"),
-    (lambda root: (root / "images/a.png").unlink(), "images: holds no picture"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda root: write(root, "a", ending=".jpg"), r"a\.png: 'a' a second time, first at .*a\.jpg"),
+        (lambda root: Image.new("L", (8, 6)).save(root / "labels/a_mask.png"), r"a_mask\.png: is one of 1 labels without"),
+        (lambda root: Image.new("L", (8, 6)).save(root / "labels/a.jpg"), r"a\.jpg: is one of 1 labels that are not \.png"),
+        (lambda root: (root / "images/a.png").unlink(), "images: holds no picture"),
+    ],
+)
 def test_names_that_do_not_pair_are_refused(root, spoil, message):
     write(root, "a", 0)
     assert Dataset(root=root).ids("train") == ["a"]
@@ -189,7 +201,7 @@ def test_names_that_do_not_pair_are_refused(root, spoil, message):
 
 def test_a_missing_card_shows_an_example_that_works(tmp_path):
     with pytest.raises(DatasetError, match=r"classes\.yaml: no such file; write it like this:\n") as caught:
-        Dataset(root=tmp_path)                   # the command line prints its indented lines as they are
+        Dataset(root=tmp_path)  # the command line prints its indented lines as they are
     (tmp_path / "classes.yaml").write_text(str(caught.value).split("like this:\n")[1])
     assert read_classes(tmp_path / "classes.yaml").names == ("background", "left line", "right line")
 
@@ -203,18 +215,21 @@ def test_every_fault_of_a_card_is_in_one_message(root):
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("text, message", [
-    ("classes: [", "not YAML"),
-    ("- a\n", "must hold keys and values"),
-    ("clases: []\nignore: []\n", "'clases' is no key of it; did you mean 'classes'\\?, and 'classes' is missing, and "),
-    ("classes: []\nignore: []\nbackground: null\n", "a list of 1 to 254 classes"),
-    (EXAMPLE.replace("name: left line", "name: no"), "class 1 must read like"),
-    (EXAMPLE.replace("[255, 0, 0]", "red"), "colour of 'left line' must be three numbers"),
-    (EXAMPLE.replace("[255, 0, 0]", "[256, 0, 0]"), "colour of 'left line' must be three numbers"),
-    (EXAMPLE.replace("name: right line", "name: left line"), "class 'left line' comes twice"),
-    (EXAMPLE.replace("[[left line, right line]]", "[left line, right line]"), "'mirror' must be a list of pairs"),
-    (EXAMPLE.replace("[[left line, right line]]", "[[left line, left line]]"), "'mirror' names 'left line' twice"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("classes: [", "not YAML"),
+        ("- a\n", "must hold keys and values"),
+        ("clases: []\nignore: []\n", "'clases' is no key of it; did you mean 'classes'\\?, and 'classes' is missing, and "),
+        ("classes: []\nignore: []\nbackground: null\n", "a list of 1 to 254 classes"),
+        (EXAMPLE.replace("name: left line", "name: no"), "class 1 must read like"),
+        (EXAMPLE.replace("[255, 0, 0]", "red"), "colour of 'left line' must be three numbers"),
+        (EXAMPLE.replace("[255, 0, 0]", "[256, 0, 0]"), "colour of 'left line' must be three numbers"),
+        (EXAMPLE.replace("name: right line", "name: left line"), "class 'left line' comes twice"),
+        (EXAMPLE.replace("[[left line, right line]]", "[left line, right line]"), "'mirror' must be a list of pairs"),
+        (EXAMPLE.replace("[[left line, right line]]", "[[left line, left line]]"), "'mirror' names 'left line' twice"),
+    ],
+)
 def test_a_malformed_card_says_what_is_wrong(root, text, message):
     (root / "classes.yaml").write_text(text)
     with pytest.raises(DatasetError, match=rf"classes\.yaml: .*{message}.*like this:"):

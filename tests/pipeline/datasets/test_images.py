@@ -18,7 +18,8 @@ from pipeline.datasets._images import UNKNOWN, image_size, read_index_png, read_
 from pipeline.datasets.apolloscape import Dataset as ApolloScape
 from pipeline.datasets.camvid import TRAIN_IDS as CAMVID
 from pipeline.datasets.culane import TRAIN_IDS as CULANE
-from pipeline.datasets.folder import EXAMPLE, Dataset as Folder
+from pipeline.datasets.folder import EXAMPLE
+from pipeline.datasets.folder import Dataset as Folder
 from pipeline.errors import DatasetError
 from pipeline.metrics import llamas
 
@@ -53,15 +54,29 @@ TOOLS = {
     "imagemagick": (lambda path: run(imagemagick(), path, path)) if imagemagick() else None,
     "imagemagick-strip": (lambda path: run(imagemagick(), path, "-strip", path)) if imagemagick() else None,
 }
-VALUES = [[0], [3], [255], [0, 1], [0, 255], [0, 3, 255], [0, 1, 2, 255], [0, 3, 4], [0, 17, 34], [0, 85, 255], list(range(12)),
-          [0, 200, 204, 221], [0, 204, 255], [200, 233, 250]]
+VALUES = [
+    [0],
+    [3],
+    [255],
+    [0, 1],
+    [0, 255],
+    [0, 3, 255],
+    [0, 1, 2, 255],
+    [0, 3, 4],
+    [0, 17, 34],
+    [0, 85, 255],
+    list(range(12)),
+    [0, 200, 204, 221],
+    [0, 204, 255],
+    [200, 233, 250],
+]
 
 
 def reduced_bits(path: Path) -> None:
     """As Pillow writes few grey levels in few bits; only for values that are scaled ones."""
     values = np.array(Image.open(path))
     for bits in (1, 2, 4):
-        step = 255 // (2 ** bits - 1)
+        step = 255 // (2**bits - 1)
         if (values % step == 0).all() and Image.open(path).mode == "L":
             path.write_bytes(png(values // step, depth=bits))
             return
@@ -71,7 +86,7 @@ def drawn(values, size=(40, 64)) -> np.ndarray:
     """Blocks of these values, so that there is something to pack."""
     rng = np.random.default_rng(len(values))
     coarse = rng.choice(values, (size[0] // 8, size[1] // 8))
-    coarse.flat[:len(values)] = values
+    coarse.flat[: len(values)] = values
     return np.kron(coarse, np.ones((8, 8), int)).astype(np.uint8)
 
 
@@ -85,8 +100,9 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(values: np.ndarray, depth: int = 8, colour_type: int = 0, extra: bytes = b"", pixels: bytes | None = None,
-        end: bool = True) -> bytes:
+def png(
+    values: np.ndarray, depth: int = 8, colour_type: int = 0, extra: bytes = b"", pixels: bytes | None = None, end: bool = True
+) -> bytes:
     """Written by hand, without filters: [H, W] or [H, W, C]; `extra` chunks come before the pixels."""
     height, width = values.shape[:2]
     if depth == 16:
@@ -94,11 +110,11 @@ def png(values: np.ndarray, depth: int = 8, colour_type: int = 0, extra: bytes =
     elif depth == 8:
         rows = [row.astype(np.uint8).tobytes() for row in values]
     else:
-        bits = np.unpackbits(values.astype(np.uint8)[..., None], axis=2)[..., 8 - depth:]
+        bits = np.unpackbits(values.astype(np.uint8)[..., None], axis=2)[..., 8 - depth :]
         rows = [np.packbits(row.ravel()).tobytes() for row in bits]
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows)) if pixels is None else pixels
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    return (_png.SIGNATURE + chunk(b"IHDR", header) + extra + chunk(b"IDAT", pixels) + (chunk(b"IEND", b"") if end else b""))
+    return _png.SIGNATURE + chunk(b"IHDR", header) + extra + chunk(b"IDAT", pixels) + (chunk(b"IEND", b"") if end else b"")
 
 
 def palette_png(numbers: np.ndarray, colours) -> bytes:
@@ -124,6 +140,7 @@ def card_of(num_classes: int = 16) -> str:
 
 
 # Labels
+
 
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize("values", VALUES, ids=str)
@@ -154,12 +171,12 @@ def test_a_rewritten_grey_label_of_own_data_is_read_as_drawn_or_refused_until_th
     assert np.array_equal(Folder(root=tmp_path / "data").label("a"), label)
 
 
-COLOURS = [(0, 0, 0), (255, 0, 0), (0, 0, 255)]                     # as EXAMPLE has them
+COLOURS = [(0, 0, 0), (255, 0, 0), (0, 0, 255)]  # as EXAMPLE has them
 
 
 def full_palette(colours=COLOURS) -> np.ndarray:
     padded = np.zeros((256, 3), np.uint8)
-    padded[:len(colours)] = colours
+    padded[: len(colours)] = colours
     padded[255] = (224, 224, 192)
     return padded
 
@@ -183,14 +200,16 @@ def test_a_palette_whose_order_differs_from_the_other_labels_is_refused_whicheve
     own_data(tmp_path)
     for name in ("b", "c"):
         shutil.copy(tmp_path / "images/a.png", tmp_path / f"images/{name}.png")
-    teal, pink = (0, 128, 128), (255, 20, 147)                      # colours of no class
+    teal, pink = (0, 128, 128), (255, 20, 147)  # colours of no class
     for name, colours in (("a", [teal, pink]), ("b", [pink, teal]), ("c", [teal, pink, (1, 2, 3)])):
         (tmp_path / f"labels/{name}.png").write_bytes(palette_png(drawn([0, 1]), colours))
     for order in ("abc", "cba"):
         dataset = Folder(root=tmp_path)
         for name in order:
             if name == "b":
-                with pytest.raises(DatasetError, match=r"b\.png: shows index 0 in the colour \(255, 20, 147\).*a\.png.*palette: index"):
+                with pytest.raises(
+                    DatasetError, match=r"b\.png: shows index 0 in the colour \(255, 20, 147\).*a\.png.*palette: index"
+                ):
                     dataset.label(name)
             else:
                 assert np.array_equal(dataset.label(name), drawn([0, 1]))
@@ -200,18 +219,20 @@ def test_a_palette_whose_order_differs_from_the_other_labels_is_refused_whicheve
 
 def test_a_palette_with_the_colour_of_another_class_is_refused(tmp_path):
     own_data(tmp_path).write_bytes(palette_png(drawn([0, 1]), [COLOURS[1], COLOURS[0]]))
-    with pytest.raises(DatasetError, match=r"index 0 .*\(255, 0, 0\), but classes\.yaml gives that colour to class 1 \(left line\)"):
+    with pytest.raises(
+        DatasetError, match=r"index 0 .*\(255, 0, 0\), but classes\.yaml gives that colour to class 1 \(left line\)"
+    ):
         Folder(root=tmp_path).label("a")
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_few_bits_give_their_raw_values(tmp_path, depth):
-    numbers = drawn(range(2 ** depth))
+    numbers = drawn(range(2**depth))
     (tmp_path / "a.png").write_bytes(png(numbers, depth))
     assert np.array_equal(read_index_png(tmp_path / "a.png"), numbers)
     path = own_data(tmp_path / "data", card_of().replace("[255]", "[]"))
     path.write_bytes(png(numbers, depth))
-    if depth == 1:                                                  # 255 is no value of this card, so 1 is 1
+    if depth == 1:  # 255 is no value of this card, so 1 is 1
         assert np.array_equal(Folder(root=tmp_path / "data").label("a"), numbers)
     (tmp_path / "data/classes.yaml").write_text(card_of() + "palette: index\n")
     assert np.array_equal(Folder(root=tmp_path / "data").label("a"), numbers)
@@ -272,7 +293,7 @@ def test_apolloscapes_palettes_are_read_by_what_they_can_be(tmp_path):
     ids = drawn([0, 200, 204, 255])
     right = apollo_label(tmp_path, png(ids))
     assert np.unique(right).tolist() == [0, 1, 2, 255]
-    other = np.random.default_rng(0).integers(0, 256, (256, 3))     # the official files' palette is not the official colours
+    other = np.random.default_rng(0).integers(0, 256, (256, 3))  # the official files' palette is not the official colours
     assert np.array_equal(apollo_label(tmp_path, palette_png(ids, other)), right)
     numbers = np.searchsorted([0, 200, 204, 255], ids)
     assert np.array_equal(apollo_label(tmp_path, palette_png(numbers, greys([0, 200, 204, 255]))), right)
@@ -293,14 +314,17 @@ def test_llamas_maps_keep_their_probabilities_however_they_are_packed(tmp_path):
                 assert np.array_equal(llamas.read_map(path), drawn(values, (80, 128))), tool
 
 
-@pytest.mark.parametrize("data, word", [
-    (lambda label: encoded(label, "JPEG"), "is a JPEG file, whatever its name"),
-    (lambda label: encoded(label, "BMP"), "is a BMP file"),
-    (lambda label: png(label.astype(int) * 257, 16), "'I;16' pixels"),
-    (lambda label: png(np.dstack([label] * 3), colour_type=2), "'RGB' pixels"),
-    (lambda label: png(np.dstack([label] * 2), colour_type=4), "'LA' pixels"),
-    (lambda label: encoded(label, "PNG", exif=turned_exif(3)), "EXIF orientation"),
-])
+@pytest.mark.parametrize(
+    "data, word",
+    [
+        (lambda label: encoded(label, "JPEG"), "is a JPEG file, whatever its name"),
+        (lambda label: encoded(label, "BMP"), "is a BMP file"),
+        (lambda label: png(label.astype(int) * 257, 16), "'I;16' pixels"),
+        (lambda label: png(np.dstack([label] * 3), colour_type=2), "'RGB' pixels"),
+        (lambda label: png(np.dstack([label] * 2), colour_type=4), "'LA' pixels"),
+        (lambda label: encoded(label, "PNG", exif=turned_exif(3)), "EXIF orientation"),
+    ],
+)
 def test_what_can_be_no_label_is_refused_by_content(tmp_path, data, word):
     own_data(tmp_path).write_bytes(data(drawn([0, 1, 2])))
     with pytest.raises(DatasetError, match=rf"a\.png: .*{word}"):
@@ -312,6 +336,7 @@ def camvid():
     if "CAMVID_ROOT" not in os.environ:
         pytest.skip("CAMVID_ROOT is not set")
     from pipeline.datasets.camvid import Dataset
+
     return Dataset(root=os.environ["CAMVID_ROOT"])
 
 
@@ -336,6 +361,7 @@ def test_real_labels_whose_last_tenth_was_never_written_are_refused(camvid, tmp_
 
 # Pictures
 
+
 def picture(size=(48, 72)) -> np.ndarray:
     rng = np.random.default_rng(7)
     smooth = cv2.resize(rng.integers(0, 256, (6, 9, 3)).astype(np.uint8), size[::-1], interpolation=cv2.INTER_CUBIC)
@@ -356,8 +382,11 @@ def turned_exif(orientation: int) -> Image.Exif:
 
 
 JPEGS = {
-    "baseline": dict(quality=90), "progressive": dict(quality=90, progressive=True), "subsampled": dict(quality=75, subsampling=2),
-    "restart": dict(quality=90, restart_marker_rows=1), "optimised": dict(quality=60, optimize=True),
+    "baseline": dict(quality=90),
+    "progressive": dict(quality=90, progressive=True),
+    "subsampled": dict(quality=75, subsampling=2),
+    "restart": dict(quality=90, restart_marker_rows=1),
+    "optimised": dict(quality=60, optimize=True),
 }
 
 
@@ -382,7 +411,7 @@ def test_content_decides_and_not_the_ending(tmp_path, name):
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_jpegs_of_every_kind_have_pillows_pixels_and_may_be_followed_by_anything(tmp_path, kind, mode):
     data = encoded(Image.fromarray(picture()).convert(mode), "JPEG", **JPEGS[kind] | ({} if mode == "RGB" else {"subsampling": -1}))
-    for behind in (b"", b"\0" * 100, b"a film " * 1000, data[:len(data) // 2], data):
+    for behind in (b"", b"\0" * 100, b"a film " * 1000, data[: len(data) // 2], data):
         (tmp_path / "a.jpg").write_bytes(data + behind)
         assert np.array_equal(read_rgb(tmp_path / "a.jpg"), np.array(Image.open(io.BytesIO(data)).convert("RGB")))
 
@@ -396,9 +425,9 @@ def test_a_jpeg_that_is_cut_off_or_has_a_hole_is_refused_whatever_its_ending(tmp
         for tail in (b"", bytes(len(data) - end), b"\xff" * (len(data) - end)):
             path.write_bytes(data[:end] + tail)
             refused(path)
-    if kind != "progressive":                        # its later scans are read as other detail (docs/datasets.md)
+    if kind != "progressive":  # its later scans are read as other detail (docs/datasets.md)
         for start in np.linspace(scan, len(data) - 4200, 20).astype(int):
-            path.write_bytes(data[:start] + bytes(4096) + data[start + 4096:])
+            path.write_bytes(data[:start] + bytes(4096) + data[start + 4096 :])
             refused(path)
 
 
@@ -411,28 +440,37 @@ def test_a_png_is_whole_or_refused_whichever_byte_is_wrong(tmp_path, label):
         path.write_bytes(data + behind)
         assert np.array_equal(read(path), values)
     for place in np.linspace(0, len(data) - 1, 60).astype(int):
-        for spoilt in (data[:place], data[:place] + bytes(len(data) - place), data[:place] + data[place + 1:],
-                       data[:place] + bytes([data[place] ^ 64]) + data[place + 1:]):
+        for spoilt in (
+            data[:place],
+            data[:place] + bytes(len(data) - place),
+            data[:place] + data[place + 1 :],
+            data[:place] + bytes([data[place] ^ 64]) + data[place + 1 :],
+        ):
             if spoilt != data:
                 path.write_bytes(spoilt)
                 with pytest.raises(DatasetError, match=r"a\.png: "):
                     read(path)
 
 
-@pytest.mark.parametrize("spoil, word", [
-    (lambda v: png(v, pixels=zlib.compress(bytes(65 * 20))), "its last rows were never written"),
-    (lambda v: png(v, pixels=zlib.compress(bytes(65 * 40))[:-4]), "its last rows were never written"),
-    (lambda v: png(v, pixels=zlib.compress(bytes(65 * 41))), "more pixels than its header says"),
-    (lambda v: png(v, pixels=b"\x78\x9cnonsense"), "its pixels are damaged"),
-    (lambda v: png(v, end=False), "it has no end"),
-    (lambda v: png(v, extra=chunk(b"QQQQ", b"")), "a decoder that knows QQQQ chunks"),
-    (lambda v: png(v, extra=chunk(b"IDAT", b"") + chunk(b"tEXt", b"a\0b")), "do not follow one another"),
-    (lambda v: png(v, colour_type=3), "it has no palette"),
-    (lambda v: png(v)[:8] + png(v)[33:], "does not begin with a header"),
-    (lambda v: _png.SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", 2**20, 2**20, 8, 0, 0, 0, 0)) + chunk(b"IEND", b""),
-     "1048576 x 1048576 pixels, which is too many"),
-    (lambda v: palette_png(v, COLOURS), "beyond the end of its palette"),
-])
+@pytest.mark.parametrize(
+    "spoil, word",
+    [
+        (lambda v: png(v, pixels=zlib.compress(bytes(65 * 20))), "its last rows were never written"),
+        (lambda v: png(v, pixels=zlib.compress(bytes(65 * 40))[:-4]), "its last rows were never written"),
+        (lambda v: png(v, pixels=zlib.compress(bytes(65 * 41))), "more pixels than its header says"),
+        (lambda v: png(v, pixels=b"\x78\x9cnonsense"), "its pixels are damaged"),
+        (lambda v: png(v, end=False), "it has no end"),
+        (lambda v: png(v, extra=chunk(b"QQQQ", b"")), "a decoder that knows QQQQ chunks"),
+        (lambda v: png(v, extra=chunk(b"IDAT", b"") + chunk(b"tEXt", b"a\0b")), "do not follow one another"),
+        (lambda v: png(v, colour_type=3), "it has no palette"),
+        (lambda v: png(v)[:8] + png(v)[33:], "does not begin with a header"),
+        (
+            lambda v: _png.SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", 2**20, 2**20, 8, 0, 0, 0, 0)) + chunk(b"IEND", b""),
+            "1048576 x 1048576 pixels, which is too many",
+        ),
+        (lambda v: palette_png(v, COLOURS), "beyond the end of its palette"),
+    ],
+)
 def test_a_png_whose_checksums_are_right_but_whose_content_is_not_is_refused(tmp_path, spoil, word):
     (tmp_path / "a.png").write_bytes(spoil(drawn([0, 1, 2, 9])))
     assert word in refused(tmp_path / "a.png")
@@ -459,6 +497,7 @@ def test_other_formats_that_are_cut_off_are_refused(tmp_path, kind):
 
 # Pictures of more than 8 bits
 
+
 def camera(bits: int) -> np.ndarray:
     """[48, 72, 3] of so many bits, from black to white; `>> bits - 8` of it is the picture."""
     low = np.random.default_rng(1).integers(0, 1 << (bits - 8), (48, 72, 3)) if bits > 8 else 0
@@ -468,8 +507,15 @@ def camera(bits: int) -> np.ndarray:
 
 
 def reduced(values: np.ndarray, channels: int) -> np.ndarray:
-    return values[..., :1] if channels == 1 else values[..., [0, 0]] if channels == 2 else \
-        np.dstack([values, np.full(values.shape[:2], 65535)]) if channels == 4 else values
+    return (
+        values[..., :1]
+        if channels == 1
+        else values[..., [0, 0]]
+        if channels == 2
+        else np.dstack([values, np.full(values.shape[:2], 65535)])
+        if channels == 4
+        else values
+    )
 
 
 def expected(channels: int) -> np.ndarray:
@@ -496,15 +542,15 @@ def test_16_bits_that_are_filled_give_their_upper_8(tmp_path, channels, colour_t
 
 
 def test_a_dark_picture_of_16_bits_is_read_where_the_file_says_which_bits_count(tmp_path):
-    path, dark = tmp_path / "a.png", camera(10) >> 3                # 7 of 10 bits
+    path, dark = tmp_path / "a.png", camera(10) >> 3  # 7 of 10 bits
     said = chunk(b"sBIT", b"\x0a" * 3)
-    for scaled in (dark << 6, dark << 6 | dark >> 4):               # as the standard allows it
+    for scaled in (dark << 6, dark << 6 | dark >> 4):  # as the standard allows it
         path.write_bytes(png(scaled, 16, 2, said))
         assert np.array_equal(read_rgb(path), (dark >> 2).astype(np.uint8))
         path.write_bytes(png(scaled, 16, 2))
         refused(path)
         assert np.array_equal(read_rgb(path, 16), (dark >> 2).astype(np.uint8))
-    path.write_bytes(png(dark, 16, 2, said))                        # not scaled, against the standard
+    path.write_bytes(png(dark, 16, 2, said))  # not scaled, against the standard
     refused(path)
 
 
@@ -524,6 +570,7 @@ def test_a_tiff_of_16_bits_is_refused(tmp_path):
 
 # EXIF orientation
 
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(10))
 def test_pictures_are_turned_as_their_exif_says(tmp_path, kind, orientation):
@@ -539,7 +586,11 @@ def test_pictures_are_turned_as_their_exif_says(tmp_path, kind, orientation):
 def test_a_label_is_paired_with_the_picture_as_it_is_shown(tmp_path):
     path = own_data(tmp_path)
     shown = picture()
-    for orientation, undo in ((3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90), (2, Image.Transpose.FLIP_LEFT_RIGHT)):
+    for orientation, undo in (
+        (3, Image.Transpose.ROTATE_180),
+        (6, Image.Transpose.ROTATE_90),
+        (2, Image.Transpose.FLIP_LEFT_RIGHT),
+    ):
         stored = Image.fromarray(shown).transpose(undo)
         (tmp_path / "images/a.png").write_bytes(encoded(stored, "PNG", exif=turned_exif(orientation)))
         path.write_bytes(png(drawn([0, 1], (48, 72))))

@@ -12,8 +12,13 @@ FOCAL, CX, CY, HEIGHT_M = 1000.0, 640.0, 300.0, 1.5
 RAMPS, LANE_3 = "images-2014-12-22-12-35-10_mapping_280S_ramps", "images-2014-12-22-14-19-07_mapping_280S_3rd_lane"
 # The official colours of the drawing, BGR, and its classes.
 COLOURS = {
-    "l3": (48, 130, 245), "l2": (180, 30, 145), "l1": (0, 0, 255), "l0": (24, 140, 34), "r0": (255, 0, 0),
-    "r1": (0, 255, 255), "r2": (40, 110, 170),
+    "l3": (48, 130, 245),
+    "l2": (180, 30, 145),
+    "l1": (0, 0, 255),
+    "l0": (24, 140, 34),
+    "r0": (255, 0, 0),
+    "r1": (0, 255, 255),
+    "r2": (40, 110, 170),
 }
 ORDER = ["l1", "l0", "r0", "r1"]
 
@@ -114,17 +119,20 @@ def test_a_straight_marker_covers_the_pixels_worked_by_hand(tmp_path):
     """On the axis at z 5 and 10: half widths 10 and 5 px, rows 600 and 450; the far marker only makes the lane tall."""
     write_label(tmp_path, [{"lane_id": "r0", "markers": [marker(0, 5, 10), marker(0, 40, 50)]}])
     label = Dataset(root=tmp_path, protocol="official").label(f"train/{RAMPS}/1")
-    assert label[525, 640] == 3 and label[525, 634] == 3 and label[525, 650] == 0       # half width 7.5 in the middle
+    assert label[525, 640] == 3 and label[525, 634] == 3 and label[525, 650] == 0  # half width 7.5 in the middle
     assert (label[600, 632:649] == 3).all() and not label[602:].any() and not label[525, :630].any()
 
 
 def test_lanes_are_dropped_before_they_are_renamed(tmp_path):
-    write_label(tmp_path, [
-        lane("l0", -1.8, [60.0, 62.0, 64.0]),                                           # spans fewer than 20 rows
-        lane("l1", -5.5, [5, 10, 20]),
-        lane("r0", 1.8, [5]),                                                           # a single marker
-        lane("r2", 8.0, [8, 16, 30]),
-    ])
+    write_label(
+        tmp_path,
+        [
+            lane("l0", -1.8, [60.0, 62.0, 64.0]),  # spans fewer than 20 rows
+            lane("l1", -5.5, [5, 10, 20]),
+            lane("r0", 1.8, [5]),  # a single marker
+            lane("r2", 8.0, [8, 16, 30]),
+        ],
+    )
     dataset = Dataset(root=tmp_path, protocol="official")
     (image_id,) = dataset.ids("train")
     assert dataset.existence(image_id).tolist() == [0, 1, 1, 0]
@@ -156,9 +164,12 @@ def test_numbers_may_be_numbers_and_a_file_without_lanes_is_background(tmp_path)
     path = write_label(tmp_path, [lane("l0", -1.8, [5, 10, 15])])
     dataset = Dataset(root=tmp_path, protocol="official")
     as_text = dataset.label(f"train/{RAMPS}/1")
-    numbers = json.loads(path.read_text(), object_hook=lambda item: {
-        key: float(value) if isinstance(value, str) and key in "xyz" else value for key, value in item.items()
-    })
+    numbers = json.loads(
+        path.read_text(),
+        object_hook=lambda item: {
+            key: float(value) if isinstance(value, str) and key in "xyz" else value for key, value in item.items()
+        },
+    )
     path.write_text(json.dumps(numbers))
     assert (dataset.label(f"train/{RAMPS}/1") == as_text).all() and as_text.any()
     write_label(tmp_path, [])
@@ -211,14 +222,17 @@ def test_predictions_are_named_as_the_evaluator_wants():
     assert path.as_posix() == f"{RAMPS}/1419_07.json_3.png"
 
 
-@pytest.mark.parametrize("damage, what", [
-    (lambda text: text[: len(text) // 2], "JSONDecodeError"),
-    (lambda text: text.replace("markers", "marker"), "KeyError: 'markers'"),
-    (lambda text: text.replace('"15"', '"far"'), "ValueError.*far"),
-    (lambda text: text.replace('"15"', '"0"'), "plane of the camera"),
-    (lambda text: text.replace('"l0"', '"x0"'), "KeyError: 'x0'"),
-    (lambda text: "[]", "TypeError"),
-])
+@pytest.mark.parametrize(
+    "damage, what",
+    [
+        (lambda text: text[: len(text) // 2], "JSONDecodeError"),
+        (lambda text: text.replace("markers", "marker"), "KeyError: 'markers'"),
+        (lambda text: text.replace('"15"', '"far"'), "ValueError.*far"),
+        (lambda text: text.replace('"15"', '"0"'), "plane of the camera"),
+        (lambda text: text.replace('"l0"', '"x0"'), "KeyError: 'x0'"),
+        (lambda text: "[]", "TypeError"),
+    ],
+)
 def test_a_malformed_label_is_named(small, damage, what):
     path = small / f"labels/train/{LANE_3}/2.json"
     path.write_text(damage(path.read_text()))

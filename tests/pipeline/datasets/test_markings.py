@@ -30,7 +30,7 @@ def test_what_is_read_is_what_was_drawn(markings):
             for number, kind in enumerate(KINDS):
                 assert np.array_equal(painted == number, label == (markings.classes.index(kind) if number else 0)), kind
             seen |= set(np.unique(label).tolist())
-            assert np.abs(markings.image(image_id).astype(int) - picture(scene, (118, 328))).mean() < 6        # JPEG
+            assert np.abs(markings.image(image_id).astype(int) - picture(scene, (118, 328))).mean() < 6  # JPEG
     assert len(seen) > 4
 
 

@@ -36,7 +36,7 @@ def test_what_is_read_is_what_was_rendered(roads):
             for got, expected in zip(lines, frame.lines):
                 np.testing.assert_allclose(got, expected, atol=5.1e-4)
             difference = np.abs(roads.image(image_id).astype(int) - frame.image)
-            assert difference.mean() < 6                                        # JPEG
+            assert difference.mean() < 6  # JPEG
     assert len({image_id for split in roads.splits for image_id in roads.ids(split)}) == 20
 
 

@@ -13,8 +13,7 @@ from pipeline.models.base import Output
 from pipeline.targets.affinity import Target
 from pipeline.targets.base import Context
 
-CONTEXT = Context(num_classes=5, regions=(0, 1, 2, 3), size=(16, 32),
-                  grids={"mid": (4, 8), "high": (4, 8), "logits": (4, 8)})
+CONTEXT = Context(num_classes=5, regions=(0, 1, 2, 3), size=(16, 32), grids={"mid": (4, 8), "high": (4, 8), "logits": (4, 8)})
 GRAPH = Target(layer="high", aoi_kernel=1)
 
 
@@ -24,16 +23,15 @@ def loss_of(**keys):
 
 def batch_of(labels_BHW, rows):
     everywhere = torch.ones(labels_BHW.shape, dtype=torch.bool)
-    return Batch(images_B3HW=torch.empty(0), labels_BHW=labels_BHW, inside_BHW=everywhere, existence_BL=None,
-                 rows=rows, step=0)
+    return Batch(images_B3HW=torch.empty(0), labels_BHW=labels_BHW, inside_BHW=everywhere, existence_BL=None, rows=rows, step=0)
 
 
 def toy(num_images=3, seed=0):
     """Features of a teacher and of a student, and labels with regions of many sizes; region 3 is one cell or absent."""
     generator = torch.Generator().manual_seed(seed)
     labels_BHW = torch.zeros(num_images, 16, 32, dtype=torch.uint8)
-    labels_BHW[:, :8, 12:] = 1                      # 2 x 5 cells
-    labels_BHW[:, 8:12, 4:28] = 2                   # 6 cells
+    labels_BHW[:, :8, 12:] = 1  # 2 x 5 cells
+    labels_BHW[:, 8:12, 4:28] = 2  # 6 cells
     labels_BHW[0, 12:16, 28:] = 3
     theirs = torch.randn(num_images, 9, 4, 8, generator=generator).relu()
     mine = torch.randn(num_images, 5, 4, 8, generator=generator).relu()
@@ -61,8 +59,17 @@ def slow_eq4(mine, theirs, min_cells=(1, 2, 8), moments=(1, 2, 3), normalise="al
     return sum(images) / B
 
 
-@pytest.mark.parametrize("keys", [{}, {"normalise": "present"}, {"moments": (1,)}, {"moments": (2, 3)},
-                                  {"min_cells": (1, 1, 1)}, {"min_cells": (7, 7, 7), "normalise": "present"}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"normalise": "present"},
+        {"moments": (1,)},
+        {"moments": (2, 3)},
+        {"min_cells": (1, 1, 1)},
+        {"min_cells": (7, 7, 7), "normalise": "present"},
+    ],
+)
 def test_the_loss_equals_the_loops(keys):
     theirs, mine, labels_BHW = toy()
     rows = rows_for(theirs, labels_BHW)
@@ -118,7 +125,7 @@ def test_pairs_that_do_not_count_have_no_gradient():
     loss.backward()
     assert loss.item() == 0 and (mine.grad == 0).all()
     loss_of(moments=(3,), min_cells=(1, 2, 3))(output, batch_of(labels_BHW, rows)).backward()
-    assert (mine.grad[0, :, 0] != 0).any() and (mine.grad[0, :, 1] == 0).all()      # row 1 is in no region
+    assert (mine.grad[0, :, 0] != 0).any() and (mine.grad[0, :, 1] == 0).all()  # row 1 is in no region
 
 
 @pytest.mark.parametrize("reading", ["masked", "literal"])

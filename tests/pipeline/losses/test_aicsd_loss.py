@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-
-from pipeline.losses.aicsd import Loss, unit_divergences
-from pipeline.losses._logits import compared
-from pipeline.models.base import Output
 from toy_logits import CONTEXT, assert_offline_equals_online, batch_of, built, cells_inside, partly_outside, toy
+
+from pipeline.losses._logits import compared
+from pipeline.losses.aicsd import Loss, unit_divergences
+from pipeline.models.base import Output
 
 
 def loss_of(**keys):
@@ -24,7 +24,7 @@ def slow_aicsd(mine_BKhw, theirs_BKhw, inside_Bhw, T=1.0):
             p = [np.exp(logits_hw[inside_hw] / T) / np.exp(logits_hw[inside_hw] / T).sum() for logits_hw in logits_Khw]
             rows = [[sum(a * math.log(a / b) for a, b in zip(p[i], p[j])) for j in range(4)] for i in range(4)]
             matrices.append(np.array([np.array(row) / math.hypot(*row) for row in rows]))
-        images.append(((matrices[0] - matrices[1])**2).mean())
+        images.append(((matrices[0] - matrices[1]) ** 2).mean())
     return sum(images) / len(images)
 
 
@@ -70,7 +70,7 @@ def test_constant_and_huge_logits_keep_the_gradient_finite(scale):
     for theirs_by, mine_by in ((scale, scale), (1, scale), (scale, 1)):
         theirs, mine = theirs_by * theirs_BKhw, mine_by * mine_BKhw
         loss = loss_of()(Output(mine, {}), batch_of(theirs, partly_outside()))
-        slope_BKhw, = torch.autograd.grad(loss, mine_BKhw)
+        (slope_BKhw,) = torch.autograd.grad(loss, mine_BKhw)
         assert loss.isfinite() and slope_BKhw.isfinite().all()
 
 

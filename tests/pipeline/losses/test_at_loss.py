@@ -14,8 +14,14 @@ CONTEXT = Context(num_classes=3, regions=(0, 1, 2), size=(24, 40), grids={"high"
 
 
 def batch_of(energy_Bhw, inside_BHW):
-    return Batch(images_B3HW=torch.empty(0), labels_BHW=inside_BHW.to(torch.uint8), existence_BL=None,
-                 inside_BHW=inside_BHW, rows={"map": {"energy": energy_Bhw}}, step=0)
+    return Batch(
+        images_B3HW=torch.empty(0),
+        labels_BHW=inside_BHW.to(torch.uint8),
+        existence_BL=None,
+        inside_BHW=inside_BHW,
+        rows={"map": {"energy": energy_Bhw}},
+        step=0,
+    )
 
 
 def toy():
@@ -42,7 +48,7 @@ def slow_at(features_BChw, energy_Bhw, columns_inside):
 def test_the_mean_is_over_the_positions_inside(columns):
     energy_Bhw, features_BChw = toy()
     inside_BHW = torch.ones(3, 24, 40, dtype=torch.bool)
-    inside_BHW[:, :, 8 * columns:] = False
+    inside_BHW[:, :, 8 * columns :] = False
     found = loss(features_BChw, energy_Bhw, inside_BHW, reduction="mean").item()
     assert found == pytest.approx(slow_at(features_BChw, energy_Bhw, columns), rel=1e-5)
     assert found * 3 * columns == pytest.approx(loss(features_BChw, energy_Bhw, inside_BHW).item(), rel=1e-5)

@@ -13,8 +13,7 @@ from pipeline.models.base import Output
 from pipeline.targets.attention import Target
 from pipeline.targets.base import Context
 
-CONTEXT = Context(num_classes=3, regions=(0, 1, 2), size=(24, 40),
-                  grids={"mid": (6, 10), "high": (3, 5), "logits": (3, 5)})
+CONTEXT = Context(num_classes=3, regions=(0, 1, 2), size=(24, 40), grids={"mid": (6, 10), "high": (3, 5), "logits": (3, 5)})
 
 
 def loss_of(**keys):
@@ -23,9 +22,14 @@ def loss_of(**keys):
 
 def batch_of(energy_Bhw, inside_BHW=None):
     everywhere = torch.ones(len(energy_Bhw), *CONTEXT.size, dtype=torch.bool)
-    return Batch(images_B3HW=torch.empty(0), labels_BHW=torch.zeros(everywhere.shape, dtype=torch.uint8),
-                 inside_BHW=everywhere if inside_BHW is None else inside_BHW, existence_BL=None,
-                 rows={"map": {"energy": energy_Bhw}}, step=0)
+    return Batch(
+        images_B3HW=torch.empty(0),
+        labels_BHW=torch.zeros(everywhere.shape, dtype=torch.uint8),
+        inside_BHW=everywhere if inside_BHW is None else inside_BHW,
+        existence_BL=None,
+        rows={"map": {"energy": energy_Bhw}},
+        step=0,
+    )
 
 
 def student(features_BChw):
@@ -64,7 +68,7 @@ def slow_eq6(features_BChw, energy_Bhw, inside_BHW, normalise):
     total = 0.0
     for features_Chw, theirs_hw, inside_HW in zip(features_BChw.astype(float), energy_Bhw.astype(float), inside_BHW):
         maps = [slow_resize((features_Chw**2).mean(axis=0), theirs_hw.shape), theirs_hw]
-        cells = [(i, j) for i, j in np.ndindex(3, 5) if inside_HW[8 * i:8 * i + 8, 8 * j:8 * j + 8].mean() >= 0.5]
+        cells = [(i, j) for i, j in np.ndindex(3, 5) if inside_HW[8 * i : 8 * i + 8, 8 * j : 8 * j + 8].mean() >= 0.5]
         values = [[m[cell] for cell in cells] for m in maps]
         if normalise == "l2":
             values = [[v / math.sqrt(sum(u * u for u in side)) for v in side] for side in values]
@@ -89,9 +93,14 @@ def test_a_loss_worked_by_hand():
     """Energies (3, 4) against (1, 0): (0.6 - 1)^2 + 0.8^2 = 0.8, summed and not averaged over positions."""
     context = Context(num_classes=2, regions=(0, 1), size=(1, 2), grids={"high": (1, 2)})
     loss = Loss(reads={"map": Target(layer="high")}, context=context, student=context)
-    batch = Batch(images_B3HW=torch.empty(0), labels_BHW=torch.zeros(1, 1, 2, dtype=torch.uint8),
-                  inside_BHW=torch.ones(1, 1, 2, dtype=torch.bool), existence_BL=None,
-                  rows={"map": {"energy": torch.tensor([[[3.0, 4.0]]])}}, step=0)
+    batch = Batch(
+        images_B3HW=torch.empty(0),
+        labels_BHW=torch.zeros(1, 1, 2, dtype=torch.uint8),
+        inside_BHW=torch.ones(1, 1, 2, dtype=torch.bool),
+        existence_BL=None,
+        rows={"map": {"energy": torch.tensor([[[3.0, 4.0]]])}},
+        step=0,
+    )
     assert loss(student(torch.tensor([[[[1.0, 0.0]], [[1.0, 0.0]]]])), batch).item() == pytest.approx(0.8)
 
 

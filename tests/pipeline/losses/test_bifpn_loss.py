@@ -27,8 +27,9 @@ def toy(seed=0):
 
 def batch_of(layers, teacher):
     rows = {layer: Target(layer=layer).compute(teacher, None, CONTEXT) for layer in layers}
-    return Batch(images_B3HW=torch.empty(0), labels_BHW=INSIDE.to(torch.uint8), existence_BL=None, inside_BHW=INSIDE,
-                 rows=rows, step=0)
+    return Batch(
+        images_B3HW=torch.empty(0), labels_BHW=INSIDE.to(torch.uint8), existence_BL=None, inside_BHW=INSIDE, rows=rows, step=0
+    )
 
 
 def loss_of(layers, **keys):
@@ -53,22 +54,27 @@ def slow_pair(features_BChw, energy_Bhw):
     for features_Chw, theirs_hw, inside_HW in zip(features_BChw.double().numpy(), energy_Bhw.numpy(), INSIDE.numpy()):
         (h, w), (H, W) = theirs_hw.shape, inside_HW.shape
         mine_hw = slow_resize((features_Chw**2).mean(axis=0), (h, w))
-        cells = [(i, j) for i, j in np.ndindex(h, w)
-                 if inside_HW[i * H // h:(i + 1) * H // h, j * W // w:(j + 1) * W // w].mean() >= 0.5]
+        cells = [
+            (i, j)
+            for i, j in np.ndindex(h, w)
+            if inside_HW[i * H // h : (i + 1) * H // h, j * W // w : (j + 1) * W // w].mean() >= 0.5
+        ]
         sides = [np.array([float(side[cell]) for cell in cells]) for side in (mine_hw, theirs_hw)]
-        total += ((sides[0] / np.sqrt((sides[0]**2).sum()) - sides[1] / np.sqrt((sides[1]**2).sum())) ** 2).sum()
+        total += ((sides[0] / np.sqrt((sides[0] ** 2).sum()) - sides[1] / np.sqrt((sides[1] ** 2).sum())) ** 2).sum()
     return total / len(features_BChw)
 
 
-@pytest.mark.parametrize("layers, pairs", [
-    (["low", "mid", "high"], ["low low", "low mid", "mid low", "mid mid", "mid high", "high mid", "high high"]),
-    (["mid", "high"], ["mid mid", "mid high", "high mid", "high high"]),
-    (["high"], ["high high"]),
-])
+@pytest.mark.parametrize(
+    "layers, pairs",
+    [
+        (["low", "mid", "high"], ["low low", "low mid", "mid low", "mid mid", "mid high", "high mid", "high high"]),
+        (["mid", "high"], ["mid mid", "mid high", "high mid", "high high"]),
+        (["high"], ["high high"]),
+    ],
+)
 def test_each_layer_matches_its_own_and_the_neighbouring_maps(layers, pairs):
     student, batch = toy(seed=1), batch_of(layers, toy())
-    expected = sum(slow_pair(student.features[mine], batch.rows[theirs]["energy"])
-                   for mine, theirs in map(str.split, pairs))
+    expected = sum(slow_pair(student.features[mine], batch.rows[theirs]["energy"]) for mine, theirs in map(str.split, pairs))
     assert loss_of(layers)(student, batch).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -84,7 +90,8 @@ def test_the_other_layers_map_pulls_too():
     teacher = toy()
     batch = batch_of(["mid", "high"], teacher)
     expected = slow_pair(teacher.features["mid"], batch.rows["high"]["energy"]) + slow_pair(
-        teacher.features["high"], batch.rows["mid"]["energy"])
+        teacher.features["high"], batch.rows["mid"]["energy"]
+    )
     assert loss_of(["mid", "high"])(teacher, batch).item() == pytest.approx(expected, rel=1e-5) and expected > 0.1
 
 

@@ -16,22 +16,22 @@ from pipeline.teacher.parity import loss_error
 
 SIZE, GRID, K = (48, 80), (6, 10), 4
 TEACHER = Context(num_classes=K, regions=tuple(range(K)), size=SIZE, grids={"high": GRID, "logits": GRID}, channels={"high": 8})
-STUDENT = Context(num_classes=K, regions=tuple(range(K)), size=SIZE, grids={"high": (12, 20), "logits": GRID},
-                  channels={"high": 5})
+STUDENT = Context(num_classes=K, regions=tuple(range(K)), size=SIZE, grids={"high": (12, 20), "logits": GRID}, channels={"high": 5})
 TARGET = Target(layer="high", count=18)
 TERMS = ("mini_batch", "memory_pixel", "memory_region")
 
 
 def features(context, seed, num_images=3):
     generator = torch.Generator().manual_seed(seed)
-    return Output(torch.empty(0), {"high": torch.randn(num_images, context.channels["high"], *context.grids["high"],
-                                                       generator=generator)})
+    return Output(
+        torch.empty(0), {"high": torch.randn(num_images, context.channels["high"], *context.grids["high"], generator=generator)}
+    )
 
 
 def labels(num_images=3):
     labels_BHW = torch.zeros(num_images, *SIZE, dtype=torch.uint8)
     labels_BHW[:, :, 30:], labels_BHW[:, 24:40, 8:24], labels_BHW[:, :8], labels_BHW[:, 8:16, 72:] = 1, 2, 255, 3
-    labels_BHW[1:2, :, 16:] = 255                             # fewer labelled cells than anchors
+    labels_BHW[1:2, :, 16:] = 255  # fewer labelled cells than anchors
     return labels_BHW
 
 
@@ -44,8 +44,9 @@ def batch_of(rows, step=3):
     labels_BHW = labels(len(rows["label"]))
     inside_BHW = torch.ones(labels_BHW.shape, dtype=torch.bool)
     inside_BHW[0, 40:] = False
-    return Batch(images_B3HW=torch.empty(0), labels_BHW=labels_BHW, inside_BHW=inside_BHW, existence_BL=None,
-                 rows={"read": rows}, step=step)
+    return Batch(
+        images_B3HW=torch.empty(0), labels_BHW=labels_BHW, inside_BHW=inside_BHW, existence_BL=None, rows={"read": rows}, step=step
+    )
 
 
 def loss_of(only=None, surveyed=True, **keys):
@@ -60,9 +61,11 @@ def loss_of(only=None, surveyed=True, **keys):
 
 def kl(mine, theirs):
     """KL(theirs || mine) of two lists of logits, in float64."""
+
     def softmax(logits):
         e = np.exp(logits - logits.max())
         return e / e.sum()
+
     p, q = softmax(theirs), softmax(mine)
     return float((p * np.log(p / q)).sum())
 
@@ -78,9 +81,9 @@ def anchors_of(batch, student):
         here = []
         for n, place in enumerate(rows["place"][b].tolist()):
             y, x = divmod(place, GRID[1])
-            seen = batch.inside_BHW[b, 8 * y:8 * y + 8, 8 * x:8 * x + 8].double().mean() >= 0.5
+            seen = batch.inside_BHW[b, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8].double().mean() >= 0.5
             if rows["label"][b, n] != NONE and seen:
-                cell = student.features["high"][b, :, 2 * y:2 * y + 2, 2 * x:2 * x + 2]
+                cell = student.features["high"][b, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
                 here.append((rows["embedding"][b, n].double().numpy(), cell.double().mean(dim=(1, 2)).numpy()))
         found.append(here)
     return found
@@ -89,13 +92,17 @@ def anchors_of(batch, student):
 def test_the_mini_batch_term_equals_the_loops():
     batch, student = batch_of(rows_of(features(TEACHER, 0))), features(STUDENT, 1)
     images, total = anchors_of(batch, student), 0.0
-    assert {len(here) for here in images} != {18}           # padding and cells outside are left out
+    assert {len(here) for here in images} != {18}  # padding and cells outside are left out
     for first in images:
         for second in images:
             terms = []
             for theirs, mine in first:
-                terms.append(kl(np.array([unit(mine) @ unit(other) for _, other in second]) / 0.1,
-                                np.array([theirs @ other for other, _ in second]) / 0.1))
+                terms.append(
+                    kl(
+                        np.array([unit(mine) @ unit(other) for _, other in second]) / 0.1,
+                        np.array([theirs @ other for other, _ in second]) / 0.1,
+                    )
+                )
             total += np.mean(terms) / 9
     assert loss_of("mini_batch")(student, batch).item() == pytest.approx(total, rel=1e-4)
 
@@ -149,10 +156,10 @@ def test_the_bank_holds_unit_embeddings_of_its_class_and_few_of_an_image():
     assert loss.num_pixels.tolist() == [12, 12, 12, 4] and loss.num_regions.tolist() == [4, 4, 4, 4]
     for k in range(K):
         for kind in ("pixels", "regions"):
-            kept = getattr(loss, kind)[k, :int(getattr(loss, f"num_{kind}")[k])].float()
+            kept = getattr(loss, kind)[k, : int(getattr(loss, f"num_{kind}")[k])].float()
             assert (kept[:, :4].argmax(dim=1) == k).all() and kept.norm(dim=1).numpy() == pytest.approx(1, abs=1e-3)
         images = loss.pixels[k, :12, 4:].float().argmax(dim=1)
-        assert torch.bincount(images[:int(loss.num_pixels[k])]).max() <= 3
+        assert torch.bincount(images[: int(loss.num_pixels[k])]).max() <= 3
 
 
 def test_the_published_sampling_takes_the_first_cells_for_cells_of_the_class():
@@ -171,7 +178,7 @@ def test_the_published_sampling_takes_the_first_cells_for_cells_of_the_class():
 def test_the_bank_does_not_depend_on_how_the_rows_are_grouped():
     parts = [{"read": rows_of(features(TEACHER, 10 + i, 1))} for i in range(6)]
     together = {"read": {name: torch.cat([part["read"][name] for part in parts]) for name in parts[0]["read"]}}
-    for images in (6, 4):                                   # also where the survey ends within a group
+    for images in (6, 4):  # also where the survey ends within a group
         one, six = loss_of(surveyed=False, bank_images=images), loss_of(surveyed=False, bank_images=images)
         one.survey([together]), six.survey(parts)
         assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), six.state_dict().values()))
@@ -205,7 +212,9 @@ def test_an_image_without_anchors_leaves_the_others_alone():
     labels_BHW[2] = 255
     whole = loss(student, batch_of(rows_of(teacher, labels_BHW)))
     two = Output(torch.empty(0), {"high": student.features["high"][:2]})
-    assert whole.item() == pytest.approx(loss(two, batch_of({n: v[:2] for n, v in rows_of(teacher).items()})).item() * 4 / 9, rel=1e-5)
+    assert whole.item() == pytest.approx(
+        loss(two, batch_of({n: v[:2] for n, v in rows_of(teacher).items()})).item() * 4 / 9, rel=1e-5
+    )
 
 
 def test_two_targets_in_one_loss_are_refused():

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from toy_logits import assert_offline_equals_online, batch_of, built, partly_outside, slow_compared, toy
 
 from pipeline.losses._logits import compared, on_one_grid
 from pipeline.losses.cwd import Loss
 from pipeline.models.base import Output
-from toy_logits import assert_offline_equals_online, batch_of, built, partly_outside, slow_compared, toy
 
-FINE = (7, 11)            # of the student
+FINE = (7, 11)  # of the student
 
 
 def loss_of(temperature=2.0, **keys):
@@ -30,8 +30,9 @@ def slow_cwd(mine_BKhw, theirs_BKhw, inside_BHW, T, grid):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-@pytest.mark.parametrize("grid, students", [("student", (7, 11)), ("student", (5, 7)), ("student", (3, 4)),
-                                            ("teacher", (13, 17)), ("teacher", (3, 4))])
+@pytest.mark.parametrize(
+    "grid, students", [("student", (7, 11)), ("student", (5, 7)), ("student", (3, 4)), ("teacher", (13, 17)), ("teacher", (3, 4))]
+)
 def test_the_loss_equals_the_loops(temperature, grid, students):
     theirs_BKhw, mine_BKhw = toy(students)
     found = loss_of(temperature, grid=grid)(Output(mine_BKhw, {}), batch_of(theirs_BKhw, partly_outside())).item()
@@ -58,16 +59,18 @@ def test_a_loss_worked_by_hand():
 def test_the_gradient_is_temperature_times_the_difference_of_probabilities():
     theirs_BKhw, mine_BKhw = toy((5, 7))
     loss_of(4.0)(Output(mine_BKhw, {}), batch_of(theirs_BKhw)).backward()
-    p, q = ((logits_BKhw.detach().double() / 4).flatten(2).softmax(2).view_as(mine_BKhw)
-            for logits_BKhw in (theirs_BKhw, mine_BKhw))
+    p, q = (
+        (logits_BKhw.detach().double() / 4).flatten(2).softmax(2).view_as(mine_BKhw) for logits_BKhw in (theirs_BKhw, mine_BKhw)
+    )
     np.testing.assert_allclose(mine_BKhw.grad, 4 * (q - p) / 8, atol=1e-6)
 
 
 def test_the_loss_sees_the_shift_of_a_pixel_but_not_of_a_class():
     theirs_BKhw, mine_BKhw = toy((5, 7))
     class_shift, pixel_shift = torch.arange(4.0).view(1, 4, 1, 1), torch.arange(35.0).view(1, 1, 5, 7)
-    plain, class_shifted, pixel_shifted = (loss_of()(Output(mine_BKhw + shift, {}), batch_of(theirs_BKhw)).item()
-                                           for shift in (0.0, class_shift, pixel_shift))
+    plain, class_shifted, pixel_shifted = (
+        loss_of()(Output(mine_BKhw + shift, {}), batch_of(theirs_BKhw)).item() for shift in (0.0, class_shift, pixel_shift)
+    )
     assert class_shifted == pytest.approx(plain, rel=1e-5) and abs(pixel_shifted - plain) > 0.1 * plain
 
 
@@ -100,9 +103,12 @@ def test_offline_equals_online_within_the_stored_dtype(dtype, of_loss, of_gradie
 
 def test_a_coarser_student_is_compared_with_the_mean_of_all_the_teachers_cells_under_its_own():
     theirs_BKhw = torch.zeros(1, 1, 8, 8)
-    theirs_BKhw[0, 0, 0, 0] = 16                        # bilinear sampling at a quarter of the size does not see this cell
-    mine, theirs, _ = on_one_grid(Output(torch.zeros(1, 1, 2, 2), {}), theirs_BKhw, torch.ones(1, 64, 64, dtype=torch.bool), "student")
+    theirs_BKhw[0, 0, 0, 0] = 16  # bilinear sampling at a quarter of the size does not see this cell
+    mine, theirs, _ = on_one_grid(
+        Output(torch.zeros(1, 1, 2, 2), {}), theirs_BKhw, torch.ones(1, 64, 64, dtype=torch.bool), "student"
+    )
     assert theirs.flatten().tolist() == [1, 0, 0, 0]
-    mine, theirs, _ = on_one_grid(Output(torch.tensor([[[[0.0, 4.0]]]]), {}), torch.zeros(1, 1, 1, 4),
-                                  torch.ones(1, 8, 32, dtype=torch.bool), "teacher")
-    assert mine.flatten().tolist() == [0, 1, 3, 4]      # no steps, which repeating would leave
+    mine, theirs, _ = on_one_grid(
+        Output(torch.tensor([[[[0.0, 4.0]]]]), {}), torch.zeros(1, 1, 1, 4), torch.ones(1, 8, 32, dtype=torch.bool), "teacher"
+    )
+    assert mine.flatten().tolist() == [0, 1, 3, 4]  # no steps, which repeating would leave

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from toy_logits import CONTEXT, assert_offline_equals_online, batch_of, built, cells_inside, partly_outside, toy
 
 from pipeline.losses._logits import compared
 from pipeline.losses.dist import Loss
 from pipeline.models.base import Output
-from toy_logits import CONTEXT, assert_offline_equals_online, batch_of, built, cells_inside, partly_outside, toy
 
 
 def loss_of(**keys):
@@ -17,8 +17,10 @@ def loss_of(**keys):
 def slow_dist(mine_BKhw, theirs_BKhw, inside_Bhw, inter=1.0, intra=1.0):
     """The official definition, with numpy's correlation, of the pixels inside the images."""
     pixels = np.argwhere(inside_Bhw)
-    q_KP, p_KP = (np.stack([np.exp(logits_BKhw[b, :, i, j].astype(float)) for b, i, j in pixels], axis=1)
-                  for logits_BKhw in (mine_BKhw, theirs_BKhw))
+    q_KP, p_KP = (
+        np.stack([np.exp(logits_BKhw[b, :, i, j].astype(float)) for b, i, j in pixels], axis=1)
+        for logits_BKhw in (mine_BKhw, theirs_BKhw)
+    )
     q_KP, p_KP = q_KP / q_KP.sum(axis=0), p_KP / p_KP.sum(axis=0)
     of_pixels = np.mean([1 - np.corrcoef(q_K, p_K)[0, 1] for q_K, p_K in zip(q_KP.T, p_KP.T)])
     of_classes = np.mean([1 - np.corrcoef(q_P, p_P)[0, 1] for q_P, p_P in zip(q_KP, p_KP)])
@@ -57,7 +59,7 @@ def test_classes_are_correlated_over_all_images_of_the_batch():
     theirs_BKhw, mine_BKhw = toy()
     loss = loss_of(inter=0.0)
     together = loss(Output(mine_BKhw, {}), batch_of(theirs_BKhw)).item()
-    alone = [loss(Output(mine_BKhw[i:i + 1], {}), batch_of(theirs_BKhw[i:i + 1])).item() for i in range(2)]
+    alone = [loss(Output(mine_BKhw[i : i + 1], {}), batch_of(theirs_BKhw[i : i + 1])).item() for i in range(2)]
     assert abs(together - sum(alone) / 2) > 1e-3
 
 
@@ -65,7 +67,7 @@ def test_classes_are_correlated_over_all_images_of_the_batch():
 def test_a_student_that_equals_the_teacher_loses_nothing_even_where_a_class_is_absent(absent):
     theirs_BKhw = toy()[0].clone()
     theirs_BKhw[:, 2] += absent
-    theirs_BKhw[0, :, 1] = 0.5                                              # pixels that favour no class
+    theirs_BKhw[0, :, 1] = 0.5  # pixels that favour no class
     mine_BKhw = theirs_BKhw.clone().requires_grad_()
     loss = loss_of()(Output(mine_BKhw, {}), batch_of(theirs_BKhw, partly_outside()))
     loss.backward()
@@ -86,7 +88,7 @@ def test_constant_and_huge_logits_keep_the_gradient_finite(scale):
     for theirs_by, mine_by in ((scale, scale), (1, scale), (scale, 1)):
         theirs, mine = theirs_by * theirs_BKhw, mine_by * mine_BKhw
         loss = loss_of()(Output(mine, {}), batch_of(theirs, partly_outside()))
-        slope_BKhw, = torch.autograd.grad(loss, mine_BKhw)
+        (slope_BKhw,) = torch.autograd.grad(loss, mine_BKhw)
         assert loss.isfinite() and slope_BKhw.isfinite().all()
 
 

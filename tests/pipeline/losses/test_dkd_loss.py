@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from toy_logits import CONTEXT, assert_offline_equals_online, batch_of, built, cells_inside, partly_outside, toy
 
 from pipeline.losses._logits import compared
 from pipeline.losses.dkd import Loss
 from pipeline.losses.kd import Loss as KD
 from pipeline.models.base import Output
-from toy_logits import CONTEXT, assert_offline_equals_online, batch_of, built, cells_inside, partly_outside, toy
 
 
 def loss_of(**keys):
@@ -46,8 +46,9 @@ def test_the_loss_equals_the_loops(temperature, weights):
     theirs_BKhw, mine_BKhw = toy()
     batch = batch_of(theirs_BKhw, partly_outside(), squares())
     found = loss_of(temperature=temperature, **weights)(Output(mine_BKhw, {}), batch).item()
-    expected = slow_dkd(mine_BKhw.detach().numpy(), theirs_BKhw.numpy(), squares()[:, ::8, ::8].numpy(), cells_inside(),
-                        temperature, **weights)
+    expected = slow_dkd(
+        mine_BKhw.detach().numpy(), theirs_BKhw.numpy(), squares()[:, ::8, ::8].numpy(), cells_inside(), temperature, **weights
+    )
     assert found == pytest.approx(expected, rel=1e-5) and found > 0
 
 
@@ -55,9 +56,14 @@ def test_kd_is_the_sum_of_the_decoupled_parts_weighted_by_the_teacher():
     """KL = TCKD + (1 - p_t) NCKD at a single pixel."""
     theirs, mine = torch.tensor([2.0, 0.5, -1.0, 0.0]), torch.tensor([-0.5, 1.0, 0.2, 0.9])
     batch = batch_of(theirs.view(1, 4, 1, 1), labels_BHW=torch.full((1, *CONTEXT.size), 1, dtype=torch.uint8))
-    own, others, kd = (loss(Output(mine.view(1, 4, 1, 1), {}), batch).item() for loss in (
-        loss_of(temperature=1.0, alpha=1.0, beta=0.0), loss_of(temperature=1.0, alpha=0.0, beta=1.0),
-        built(KD, temperature=1.0)))
+    own, others, kd = (
+        loss(Output(mine.view(1, 4, 1, 1), {}), batch).item()
+        for loss in (
+            loss_of(temperature=1.0, alpha=1.0, beta=0.0),
+            loss_of(temperature=1.0, alpha=0.0, beta=1.0),
+            built(KD, temperature=1.0),
+        )
+    )
     assert own + (1 - theirs.softmax(0)[1].item()) * others == pytest.approx(kd, rel=1e-5)
 
 
@@ -90,7 +96,7 @@ def test_logits_are_compared_on_the_named_grid(grid):
     output, batch = Output(mine_BKhw, {}), batch_of(theirs_BKhw, partly_outside(), squares())
     mine, theirs, inside = (values.detach().numpy() for values in compared(output, batch, "logits", grid))
     step = 40 // len(inside[0])
-    expected = slow_dkd(mine, theirs, squares()[:, step // 2::step, step // 2::step].numpy(), inside, 1.0)
+    expected = slow_dkd(mine, theirs, squares()[:, step // 2 :: step, step // 2 :: step].numpy(), inside, 1.0)
     assert loss_of(temperature=1.0, grid=grid)(output, batch).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -100,7 +106,7 @@ def test_constant_and_huge_logits_keep_the_gradient_finite(scale):
     for theirs_by, mine_by in ((scale, scale), (1, scale), (scale, 1)):
         theirs, mine = theirs_by * theirs_BKhw, mine_by * mine_BKhw
         loss = loss_of(temperature=4.0)(Output(mine, {}), batch_of(theirs, partly_outside(), labels_BHW=squares()))
-        slope_BKhw, = torch.autograd.grad(loss, mine_BKhw)
+        (slope_BKhw,) = torch.autograd.grad(loss, mine_BKhw)
         assert loss.isfinite() and slope_BKhw.isfinite().all()
 
 

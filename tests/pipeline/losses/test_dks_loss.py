@@ -13,8 +13,13 @@ from pipeline.models.base import Output
 from pipeline.targets.base import Context
 from pipeline.training.step import Step
 
-CONTEXT = Context(num_classes=4, regions=(0, 1, 2, 3), size=(24, 40), channels={"mid": 3, "high": 5, "logits": 4},
-                  grids={"mid": (6, 10), "high": (3, 5), "logits": (24, 40)})
+CONTEXT = Context(
+    num_classes=4,
+    regions=(0, 1, 2, 3),
+    size=(24, 40),
+    channels={"mid": 3, "high": 5, "logits": 4},
+    grids={"mid": (6, 10), "high": (3, 5), "logits": (24, 40)},
+)
 
 
 def loss_of(**keys):
@@ -38,11 +43,10 @@ def batch_of(label=None, inside=None):
     if label is not None:
         labels_BHW[:] = label
     inside_BHW = torch.ones(2, 24, 40, dtype=torch.bool)
-    inside_BHW[0, :, 32:], inside_BHW[1, :4] = False, False     # column 4 of 8x8 cells; half of row 0: stays
+    inside_BHW[0, :, 32:], inside_BHW[1, :4] = False, False  # column 4 of 8x8 cells; half of row 0: stays
     if inside is not None:
         inside_BHW[:] = inside
-    return Batch(images_B3HW=torch.empty(0), labels_BHW=labels_BHW, existence_BL=None, inside_BHW=inside_BHW, rows={},
-                 step=0)
+    return Batch(images_B3HW=torch.empty(0), labels_BHW=labels_BHW, existence_BL=None, inside_BHW=inside_BHW, rows={}, step=0)
 
 
 def slow_resize(map_hw, size):
@@ -71,8 +75,9 @@ def slow_dks(loss, output, labels_BHW):
     labels = 0.0
     for head_BKhw in heads:
         up_BKHW = np.stack([[slow_resize(map_hw, (24, 40)) for map_hw in image] for image in head_BKhw])
-        labels += np.mean([-math.log(probabilities(up_BKHW[b, :, y, x])[labels_BHW[b, y, x]])
-                           for b, y, x in np.argwhere(labels_BHW != 255)])
+        labels += np.mean(
+            [-math.log(probabilities(up_BKHW[b, :, y, x])[labels_BHW[b, y, x]]) for b, y, x in np.argwhere(labels_BHW != 255)]
+        )
     cells = []
     for logits_BKhw in (*heads, output.logits.detach().double().numpy()):
         sy, sx = logits_BKhw.shape[2] // 3, logits_BKhw.shape[3] // 5
@@ -133,9 +138,20 @@ def test_constant_and_huge_answers_keep_the_gradient_finite(scale):
 
 
 def test_the_heads_are_trained_and_kept_with_the_student():
-    settings = Training(steps=40, batch=2, lr=0.05, momentum=0.9, weight_decay=1e-4, power=0.9, background_weight=1.0,
-                        existence_weight=0.0, fresh_views=False, precision="fp32", norm_every=100,
-                        photometric=Photometric(brightness=0, contrast=0, noise=0))
+    settings = Training(
+        steps=40,
+        batch=2,
+        lr=0.05,
+        momentum=0.9,
+        weight_decay=1e-4,
+        power=0.9,
+        background_weight=1.0,
+        existence_weight=0.0,
+        fresh_views=False,
+        precision="fp32",
+        norm_every=100,
+        photometric=Photometric(brightness=0, contrast=0, noise=0),
+    )
     terms = [Term(loss=Plugin(kind="losses", name="dks", args={}), reads=(), weight=1.0)]
 
     def new_step():

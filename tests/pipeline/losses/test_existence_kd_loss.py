@@ -14,8 +14,14 @@ CONTEXT = Context(5, (0, 1, 2, 3, 4), (8, 8), {"high": (1, 1), "logits": (1, 1)}
 def found(mine, theirs, temperature):
     loss = Loss(reads={"lanes": Target(lanes=4)}, context=CONTEXT, student=CONTEXT, temperature=temperature)
     B = len(mine)
-    batch = Batch(torch.zeros(B, 3, 8, 8), torch.full((B, 8, 8), 255), torch.ones(B, 8, 8, dtype=torch.bool), None,
-                  {"lanes": {"existence": theirs}}, 1)
+    batch = Batch(
+        torch.zeros(B, 3, 8, 8),
+        torch.full((B, 8, 8), 255),
+        torch.ones(B, 8, 8, dtype=torch.bool),
+        None,
+        {"lanes": {"existence": theirs}},
+        1,
+    )
     return loss(Output(None, {}, mine), batch)
 
 

@@ -11,10 +11,8 @@ from pipeline.targets.base import Context
 from pipeline.targets.features import Target
 
 SIZE = (24, 40)
-TEACHER = Context(num_classes=2, regions=(0, 1), size=SIZE, grids={"high": (3, 5), "logits": (3, 5)},
-                  channels={"high": 7})
-STUDENT = Context(num_classes=2, regions=(0, 1), size=SIZE, grids={"high": (6, 10), "logits": (6, 10)},
-                  channels={"high": 4})
+TEACHER = Context(num_classes=2, regions=(0, 1), size=SIZE, grids={"high": (3, 5), "logits": (3, 5)}, channels={"high": 7})
+STUDENT = Context(num_classes=2, regions=(0, 1), size=SIZE, grids={"high": (6, 10), "logits": (6, 10)}, channels={"high": 4})
 
 
 def network(context, seed):
@@ -31,8 +29,14 @@ def inside():
 
 def batch_of(teacher, inside_BHW=None, target=Target(layer="high")):
     inside_BHW = inside() if inside_BHW is None else inside_BHW
-    return Batch(images_B3HW=torch.empty(0), labels_BHW=inside_BHW.to(torch.uint8), existence_BL=None,
-                 inside_BHW=inside_BHW, rows={"map": target.compute(teacher, None, TEACHER)}, step=0)
+    return Batch(
+        images_B3HW=torch.empty(0),
+        labels_BHW=inside_BHW.to(torch.uint8),
+        existence_BL=None,
+        inside_BHW=inside_BHW,
+        rows={"map": target.compute(teacher, None, TEACHER)},
+        step=0,
+    )
 
 
 def loss_of(student=STUDENT, target=Target(layer="high"), **keys):
@@ -49,7 +53,7 @@ def test_the_loss_equals_the_loops(normalise):
         mine, theirs = (o.features["high"][b].double().numpy() for o in (student, teacher))
         differences, energies = [], []
         for y, x in np.ndindex(3, columns):
-            said = weight @ mine[:, 2 * y:2 * y + 2, 2 * x:2 * x + 2].mean(axis=(1, 2)) + bias
+            said = weight @ mine[:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean(axis=(1, 2)) + bias
             differences.append(((said - theirs[:, y, x]) ** 2).mean())
             energies.append((theirs[:, y, x] ** 2).mean())
         total += np.mean(differences) / (np.mean(energies) if normalise == "teacher" else 1) / 2

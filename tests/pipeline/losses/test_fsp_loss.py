@@ -11,24 +11,42 @@ from pipeline.targets.base import Context
 from pipeline.targets.gram import Target
 
 SIZE = (16, 24)
-TEACHER = Context(num_classes=2, regions=(0, 1), size=SIZE, grids={"mid": (2, 3), "high": (2, 3), "logits": (2, 3)},
-                  channels={"mid": 9, "high": 12})
-STUDENT = Context(num_classes=2, regions=(0, 1), size=SIZE, grids={"mid": (4, 6), "high": (2, 3), "logits": (2, 3)},
-                  channels={"mid": 4, "high": 6})
+TEACHER = Context(
+    num_classes=2,
+    regions=(0, 1),
+    size=SIZE,
+    grids={"mid": (2, 3), "high": (2, 3), "logits": (2, 3)},
+    channels={"mid": 9, "high": 12},
+)
+STUDENT = Context(
+    num_classes=2,
+    regions=(0, 1),
+    size=SIZE,
+    grids={"mid": (4, 6), "high": (2, 3), "logits": (2, 3)},
+    channels={"mid": 4, "high": 6},
+)
 TARGET = Target(channels=5)
 
 
 def network(context, seed, num_images=2):
     generator = torch.Generator().manual_seed(seed)
-    features = {layer: torch.randn(num_images, context.channels[layer], *context.grids[layer], generator=generator)
-                for layer in ("mid", "high")}
+    features = {
+        layer: torch.randn(num_images, context.channels[layer], *context.grids[layer], generator=generator)
+        for layer in ("mid", "high")
+    }
     return Output(torch.empty(0), features)
 
 
 def batch_of(teacher, inside_BHW=None):
     inside_BHW = torch.ones(2, *SIZE, dtype=torch.bool) if inside_BHW is None else inside_BHW
-    return Batch(images_B3HW=torch.empty(0), labels_BHW=inside_BHW.to(torch.uint8), existence_BL=None,
-                 inside_BHW=inside_BHW, rows={"flow": TARGET.compute(teacher, None, TEACHER)}, step=0)
+    return Batch(
+        images_B3HW=torch.empty(0),
+        labels_BHW=inside_BHW.to(torch.uint8),
+        existence_BL=None,
+        inside_BHW=inside_BHW,
+        rows={"flow": TARGET.compute(teacher, None, TEACHER)},
+        step=0,
+    )
 
 
 def loss_of(student=STUDENT, **keys):
@@ -47,7 +65,7 @@ def test_the_loss_equals_the_loops(normalise):
         features = {layer: map_BChw[b].double().numpy() for layer, map_BChw in student.features.items()}
         mine = np.zeros((5, 5))
         for y, x in np.ndindex(2, 3):
-            pooled = features["mid"][:, 2 * y:2 * y + 2, 2 * x:2 * x + 2].mean(axis=(1, 2))
+            pooled = features["mid"][:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean(axis=(1, 2))
             mine += np.outer(mid @ pooled, high @ features["high"][:, y, x]) / 6
         theirs = TARGET.compute(teacher, None, TEACHER)["gram"][b].double().numpy()
         unit = (theirs**2).mean() if normalise == "teacher" else 1

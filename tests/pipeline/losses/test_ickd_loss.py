@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from toy_logits import CONTEXT, assert_offline_equals_online, batch_of, built, cells_inside, partly_outside, toy
 
 from pipeline.losses._logits import compared
 from pipeline.losses.ickd import Loss
 from pipeline.models.base import Output
-from toy_logits import CONTEXT, assert_offline_equals_online, batch_of, built, cells_inside, partly_outside, toy
 
 
 def loss_of(**keys):
@@ -20,9 +20,11 @@ def slow_ickd(mine_BKhw, theirs_BKhw, inside_Bhw):
     total = 0.0
     for mine_Khw, theirs_Khw, inside_hw in zip(mine_BKhw.astype(float), theirs_BKhw.astype(float), inside_Bhw):
         for i in range(4):
-            mine_row, theirs_row = (np.array([sum((logits_Khw[i] * logits_Khw[j])[inside_hw]) for j in range(4)])
-                                    for logits_Khw in (mine_Khw, theirs_Khw))
-            total += ((mine_row / math.hypot(*mine_row) - theirs_row / math.hypot(*theirs_row))**2).sum() / 4
+            mine_row, theirs_row = (
+                np.array([sum((logits_Khw[i] * logits_Khw[j])[inside_hw]) for j in range(4)])
+                for logits_Khw in (mine_Khw, theirs_Khw)
+            )
+            total += ((mine_row / math.hypot(*mine_row) - theirs_row / math.hypot(*theirs_row)) ** 2).sum() / 4
     return total / len(mine_BKhw)
 
 
@@ -65,7 +67,7 @@ def test_constant_and_huge_logits_keep_the_gradient_finite(scale):
     for theirs_by, mine_by in ((scale, scale), (1, scale), (scale, 1)):
         theirs, mine = theirs_by * theirs_BKhw, mine_by * mine_BKhw
         loss = loss_of()(Output(mine, {}), batch_of(theirs, partly_outside()))
-        slope_BKhw, = torch.autograd.grad(loss, mine_BKhw)
+        (slope_BKhw,) = torch.autograd.grad(loss, mine_BKhw)
         assert loss.isfinite() and slope_BKhw.isfinite().all()
 
 

@@ -37,9 +37,14 @@ def random_features(seed, grid=(3, 5), channels=6, num_images=2):
 def loss(features_BChw, teacher_BChw, labels_BHW=None, inside_BHW=None):
     labels_BHW = labels(len(features_BChw)) if labels_BHW is None else labels_BHW
     target = Target(layer="high")
-    batch = Batch(images_B3HW=torch.empty(0), labels_BHW=labels_BHW, existence_BL=None,
-                  inside_BHW=inside(len(features_BChw)) if inside_BHW is None else inside_BHW,
-                  rows={"map": target.compute(output_of(teacher_BChw), labels_BHW, CONTEXT)}, step=0)
+    batch = Batch(
+        images_B3HW=torch.empty(0),
+        labels_BHW=labels_BHW,
+        existence_BL=None,
+        inside_BHW=inside(len(features_BChw)) if inside_BHW is None else inside_BHW,
+        rows={"map": target.compute(output_of(teacher_BChw), labels_BHW, CONTEXT)},
+        step=0,
+    )
     return Loss(reads={"map": target}, context=CONTEXT, student=CONTEXT)(output_of(features_BChw), batch)
 
 
@@ -70,8 +75,14 @@ def test_a_loss_worked_by_hand():
     """One class of two cells: the student's at right angles (cosines sqrt(1/2)), the teacher's equal (cosines 1)."""
     context = Context(num_classes=1, regions=(0,), size=(1, 2), grids={"high": (1, 2), "logits": (1, 2)})
     target, labels_BHW = Target(layer="high"), torch.zeros(1, 1, 2, dtype=torch.uint8)
-    batch = Batch(images_B3HW=torch.empty(0), labels_BHW=labels_BHW, existence_BL=None, inside_BHW=labels_BHW == 0,
-                  rows={"map": {"similarity": torch.ones(1, 1, 2)}}, step=0)
+    batch = Batch(
+        images_B3HW=torch.empty(0),
+        labels_BHW=labels_BHW,
+        existence_BL=None,
+        inside_BHW=labels_BHW == 0,
+        rows={"map": {"similarity": torch.ones(1, 1, 2)}},
+        step=0,
+    )
     student = output_of(torch.tensor([[[[3.0, 0]], [[0, 3.0]]]]))
     found = Loss(reads={"map": target}, context=context, student=context)(student, batch)
     assert found.item() == pytest.approx((1 - 0.5**0.5) ** 2, rel=1e-5)

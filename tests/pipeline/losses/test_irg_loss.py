@@ -12,25 +12,43 @@ from pipeline.targets import features, logits, sketch
 from pipeline.targets.base import Context
 
 SIZE = (16, 24)
-TEACHER = Context(num_classes=3, regions=(0, 1, 2), size=SIZE, grids={"mid": (2, 3), "high": (2, 3), "logits": (2, 3)},
-                  channels={"mid": 8, "high": 16})
-STUDENT = Context(num_classes=3, regions=(0, 1, 2), size=SIZE, grids={"mid": (4, 6), "high": (2, 3), "logits": (4, 6)},
-                  channels={"mid": 4, "high": 8})
-EXACT = sketch.Target(size=96)              # the teacher's largest map has 96 values, so nothing is lost
+TEACHER = Context(
+    num_classes=3,
+    regions=(0, 1, 2),
+    size=SIZE,
+    grids={"mid": (2, 3), "high": (2, 3), "logits": (2, 3)},
+    channels={"mid": 8, "high": 16},
+)
+STUDENT = Context(
+    num_classes=3,
+    regions=(0, 1, 2),
+    size=SIZE,
+    grids={"mid": (4, 6), "high": (2, 3), "logits": (4, 6)},
+    channels={"mid": 4, "high": 8},
+)
+EXACT = sketch.Target(size=96)  # the teacher's largest map has 96 values, so nothing is lost
 
 
 def network(context, seed, num_images=4):
     generator = torch.Generator().manual_seed(seed)
-    features = {layer: torch.randn(num_images, context.channels[layer], *context.grids[layer], generator=generator)
-                for layer in ("mid", "high")}
+    features = {
+        layer: torch.randn(num_images, context.channels[layer], *context.grids[layer], generator=generator)
+        for layer in ("mid", "high")
+    }
     return Output(torch.randn(num_images, 3, *context.grids["logits"], generator=generator), features)
 
 
 def batch_of(teacher, target=EXACT, inside_BHW=None):
     num_images = len(teacher.logits)
     inside_BHW = torch.ones(num_images, *SIZE, dtype=torch.bool) if inside_BHW is None else inside_BHW
-    return Batch(images_B3HW=torch.empty(0), labels_BHW=inside_BHW.to(torch.uint8), existence_BL=None,
-                 inside_BHW=inside_BHW, rows={"graph": target.compute(teacher, None, TEACHER)}, step=0)
+    return Batch(
+        images_B3HW=torch.empty(0),
+        labels_BHW=inside_BHW.to(torch.uint8),
+        existence_BL=None,
+        inside_BHW=inside_BHW,
+        rows={"graph": target.compute(teacher, None, TEACHER)},
+        step=0,
+    )
 
 
 def loss_of(target=EXACT, **keys):
@@ -55,8 +73,9 @@ def slow_transformations(output):
 
 def test_the_loss_equals_the_loops():
     student, teacher = network(STUDENT, 1), network(TEACHER, 0)
-    edges = sum(((slow_edges(student.features[layer]) - slow_edges(teacher.features[layer])) ** 2).mean()
-                for layer in ("mid", "high"))
+    edges = sum(
+        ((slow_edges(student.features[layer]) - slow_edges(teacher.features[layer])) ** 2).mean() for layer in ("mid", "high")
+    )
     changes = ((slow_transformations(student) - slow_transformations(teacher)) ** 2).mean()
     for keys, expected in (({}, 5 * edges + 5 * changes), ({"edges": 2.0, "transformations": 0.0}, 2 * edges)):
         assert loss_of(**keys)(student, batch_of(teacher)).item() == pytest.approx(expected, rel=1e-4)
@@ -65,8 +84,9 @@ def test_the_loss_equals_the_loops():
 def test_edges_and_transformations_from_stored_features_are_exact():
     student, teacher = network(STUDENT, 1), network(TEACHER, 0)
     pooled = Output(student.logits, student.features | {"mid": F.avg_pool2d(student.features["mid"], 2)})
-    edges = sum(((slow_edges(pooled.features[layer]) - slow_edges(teacher.features[layer])) ** 2).mean()
-                for layer in ("mid", "high"))
+    edges = sum(
+        ((slow_edges(pooled.features[layer]) - slow_edges(teacher.features[layer])) ** 2).mean() for layer in ("mid", "high")
+    )
     changes = ((slow_transformations(pooled) - slow_transformations(teacher)) ** 2).mean()
     reads = {layer: features.Target(layer=layer, dtype="float32") for layer in ("mid", "high")}
     rows = {layer: {"features": teacher.features[layer]} for layer in reads}
@@ -117,8 +137,7 @@ def test_the_sketched_loss_nears_the_exact_one_with_its_size():
     exact = loss_of()(student, batch_of(teacher)).item()
 
     def error(size):
-        values = [loss_of()(student, batch_of(teacher, sketch.Target(size=size, seed=seed))).item()
-                  for seed in range(50)]
+        values = [loss_of()(student, batch_of(teacher, sketch.Target(size=size, seed=seed))).item() for seed in range(50)]
         return np.sqrt(np.mean((np.array(values) - exact) ** 2))
 
     assert error(4) > 1.5 * error(16) > 2 * error(48) > 0

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from toy_logits import slow_means, slow_resize
 
 from pipeline.losses import kd
 from pipeline.losses.base import Batch
@@ -12,10 +13,8 @@ from pipeline.losses.kd import Loss
 from pipeline.models.base import Output
 from pipeline.targets.base import Context
 from pipeline.targets.logits import Target
-from toy_logits import slow_means, slow_resize
 
-CONTEXT = Context(num_classes=3, regions=(0, 1, 2), size=(8, 12),
-                  grids={"mid": (4, 6), "high": (2, 3), "logits": (2, 3)})
+CONTEXT = Context(num_classes=3, regions=(0, 1, 2), size=(8, 12), grids={"mid": (4, 6), "high": (2, 3), "logits": (2, 3)})
 
 
 def loss_of(temperature=2.0, **keys):
@@ -24,9 +23,14 @@ def loss_of(temperature=2.0, **keys):
 
 def batch_of(theirs_BKhw, inside_BHW=None, label=255):
     everywhere = torch.ones(len(theirs_BKhw), *CONTEXT.size, dtype=torch.bool)
-    return Batch(images_B3HW=torch.empty(0), labels_BHW=torch.full(everywhere.shape, label, dtype=torch.uint8),
-                 inside_BHW=everywhere if inside_BHW is None else inside_BHW, existence_BL=None,
-                 rows={"logits": {"logits": theirs_BKhw}}, step=0)
+    return Batch(
+        images_B3HW=torch.empty(0),
+        labels_BHW=torch.full(everywhere.shape, label, dtype=torch.uint8),
+        inside_BHW=everywhere if inside_BHW is None else inside_BHW,
+        existence_BL=None,
+        rows={"logits": {"logits": theirs_BKhw}},
+        step=0,
+    )
 
 
 def toy(grid=(8, 12), seed=0):
@@ -55,8 +59,7 @@ def slow_kd(mine_BKhw, theirs_BKhw, inside_BHW, T, grid):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-@pytest.mark.parametrize("grid, students",
-                         [("student", (8, 12)), ("student", (4, 6)), ("student", (2, 3)), ("teacher", (8, 12))])
+@pytest.mark.parametrize("grid, students", [("student", (8, 12)), ("student", (4, 6)), ("student", (2, 3)), ("teacher", (8, 12))])
 def test_the_loss_equals_the_loops(temperature, grid, students):
     theirs_BKhw, mine_BKhw = toy(students)
     inside_BHW = torch.ones(2, *CONTEXT.size, dtype=torch.bool)

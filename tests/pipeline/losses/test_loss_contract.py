@@ -16,16 +16,31 @@ from pipeline.losses.base import Batch
 from pipeline.models.base import Output
 from pipeline.targets.base import Context
 
-REQUIRED_OF_TARGETS = {"layer": "high", "rank": 8, "count": 5, "lanes": 4}    # a value for each key that has no default
+REQUIRED_OF_TARGETS = {"layer": "high", "rank": 8, "count": 5, "lanes": 4}  # a value for each key that has no default
 REQUIRED_OF_LOSSES = {"temperature": 2.0}
-RELATE_IMAGES = {"irg", "dist"}                         # whose loss of a batch is no mean over its images
-TEACHER = Context(num_classes=6, regions=(0, 1, 3, 4), size=(32, 48), channels={"mid": 16, "high": 32, "logits": 6},
-                  grids={"mid": (4, 6), "high": (4, 6), "logits": (4, 6)})
-STUDENT = Context(num_classes=6, regions=(0, 1, 3, 4), size=(32, 48), channels={"mid": 4, "high": 8, "logits": 6},
-                  grids={"mid": (8, 12), "high": (8, 12), "logits": (32, 48)})
+RELATE_IMAGES = {"irg", "dist"}  # whose loss of a batch is no mean over its images
+TEACHER = Context(
+    num_classes=6,
+    regions=(0, 1, 3, 4),
+    size=(32, 48),
+    channels={"mid": 16, "high": 32, "logits": 6},
+    grids={"mid": (4, 6), "high": (4, 6), "logits": (4, 6)},
+)
+STUDENT = Context(
+    num_classes=6,
+    regions=(0, 1, 3, 4),
+    size=(32, 48),
+    channels={"mid": 4, "high": 8, "logits": 6},
+    grids={"mid": (8, 12), "high": (8, 12), "logits": (32, 48)},
+)
 
-COARSE = Context(num_classes=6, regions=(0, 1, 3, 4), size=(32, 48), channels=STUDENT.channels,
-                 grids={"mid": (4, 6), "high": (2, 3), "logits": (2, 3)})
+COARSE = Context(
+    num_classes=6,
+    regions=(0, 1, 3, 4),
+    size=(32, 48),
+    channels=STUDENT.channels,
+    grids={"mid": (4, 6), "high": (2, 3), "logits": (2, 3)},
+)
 
 
 def required(cls, values):
@@ -67,8 +82,10 @@ def build(cls, type_name, keys, student=STUDENT):
 
 def network(context, seed, num_images=3) -> Output:
     generator = torch.Generator().manual_seed(seed)
-    maps = {name: torch.randn(num_images, context.channels[name], *context.grids[name], generator=generator)
-            for name in ("mid", "high", "logits")}
+    maps = {
+        name: torch.randn(num_images, context.channels[name], *context.grids[name], generator=generator)
+        for name in ("mid", "high", "logits")
+    }
     existence = torch.randn(num_images, 4, generator=generator)
     return Output(3 * maps.pop("logits"), {layer: map_BChw.relu() for layer, map_BChw in maps.items()}, existence)
 
@@ -86,8 +103,14 @@ def batch_of(loss, teacher, labels_BHW=None, inside=True) -> Batch:
         arrays = target.encode(target.compute(teacher, labels_BHW, TEACHER))
         rows[name] = target.decode({field: torch.from_numpy(array) for field, array in arrays.items()})
     images = torch.rand(len(labels_BHW), 3, *TEACHER.size, generator=torch.Generator().manual_seed(9)) * 255
-    return Batch(images_B3HW=images, labels_BHW=labels_BHW, inside_BHW=torch.full(labels_BHW.shape, inside),
-                 existence_BL=None, rows=rows, step=1000)
+    return Batch(
+        images_B3HW=images,
+        labels_BHW=labels_BHW,
+        inside_BHW=torch.full(labels_BHW.shape, inside),
+        existence_BL=None,
+        rows=rows,
+        step=1000,
+    )
 
 
 def leaves(output: Output):
@@ -119,8 +142,9 @@ def test_a_student_that_equals_the_teacher_loses_nothing_and_one_shown_another_i
         pytest.skip("self-distillation and learnt projections have no such zero")
     teacher = network(TEACHER, seed=0)
     equal = loss(teacher, batch_of(loss, teacher)).item()
-    turned = Output(teacher.logits.roll(1, 0), {layer: f.roll(1, 0) for layer, f in teacher.features.items()},
-                    teacher.existence.roll(1, 0))
+    turned = Output(
+        teacher.logits.roll(1, 0), {layer: f.roll(1, 0) for layer, f in teacher.features.items()}, teacher.existence.roll(1, 0)
+    )
     other = loss(teacher, batch_of(loss, turned)).item()
     assert other > 0 and abs(equal) < 1e-5 * other
 
@@ -135,9 +159,10 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_images(cls, type_name, keys, c
     together = loss(student, batch_of(loss, teacher)).item()
     alone = []
     for i in range(3):
-        theirs, mine = (Output(o.logits[i:i + 1], {layer: f[i:i + 1] for layer, f in o.features.items()},
-                               o.existence[i:i + 1])
-                        for o in (teacher, student))
+        theirs, mine = (
+            Output(o.logits[i : i + 1], {layer: f[i : i + 1] for layer, f in o.features.items()}, o.existence[i : i + 1])
+            for o in (teacher, student)
+        )
         alone.append(loss(mine, batch_of(loss, theirs, labels(1))).item())
     assert together == pytest.approx(sum(alone) / 3, rel=1e-5)
 

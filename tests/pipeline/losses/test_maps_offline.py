@@ -18,10 +18,20 @@ from pipeline.targets.base import Context
 from pipeline.teacher.parity import loss_error
 
 SIZE = (64, 96)
-TEACHER = Context(num_classes=5, regions=tuple(range(5)), size=SIZE, channels={"mid": 32, "high": 64, "logits": 5},
-                  grids={"mid": (8, 12), "high": (8, 12), "logits": (8, 12)})
-STUDENT = Context(num_classes=5, regions=tuple(range(5)), size=SIZE, channels={"mid": 8, "high": 16, "logits": 5},
-                  grids={"mid": (16, 24), "high": (8, 12), "logits": SIZE})
+TEACHER = Context(
+    num_classes=5,
+    regions=tuple(range(5)),
+    size=SIZE,
+    channels={"mid": 32, "high": 64, "logits": 5},
+    grids={"mid": (8, 12), "high": (8, 12), "logits": (8, 12)},
+)
+STUDENT = Context(
+    num_classes=5,
+    regions=tuple(range(5)),
+    size=SIZE,
+    channels={"mid": 8, "high": 16, "logits": 5},
+    grids={"mid": (16, 24), "high": (8, 12), "logits": SIZE},
+)
 
 CASES = {
     "at": ("attention", {"reduction": "mean"}, "attention", {"layer": "high"}),
@@ -62,8 +72,9 @@ def test_a_loss_from_stored_rows_is_the_loss_from_the_live_teacher(loss, keys, t
     stored = target.decode({name: torch.from_numpy(array) for name, array in target.encode(live).items()})
     inside_BHW = torch.ones(labels_BHW.shape, dtype=torch.bool)
     inside_BHW[:, 60:] = False
-    online = Batch(images_B3HW=torch.empty(0), labels_BHW=labels_BHW, inside_BHW=inside_BHW, existence_BL=None,
-                   rows={"read": live}, step=0)
+    online = Batch(
+        images_B3HW=torch.empty(0), labels_BHW=labels_BHW, inside_BHW=inside_BHW, existence_BL=None, rows={"read": live}, step=0
+    )
     student = network(STUDENT, 1)
     for leaf in (student.logits, *student.features.values()):
         leaf.requires_grad_()

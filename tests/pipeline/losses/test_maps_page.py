@@ -18,9 +18,13 @@ TERMS = [(entries["targets"], term) for entries in ENTRIES for terms in entries[
 
 def teacher(size, num_classes):
     grid = (size[0] // 8, size[1] // 8)
-    return Context(num_classes=num_classes, regions=tuple(range(num_classes)), size=size,
-                   grids={"mid": grid, "high": grid, "logits": grid},
-                   channels={"mid": 512, "high": 2048, "logits": num_classes})
+    return Context(
+        num_classes=num_classes,
+        regions=tuple(range(num_classes)),
+        size=size,
+        grids={"mid": grid, "high": grid, "logits": grid},
+        channels={"mid": 512, "high": 2048, "logits": num_classes},
+    )
 
 
 CONTEXTS = [teacher((208, 976), 5), teacher((512, 1024), 19), teacher((360, 480), 11)]

@@ -13,8 +13,9 @@ from pipeline.models.base import Output
 from pipeline.targets.base import Context
 from pipeline.training.step import Step
 
-CONTEXT = Context(num_classes=3, regions=(0, 1, 2), size=(24, 40), grids={"mid": (6, 10), "high": (3, 5)},
-                  channels={"mid": 4, "high": 7})
+CONTEXT = Context(
+    num_classes=3, regions=(0, 1, 2), size=(24, 40), grids={"mid": (6, 10), "high": (3, 5)}, channels={"mid": 4, "high": 7}
+)
 
 
 def loss_of(**keys):
@@ -24,14 +25,22 @@ def loss_of(**keys):
 def batch_of(inside_BHW=None, num_images=2):
     everywhere = torch.ones(num_images, *CONTEXT.size, dtype=torch.bool)
     labels_BHW = torch.zeros(everywhere.shape, dtype=torch.uint8)
-    return Batch(images_B3HW=torch.empty(0), labels_BHW=labels_BHW, existence_BL=None,
-                 inside_BHW=everywhere if inside_BHW is None else inside_BHW, rows={}, step=0)
+    return Batch(
+        images_B3HW=torch.empty(0),
+        labels_BHW=labels_BHW,
+        existence_BL=None,
+        inside_BHW=everywhere if inside_BHW is None else inside_BHW,
+        rows={},
+        step=0,
+    )
 
 
 def student(mid=(6, 10), high=(3, 5), seed=0):
     generator = torch.Generator().manual_seed(seed)
-    features = {"mid": torch.randn(2, 4, *mid, generator=generator).requires_grad_(),
-                "high": torch.randn(2, 7, *high, generator=generator).requires_grad_()}
+    features = {
+        "mid": torch.randn(2, 4, *mid, generator=generator).requires_grad_(),
+        "high": torch.randn(2, 7, *high, generator=generator).requires_grad_(),
+    }
     return Output(torch.empty(0), features)
 
 
@@ -71,7 +80,7 @@ def slow_sad(output, inside_Bhw, normalise, energy):
             values = slow_resize(energy_hw, (6, 10))[inside_hw]
             values = np.exp(values) if normalise == "softmax" else values
             maps.append(values / (values.sum() if normalise == "softmax" else math.hypot(*values)))
-        total += sum((a - b)**2 for a, b in zip(*maps))
+        total += sum((a - b) ** 2 for a, b in zip(*maps))
     return total / len(inside_Bhw)
 
 
@@ -117,9 +126,20 @@ def test_dead_huge_and_unseen_maps_keep_the_gradient_finite(normalise, scale, ev
 
 def trained(terms):
     """Weights of a small student after two steps."""
-    settings = Training(steps=4, batch=2, lr=0.1, momentum=0.9, weight_decay=1e-4, power=0.9, background_weight=1.0,
-                        existence_weight=0.0, fresh_views=False, precision="fp32", norm_every=1,
-                        photometric=Photometric(brightness=0, contrast=0, noise=0))
+    settings = Training(
+        steps=4,
+        batch=2,
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=1e-4,
+        power=0.9,
+        background_weight=1.0,
+        existence_weight=0.0,
+        fresh_views=False,
+        precision="fp32",
+        norm_every=1,
+        photometric=Photometric(brightness=0, contrast=0, noise=0),
+    )
     torch.manual_seed(0)
     model = Plugin(kind="models", name="erfnet", args={"width": 4}).build(num_classes=3, size=CONTEXT.size, lanes=0)
     step = Step(model, terms, [loss_of() for _ in terms], settings, torch.ones(3), seed=0)

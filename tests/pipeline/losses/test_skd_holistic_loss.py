@@ -18,7 +18,7 @@ CONTEXT = Context(num_classes=3, regions=(0, 1, 2), size=(40, 56), grids={"logit
 def loss_of(seed=0, **keys):
     torch.manual_seed(seed)
     loss = Loss(reads={"logits": Target()}, context=CONTEXT, student=CONTEXT, **{"width": 4, **keys})
-    with torch.no_grad():                                   # attention and biases that begin as nothing would hide
+    with torch.no_grad():  # attention and biases that begin as nothing would hide
         for parameter in loss.parameters():
             parameter += 0.1 * torch.randn(parameter.shape)
     return loss
@@ -26,9 +26,14 @@ def loss_of(seed=0, **keys):
 
 def batch_of(theirs_BKhw, inside_BHW=None, step=3):
     everywhere = torch.ones(len(theirs_BKhw), *CONTEXT.size, dtype=torch.bool)
-    return Batch(images_B3HW=torch.empty(0), labels_BHW=torch.full(everywhere.shape, 255, dtype=torch.uint8),
-                 existence_BL=None, inside_BHW=everywhere if inside_BHW is None else inside_BHW,
-                 rows={"logits": {"logits": theirs_BKhw}}, step=step)
+    return Batch(
+        images_B3HW=torch.empty(0),
+        labels_BHW=torch.full(everywhere.shape, 255, dtype=torch.uint8),
+        existence_BL=None,
+        inside_BHW=everywhere if inside_BHW is None else inside_BHW,
+        rows={"logits": {"logits": theirs_BKhw}},
+        step=step,
+    )
 
 
 def toy(grid=(5, 7), num_images=2, seed=0):
@@ -51,12 +56,17 @@ def slow_score(discriminator, logits_Khw):
     for number in range(3):
         weight, bias = state[f"convolutions.{number}.weight"], state[f"convolutions.{number}.bias"]
         padded, (_, h, w) = np.pad(x, ((0, 0), (1, 1), (1, 1))), x.shape
-        x = np.stack([[(weight * padded[:, i:i + 3, j:j + 3]).sum(axis=(1, 2, 3)) + bias for j in range(0, w, 2)]
-                      for i in range(0, h, 2)]).transpose(2, 0, 1)
+        x = np.stack(
+            [
+                [(weight * padded[:, i : i + 3, j : j + 3]).sum(axis=(1, 2, 3)) + bias for j in range(0, w, 2)]
+                for i in range(0, h, 2)
+            ]
+        ).transpose(2, 0, 1)
         x = np.where(x > 0, x, 0.1 * x)
     cells = x.reshape(len(x), -1).T
-    query, key, value = (cells @ state[f"{name}.weight"][:, :, 0, 0].T + state[f"{name}.bias"]
-                         for name in ("query", "key", "value"))
+    query, key, value = (
+        cells @ state[f"{name}.weight"][:, :, 0, 0].T + state[f"{name}.bias"] for name in ("query", "key", "value")
+    )
     scores = []
     for cell, own in zip(cells, query):
         weights = np.exp([own @ other for other in key])
@@ -71,7 +81,7 @@ def slow_slope(discriminator, logits_Khw, inside_hw):
         if inside_hw[i, j]:
             above, below = logits_Khw.copy(), logits_Khw.copy()
             above[k, i, j], below[k, i, j] = above[k, i, j] + 1e-5, below[k, i, j] - 1e-5
-            squares += ((slow_score(discriminator, above) - slow_score(discriminator, below)) / 2e-5)**2
+            squares += ((slow_score(discriminator, above) - slow_score(discriminator, below)) / 2e-5) ** 2
     return math.sqrt(inside_hw.sum() * squares)
 
 
@@ -88,7 +98,7 @@ def slow_halves(loss, mine_BKhw, theirs_BKhw, inside_Bhw, step):
         if loss.objective == "hinge":
             told = max(0, 1 + mine_score) + max(0, 1 - theirs_score)
         passing.append(-mine_score)
-        telling.append(told + loss.penalty * (slow_slope(discriminator, between, inside_hw) - 1)**2)
+        telling.append(told + loss.penalty * (slow_slope(discriminator, between, inside_hw) - 1) ** 2)
     return np.mean(passing), np.mean(telling)
 
 
@@ -134,7 +144,7 @@ def test_the_student_has_the_slope_of_passing_alone():
     for discriminator in (0.0, 5.0):
         loss = loss_of(discriminator=discriminator)
         value = loss(Output(mine_BKhw, {}), batch_of(theirs_BKhw, partly_outside()))
-        slope_BKhw, = torch.autograd.grad(value, mine_BKhw)
+        (slope_BKhw,) = torch.autograd.grad(value, mine_BKhw)
         inside_Bhw = partly_outside()[:, ::8, ::8]
         passing = -loss.discriminators[0](centred(mine_BKhw, inside_Bhw)).mean()
         torch.testing.assert_close(slope_BKhw, torch.autograd.grad(passing, mine_BKhw)[0])

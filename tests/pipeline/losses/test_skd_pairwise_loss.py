@@ -12,8 +12,7 @@ from pipeline.models.base import Output
 from pipeline.targets.base import Context
 from pipeline.targets.pairwise import Target
 
-CONTEXT = Context(num_classes=3, regions=(0, 1, 2), size=(40, 56), grids={"high": (5, 7), "logits": (5, 7)},
-                  channels={"high": 6})
+CONTEXT = Context(num_classes=3, regions=(0, 1, 2), size=(40, 56), grids={"high": (5, 7), "logits": (5, 7)}, channels={"high": 6})
 
 
 def output_of(features_BChw):
@@ -34,8 +33,14 @@ def inside(num_images=2):
 def loss(features_BChw, teacher_BChw, inside_BHW=None, **keys):
     target = Target(layer="high", **keys)
     inside_BHW = inside(len(features_BChw)) if inside_BHW is None else inside_BHW
-    batch = Batch(images_B3HW=torch.empty(0), labels_BHW=inside_BHW.to(torch.uint8), existence_BL=None,
-                  inside_BHW=inside_BHW, rows={"map": target.compute(output_of(teacher_BChw), None, CONTEXT)}, step=0)
+    batch = Batch(
+        images_B3HW=torch.empty(0),
+        labels_BHW=inside_BHW.to(torch.uint8),
+        existence_BL=None,
+        inside_BHW=inside_BHW,
+        rows={"map": target.compute(output_of(teacher_BChw), None, CONTEXT)},
+        step=0,
+    )
     return Loss(reads={"map": target}, context=CONTEXT, student=CONTEXT)(output_of(features_BChw), batch)
 
 
@@ -44,7 +49,7 @@ def slow_nodes(map_Chw, rows=3, columns=4):
     nodes = []
     for i, j in np.ndindex(rows, columns):
         down, right = math.ceil((i + 1) * h / rows), math.ceil((j + 1) * w / columns)
-        nodes.append(map_Chw[:, i * h // rows:down, j * w // columns:right].mean(axis=(1, 2)))
+        nodes.append(map_Chw[:, i * h // rows : down, j * w // columns : right].mean(axis=(1, 2)))
     return nodes
 
 
@@ -64,8 +69,7 @@ def slow_loss(features_Chw, teacher_Chw, inside_HW):
 @pytest.mark.parametrize("grid", [(5, 7), (10, 14)])
 def test_the_loss_equals_the_loops(keeps, grid):
     student_BChw, teacher_BChw = random_features(1, grid, channels=4), random_features(0)
-    found = [slow_loss(student_BChw[b].double().numpy(), teacher_BChw[b].double().numpy(), inside()[b].numpy())
-             for b in range(2)]
+    found = [slow_loss(student_BChw[b].double().numpy(), teacher_BChw[b].double().numpy(), inside()[b].numpy()) for b in range(2)]
     assert [nodes for _, nodes in found] == [8, 12]
     expected = (found[0][0] + found[1][0]) / 2
     assert loss(student_BChw, teacher_BChw, keeps=keeps).item() == pytest.approx(expected, rel=1e-5)
@@ -73,11 +77,16 @@ def test_the_loss_equals_the_loops(keeps, grid):
 
 def test_a_loss_worked_by_hand():
     """Two nodes: parallel for the student, at right angles for the teacher: two of the four pairs differ by 1."""
-    context = Context(num_classes=1, regions=(0,), size=(1, 2), grids={"high": (1, 2), "logits": (1, 2)},
-                      channels={"high": 2})
+    context = Context(num_classes=1, regions=(0,), size=(1, 2), grids={"high": (1, 2), "logits": (1, 2)}, channels={"high": 2})
     target, everywhere = Target(layer="high", patch=1), torch.ones(1, 1, 2, dtype=torch.bool)
-    batch = Batch(images_B3HW=torch.empty(0), labels_BHW=everywhere.to(torch.uint8), existence_BL=None,
-                  inside_BHW=everywhere, rows={"map": {"cosines": torch.zeros(1, 1)}}, step=0)
+    batch = Batch(
+        images_B3HW=torch.empty(0),
+        labels_BHW=everywhere.to(torch.uint8),
+        existence_BL=None,
+        inside_BHW=everywhere,
+        rows={"map": {"cosines": torch.zeros(1, 1)}},
+        step=0,
+    )
     student = output_of(torch.tensor([[[[1.0, 2.0]], [[1.0, 2.0]]]]))
     found = Loss(reads={"map": target}, context=context, student=context)(student, batch)
     assert found.item() == pytest.approx(0.5)

@@ -23,9 +23,14 @@ def batch_of(theirs_BKhw, inside_BHW=None, labels_BHW=None, size=CONTEXT.size, s
     """Unlabelled and wholly inside, unless told otherwise."""
     everywhere = torch.ones(len(theirs_BKhw), *size, dtype=torch.bool)
     labels_BHW = torch.full(everywhere.shape, 255, dtype=torch.uint8) if labels_BHW is None else labels_BHW
-    return Batch(images_B3HW=torch.empty(0), labels_BHW=labels_BHW, existence_BL=None,
-                 inside_BHW=everywhere if inside_BHW is None else inside_BHW,
-                 rows={"logits": {"logits": theirs_BKhw}}, step=step)
+    return Batch(
+        images_B3HW=torch.empty(0),
+        labels_BHW=labels_BHW,
+        existence_BL=None,
+        inside_BHW=everywhere if inside_BHW is None else inside_BHW,
+        rows={"logits": {"logits": theirs_BKhw}},
+        step=step,
+    )
 
 
 def toy(grid=(5, 7), seed=0):
@@ -66,7 +71,7 @@ def slow_means(map_hw, size):
     """The mean over all pixels that a cell touches."""
     (H, W), (h, w), out = map_hw.shape, size, np.zeros(size)
     for i, j in np.ndindex(h, w):
-        out[i, j] = map_hw[i * H // h:-(-(i + 1) * H // h), j * W // w:-(-(j + 1) * W // w)].mean()
+        out[i, j] = map_hw[i * H // h : -(-(i + 1) * H // h), j * W // w : -(-(j + 1) * W // w)].mean()
     return out
 
 

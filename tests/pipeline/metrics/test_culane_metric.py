@@ -19,7 +19,7 @@ def slow_curve(lane):
     if len(lane) == 2:
         return lane
     n = len(lane)
-    steps = [lane[i + 1] - lane[i] for i in range(n - 1)]               # float32
+    steps = [lane[i + 1] - lane[i] for i in range(n - 1)]  # float32
     h = [math.sqrt(float(x) ** 2 + float(y) ** 2) for x, y in steps]
     samples = np.zeros((50 * (n - 1) + 1, 2), np.float32)
     for axis in (0, 1):
@@ -53,8 +53,9 @@ def slow_mask(lane, width=30, size=FRAME):
 
 def slow_ious(truths, predictions, width=30, size=FRAME):
     ious = [[0.0] * len(predictions) for _ in truths]
-    true, predicted = ([slow_mask(lane, width, size) if len(lane) >= 2 else None for lane in lanes]
-                       for lanes in (truths, predictions))
+    true, predicted = (
+        [slow_mask(lane, width, size) if len(lane) >= 2 else None for lane in lanes] for lanes in (truths, predictions)
+    )
     for (i, a), (j, b) in itertools.product(enumerate(true), enumerate(predicted)):
         if a is not None and b is not None:
             shared = int((a * b).sum())
@@ -68,8 +69,8 @@ def slow_lines(probabilities, existence, size=(208, 976)):
     lanes = []
     for slot in range(4):
         levels = np.pad(np.trunc(probabilities[slot + 1] * np.float32(255)).astype(int), 4, mode="reflect")
-        sums = sum(levels[dy:dy + size[0], dx:dx + size[1]] for dy in range(9) for dx in range(9))
-        means = (2 * sums + 81) // 162                                  # sums / 81 to the nearest; 81 is odd: no ties
+        sums = sum(levels[dy : dy + size[0], dx : dx + size[1]] for dy in range(9) for dx in range(9))
+        means = (2 * sums + 81) // 162  # sums / 81 to the nearest; 81 is odd: no ties
         lane = []
         for i in range(1, 19):
             row = means[int(math.floor(208 - (i - 1) * 20 / 350 * 208 + 0.5)) - 1].tolist()
@@ -101,7 +102,7 @@ def frame_of(rng, kinds=("annotated", "annotated", "predicted", "two", "scribble
     predictions = [lane + np.float32([rng.normal(0, 8), 0]) for lane in truths if rng.random() < 0.8]
     predictions += [lane_of(rng, rng.choice(kinds)) for _ in range(rng.integers(0, 3))]
     if rng.random() < 0.3:
-        truths.append(np.zeros((int(rng.integers(0, 2)), 2), np.float32))       # a lane of no or one point
+        truths.append(np.zeros((int(rng.integers(0, 2)), 2), np.float32))  # a lane of no or one point
     return truths, predictions
 
 
@@ -159,9 +160,9 @@ def test_maps_become_the_points_of_the_rules():
         for slot in range(1, 5):
             for row in range(int(rng.integers(0, 120)), 208):
                 left = int(np.clip(180 * slot + (208 - row) * rng.normal(0, 0.02) * slot, 12, 950))
-                maps[slot, row, left - 9:left + 9] = rng.uniform(0.1, 1)
-        maps[4] *= 0.28 if trial == 3 else 1                            # around the threshold of 0.3
-        maps[1] = rng.random((208, 976))                                # maxima anywhere, also at the border
+                maps[slot, row, left - 9 : left + 9] = rng.uniform(0.1, 1)
+        maps[4] *= 0.28 if trial == 3 else 1  # around the threshold of 0.3
+        maps[1] = rng.random((208, 976))  # maxima anywhere, also at the border
         existence = [0.9, 0.51, 0.5, 0.7]
         fast = [lane.tolist() for lane in culane.probabilities_to_lines(maps, existence)]
         assert fast == slow_lines(maps, existence)
@@ -176,8 +177,10 @@ def test_points_worked_by_hand():
     assert lane.tolist() == [[102, y] for y in range(589, 248, -20)]
 
 
-@pytest.mark.parametrize("maps", [np.full((5, 208, 976), 200, np.uint8), np.full((5, 208, 976), 200.0), np.full((5, 8, 8), np.nan),
-                                  np.full((5, 8, 8), -1)])
+@pytest.mark.parametrize(
+    "maps",
+    [np.full((5, 208, 976), 200, np.uint8), np.full((5, 208, 976), 200.0), np.full((5, 8, 8), np.nan), np.full((5, 8, 8), -1)],
+)
 def test_maps_that_are_no_probabilities_are_refused(maps):
     with pytest.raises(DatasetError, match="probabilities from 0 to 1"):
         culane.probabilities_to_lines(maps, [1, 1, 1, 1])
@@ -191,19 +194,19 @@ def test_a_probability_is_cut_to_8_bits_and_must_exceed_three_tenths(value, kept
 
 def test_a_single_point_is_no_lane():
     maps = np.zeros((5, 208, 976), np.float32)
-    maps[1, 196:, 300:330] = 1                                          # seen by the rows 208 and 196, of 1..208
+    maps[1, 196:, 300:330] = 1  # seen by the rows 208 and 196, of 1..208
     assert len(culane.probabilities_to_lines(maps, [1, 1, 1, 1])[0]) == 2
     maps[1, 196:] = 0
-    maps[1, 203:, 300:330] = 1                                          # only by the lowest
+    maps[1, 203:, 300:330] = 1  # only by the lowest
     assert culane.probabilities_to_lines(maps, [1, 1, 1, 1]) == []
 
 
 def test_other_frames_have_a_point_every_20_px_below_the_cut():
     maps = np.ones((4, 60, 160), np.float32)
     (lane,) = culane.probabilities_to_lines(maps, [0, 1, 0, 0], frame=(200, 320), crop_top=80)
-    assert lane.tolist() == [[1, y] for y in (199, 179, 159, 139, 119, 99)]     # column 1 * 320 / 160 - 1
+    assert lane.tolist() == [[1, y] for y in (199, 179, 159, 139, 119, 99)]  # column 1 * 320 / 160 - 1
     (lane,) = culane.probabilities_to_lines(maps[:, :2], [0, 1, 0, 0], frame=(100, 160), crop_top=0)
-    assert lane[:, 1].tolist() == [99, 79, 59, 39]                      # map rows 2, 2, 1, 1; the next would be row 0
+    assert lane[:, 1].tolist() == [99, 79, 59, 39]  # map rows 2, 2, 1, 1; the next would be row 0
 
 
 # ---- curves and strokes
@@ -234,24 +237,27 @@ def test_strokes_equal_full_masks_and_leave_the_canvas_clean():
             assert not canvas.frame_HW.any()
             placed = np.zeros(size, bool)
             height, width_px = stroke.mask_hw.shape
-            placed[stroke.top:stroke.top + height, stroke.left:stroke.left + width_px] = stroke.mask_hw
+            placed[stroke.top : stroke.top + height, stroke.left : stroke.left + width_px] = stroke.mask_hw
             assert np.array_equal(placed, full.astype(bool)) and stroke.area == full.sum()
 
 
 def test_points_round_to_the_even_pixel():
     canvas = Canvas((60, 60), 1)
     stroke = canvas.stroke(np.array([[10.5, 20.5], [11.5, 20.5]], np.float32))
-    assert stroke.area == 3                                             # columns 10, 11, 12 of row 20
+    assert stroke.area == 3  # columns 10, 11, 12 of row 20
     assert canvas.stroke(np.array([[10.5, 20.5], [10.5, 20.5]], np.float32)).area == 1
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("lane", [
-    [[5, 5], [5, 5], [700, 300]],
-    [[5, 5], [5, 5], [5, 5], [700, 300]],
-    [[5, 5], [5, 5]],
-    [[5, 5], [5e9, 7], [9, 9]],
-])
+@pytest.mark.parametrize(
+    "lane",
+    [
+        [[5, 5], [5, 5], [700, 300]],
+        [[5, 5], [5, 5], [5, 5], [700, 300]],
+        [[5, 5], [5, 5]],
+        [[5, 5], [5e9, 7], [9, 9]],
+    ],
+)
 def test_a_lane_that_repeats_a_point_or_runs_far_away_is_drawn_without_complaint(lane):
     canvas = Canvas(FRAME, 30)
     canvas.stroke(curve(np.array(lane, np.float32)))
@@ -305,16 +311,19 @@ def test_an_assignment_is_the_best_up_to_the_tolerance():
         assert best - 0.01 * len(small) <= sum(scores[i, j] for i, j in enumerate(partner) if j >= 0) <= best + 1e-12
 
 
-@pytest.mark.parametrize("scores, partner", [
-    ([[0.495, 0.504]], [0]),                            # 0.009 below the best: as good, and it comes first
-    ([[0.49, 0.504]], [1]),
-    ([[0.0, 0.0], [0.0, 0.0]], [1, 0]),                 # all tight: the second node takes 0, the first moves on
-    ([[0.8, 0.6], [0.7, 0.1]], [1, 0]),                 # 0.6 + 0.7 > 0.8 + 0.1
-    ([[0.3], [0.304], [0.1]], [0, -1, -1]),             # columns are the smaller side
-    ([[0.9, 0.1], [math.nan, math.nan]], [0, -1]),
-    ([[math.nan, math.nan], [0.9, 0.1]], [-1, -1]),     # the search ends at the node that nothing fits
-    ([[math.nan, 0.2], [0.9, 0.1]], [1, 0]),
-])
+@pytest.mark.parametrize(
+    "scores, partner",
+    [
+        ([[0.495, 0.504]], [0]),  # 0.009 below the best: as good, and it comes first
+        ([[0.49, 0.504]], [1]),
+        ([[0.0, 0.0], [0.0, 0.0]], [1, 0]),  # all tight: the second node takes 0, the first moves on
+        ([[0.8, 0.6], [0.7, 0.1]], [1, 0]),  # 0.6 + 0.7 > 0.8 + 0.1
+        ([[0.3], [0.304], [0.1]], [0, -1, -1]),  # columns are the smaller side
+        ([[0.9, 0.1], [math.nan, math.nan]], [0, -1]),
+        ([[math.nan, math.nan], [0.9, 0.1]], [-1, -1]),  # the search ends at the node that nothing fits
+        ([[math.nan, 0.2], [0.9, 0.1]], [1, 0]),
+    ],
+)
 def test_ties_fall_as_in_the_search_order(scores, partner):
     assert assign(scores) == partner
 
@@ -334,14 +343,14 @@ def test_vertical_lanes_worked_by_hand(tmp_path):
     assert total["f1"] == pytest.approx(0.4, abs=1e-15)
     assert culane.score(predicted, truth, lists, iou=0.3, workers=1)["total"]["tp"] == 2
     exactly = culane.score(predicted, truth, lists, iou=21 / 41, workers=1)["total"]
-    assert exactly["tp"] == 0 and exactly["f1"] == 0                    # above the threshold, not at it
+    assert exactly["tp"] == 0 and exactly["f1"] == 0  # above the threshold, not at it
 
 
 def test_categories_crossroads_missing_files_and_the_total(tmp_path):
     rng = np.random.default_rng(6)
     kinds = ("annotated",)
     frames = {f"drive/{k:05d}.lines.txt": frame_of(rng, kinds) for k in range(30)}
-    for k in range(20, 30):                                             # crossroads: no true lane
+    for k in range(20, 30):  # crossroads: no true lane
         name = f"drive/{k:05d}.lines.txt"
         frames[name] = [], frames[name][1]
     truth = folder_of(tmp_path / "truth", {name: truths for name, (truths, _) in frames.items()})
@@ -380,7 +389,7 @@ def test_categories_crossroads_missing_files_and_the_total(tmp_path):
 
 def test_processes_count_the_same(tmp_path):
     rng = np.random.default_rng(8)
-    frames = {f"{k}.lines.txt": frame_of(rng, ("annotated",)) for k in range(150)}      # three tasks
+    frames = {f"{k}.lines.txt": frame_of(rng, ("annotated",)) for k in range(150)}  # three tasks
     truth = folder_of(tmp_path / "truth", {name: truths for name, (truths, _) in frames.items()})
     predicted = folder_of(tmp_path / "predicted", {name: lanes for name, (_, lanes) in frames.items()})
     lists = {"a": list_of(tmp_path / "a.txt", list(frames)[:100]), "b": list_of(tmp_path / "b.txt", list(frames)[100:])}
@@ -396,12 +405,15 @@ def test_truth_scored_against_itself_is_perfect(tmp_path):
     assert result["total"]["f1"] == 1 and result["total"]["tp"] == 12 and result["missing"] == 0
 
 
-@pytest.mark.parametrize("counts, ratios", [
-    ((3, 1, 2), (3 / 4, 3 / 5, 2 / 3)),
-    ((0, 4, 5), (0, 0, 0)),
-    ((0, 0, 5), (-1, 0, 0)),
-    ((0, 0, 0), (-1, -1, None)),
-])
+@pytest.mark.parametrize(
+    "counts, ratios",
+    [
+        ((3, 1, 2), (3 / 4, 3 / 5, 2 / 3)),
+        ((0, 4, 5), (0, 0, 0)),
+        ((0, 0, 5), (-1, 0, 0)),
+        ((0, 0, 0), (-1, -1, None)),
+    ],
+)
 def test_ratios_of_counts(counts, ratios):
     result = culane.ratios(*counts)
     assert (result["precision"], result["recall"], result["f1"]) == pytest.approx(ratios, abs=1e-15)
@@ -427,6 +439,7 @@ def test_what_is_not_there_is_an_error_that_names_it(tmp_path):
 @pytest.fixture
 def one_frame(tmp_path):
     """A function that scores one frame: `truth` and `found` are the bytes of its files, `list` those of the list."""
+
     def run(truth=b"300 590 310 300\n", found=b"300 590 310 300\n", frames=b"a.jpg\n", **options):
         for folder, content in (("truth", truth), ("found", found)):
             (tmp_path / folder).mkdir(exist_ok=True)
@@ -444,45 +457,54 @@ def test_lanes_in_order_are_scored_without_a_word(one_frame, capfd):
     assert one_frame()["total"]["f1"] == 1 and "Warning" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("found, word", [
-    (b"300,590 310,300\n", "line 1 is not read from '300,590 310,300' on; as in the official program"),
-    (b"300 590 310 300\n[[300, 590], [310, 300]]\n", "line 2 is not read from '[[300"),
-    ("300 590 310 300\n".encode("utf-16"), "line 1 is not read from "),
-    (b"300 590 310\n", "line 1 is not read from '310' on"),
-    (b"300 590 x\n400 590 y\n500 590 z\n", "and so are 2 other lines; as in the official program"),
-    (b"300 590 300 590 310 300\n", "line 1 repeats a point; the official program draws only pieces"),
-])
+@pytest.mark.parametrize(
+    "found, word",
+    [
+        (b"300,590 310,300\n", "line 1 is not read from '300,590 310,300' on; as in the official program"),
+        (b"300 590 310 300\n[[300, 590], [310, 300]]\n", "line 2 is not read from '[[300"),
+        ("300 590 310 300\n".encode("utf-16"), "line 1 is not read from "),
+        (b"300 590 310\n", "line 1 is not read from '310' on"),
+        (b"300 590 x\n400 590 y\n500 590 z\n", "and so are 2 other lines; as in the official program"),
+        (b"300 590 300 590 310 300\n", "line 1 repeats a point; the official program draws only pieces"),
+    ],
+)
 def test_lines_that_are_not_read_or_drawn_as_meant_are_told(one_frame, capfd, found, word):
     one_frame(found=found)
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith("Warning: ") and word in said[0] and "found/a.lines.txt" in said[0]
 
 
-@pytest.mark.parametrize("truth, size, word", [
-    (b"300 719 310 300\n", FRAME, "a true lane down to y = 719, below frames of 590 rows; give the size of your frames"),
-    (b"300 235 310 100\n", FRAME, "no true lane reaches the lower half of frames of 590 rows, the lowest point is at y = 235"),
-    (b"300 719 310 300\n", (720, 1280), None),
-    (b"", FRAME, None),
-])
+@pytest.mark.parametrize(
+    "truth, size, word",
+    [
+        (b"300 719 310 300\n", FRAME, "a true lane down to y = 719, below frames of 590 rows; give the size of your frames"),
+        (b"300 235 310 100\n", FRAME, "no true lane reaches the lower half of frames of 590 rows, the lowest point is at y = 235"),
+        (b"300 719 310 300\n", (720, 1280), None),
+        (b"", FRAME, None),
+    ],
+)
 def test_lanes_of_frames_of_another_size_are_told(one_frame, capfd, truth, size, word):
     one_frame(truth=truth, size=size)
     said = capfd.readouterr().err.splitlines()
     assert said == [] if word is None else len(said) == 1 and word in said[0] and "--size HEIGHT WIDTH" in said[0]
 
 
-@pytest.mark.parametrize("wrong, error, word", [
-    (dict(iou=math.nan), ConfigError, "iou: expected thresholds from 0 to 1, got nan"),
-    (dict(iou=1.5), ConfigError, "got 1.5"),
-    (dict(width=0), ConfigError, "width: expected 1 to 32767"),
-    (dict(width=32768), ConfigError, "width: expected 1 to 32767"),
-    (dict(size=(-1, 5)), ConfigError, "size: expected a height and a width from 1 to 16384"),
-    (dict(size=(500_000, 500_000)), ConfigError, "got 500000 and 500000"),
-    (dict(frames=b"caf\xe9.jpg\n"), DatasetError, "is not UTF-8 text"),
-    (dict(frames=b"a\0.jpg\n"), DatasetError, "has a NUL"),
-    (dict(frames=b"a" * 5000), DatasetError, "cannot be read"),
-    (dict(truth=None), DatasetError, "truth/a.lines.txt: cannot be read"),
-    (dict(found=None), DatasetError, "found/a.lines.txt: cannot be read"),
-])
+@pytest.mark.parametrize(
+    "wrong, error, word",
+    [
+        (dict(iou=math.nan), ConfigError, "iou: expected thresholds from 0 to 1, got nan"),
+        (dict(iou=1.5), ConfigError, "got 1.5"),
+        (dict(width=0), ConfigError, "width: expected 1 to 32767"),
+        (dict(width=32768), ConfigError, "width: expected 1 to 32767"),
+        (dict(size=(-1, 5)), ConfigError, "size: expected a height and a width from 1 to 16384"),
+        (dict(size=(500_000, 500_000)), ConfigError, "got 500000 and 500000"),
+        (dict(frames=b"caf\xe9.jpg\n"), DatasetError, "is not UTF-8 text"),
+        (dict(frames=b"a\0.jpg\n"), DatasetError, "has a NUL"),
+        (dict(frames=b"a" * 5000), DatasetError, "cannot be read"),
+        (dict(truth=None), DatasetError, "truth/a.lines.txt: cannot be read"),
+        (dict(found=None), DatasetError, "found/a.lines.txt: cannot be read"),
+    ],
+)
 def test_what_cannot_be_is_refused_in_one_line(one_frame, wrong, error, word):
     with pytest.raises(error, match=word) as raised:
         one_frame(**wrong)

@@ -18,7 +18,7 @@ import pytest
 GOLDEN = Path(__file__).parents[2] / "golden" / "strokes-opencv-4.npz"
 SIZES = [(590, 1640), (120, 200), (37, 61)]
 WIDTHS = [30, 30, 30, 1, 2, 3, 7, 12, 31, 60, 150]
-LEAST = -2**31
+LEAST = -(2**31)
 
 
 def polylines(seed: int, count: int) -> list[tuple[tuple[int, int], int, np.ndarray]]:
@@ -34,8 +34,10 @@ def polylines(seed: int, count: int) -> list[tuple[tuple[int, int], int, np.ndar
             lambda: rng.integers(-4, 5, (8 * n, 2)).cumsum(axis=0) + rng.integers((-20, -20), (w + 20, h + 20)),
             lambda: rng.integers((0, 0), (w, h), (n, 2)).repeat(rng.integers(1, 3, n), axis=0),
             lambda: rng.integers(-20000, 20000, (n, 2)),
-            lambda: np.stack([rng.choice([0, -1, w - 1, w, 5, w // 2, -14, w + 15], n),
-                              rng.choice([0, -1, h - 1, h, h // 2, -16, h + 14], n)], axis=1),
+            lambda: np.stack(
+                [rng.choice([0, -1, w - 1, w, 5, w // 2, -14, w + 15], n), rng.choice([0, -1, h - 1, h, h // 2, -16, h + 14], n)],
+                axis=1,
+            ),
             lambda: np.array([[LEAST, LEAST], rng.integers((-50, -50), (w + 50, h + 50))]),
             lambda: np.array([rng.integers((-50, -50), (w + 50, h + 50)), (rng.integers(LEAST, 2**31), rng.integers(-50, 2**31))]),
         ][k % 9]()
@@ -52,6 +54,7 @@ def by_opencv(size, width, points) -> np.ndarray:
 
 def by_rule(size, width, points) -> np.ndarray:
     from pipeline.metrics._drawing import draw
+
     frame = np.zeros(size, np.uint8)
     draw(frame, points[:-1], points[1:], width)
     return frame
@@ -59,11 +62,12 @@ def by_rule(size, width, points) -> np.ndarray:
 
 def by_canvas(size, width, points) -> np.ndarray:
     from pipeline.metrics._strokes import Canvas
+
     canvas, frame = Canvas(size, width), np.zeros(size, np.uint8)
     stroke = canvas.stroke(points.astype(np.float64))
     assert not canvas.frame_HW.any() and stroke.area == stroke.mask_hw.sum()
     height, length = stroke.mask_hw.shape
-    frame[stroke.top:stroke.top + height, stroke.left:stroke.left + length] = stroke.mask_hw
+    frame[stroke.top : stroke.top + height, stroke.left : stroke.left + length] = stroke.mask_hw
     return frame
 
 
@@ -76,9 +80,15 @@ def digests(draw, cases) -> np.ndarray:
 def write(path: str, seed: int, count: int) -> None:
     cases = polylines(seed, count)
     sizes, widths, points = zip(*cases)
-    np.savez_compressed(path, sizes=np.array(sizes, np.int16), widths=np.array(widths, np.int16), digests=digests(by_opencv, cases),
-                        counts=np.array([len(p) for p in points], np.int16), points=np.concatenate(points).astype(np.int32),
-                        opencv=cv2.__version__)
+    np.savez_compressed(
+        path,
+        sizes=np.array(sizes, np.int16),
+        widths=np.array(widths, np.int16),
+        digests=digests(by_opencv, cases),
+        counts=np.array([len(p) for p in points], np.int16),
+        points=np.concatenate(points).astype(np.int32),
+        opencv=cv2.__version__,
+    )
 
 
 def read(path: Path) -> tuple[list, np.ndarray, str]:

@@ -71,9 +71,9 @@ def test_a_case_worked_by_hand():
 
 def test_a_hard_mask_scores_nearly_its_recall():
     truth = np.zeros((20, 50), bool)
-    truth[:2] = True                                    # 100 true pixels
+    truth[:2] = True  # 100 true pixels
     hard = np.zeros((20, 50), np.uint8)
-    hard[1:6] = 255                                     # 250 predicted, 50 of them true: r = 1/2, p = 1/5
+    hard[1:6] = 255  # 250 predicted, 50 of them true: r = 1/2, p = 1/5
     assert llamas.curve(hard, truth).auc == pytest.approx(0.5 + 0.5 * 0.2, abs=1e-15)
 
 
@@ -91,8 +91,9 @@ def test_the_published_ap_of_enet_sad_gives_its_published_map():
 def test_a_folder_scores_as_the_mean_over_its_images(tmp_path):
     names = ["run-a/1_1", "run-a/1_2", "run-b/7_0"]
     labels = written(tmp_path, np.random.default_rng(1), names)
-    slow = [[slow_curve(llamas.read_map(llamas.map_path(tmp_path, name, c)), labels[name] == c) for c in range(5)]
-            for name in names]
+    slow = [
+        [slow_curve(llamas.read_map(llamas.map_path(tmp_path, name, c)), labels[name] == c) for c in range(5)] for name in names
+    ]
     for label in (labels, labels.get):
         result = llamas.score(tmp_path, names, label, workers=2)
         for c, class_name in enumerate(("background", "l1", "l0", "r0", "r1")):
@@ -125,7 +126,7 @@ def test_a_missing_damaged_or_unfit_map_is_an_error_that_names_it(tmp_path):
 
     path.unlink()
     assert "no such file" in message()
-    path.write_bytes(good[:len(good) // 2])
+    path.write_bytes(good[: len(good) // 2])
     assert "cannot be read" in message()
     path.write_text("no picture")
     assert "cannot be read" in message()

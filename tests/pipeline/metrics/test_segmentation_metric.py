@@ -7,10 +7,19 @@ from pipeline.metrics.segmentation import MOST_PIXELS, Confusion
 
 APOLLOSCAPE_EVALUATED = (0, 200, 204, 209, 201, 203, 217, 210, 214, 220, 221, 222, 224, 225, 226, 205, 227, 250)
 APOLLOSCAPE_CATEGORIES = {
-    "void": (0,), "dividing": (200, 204, 213, 209, 206, 207), "guiding": (201, 203, 211, 208),
-    "stopping": (216, 217, 215), "chevron": (218, 219), "parking": (210, 232), "zebra": (214,),
-    "thru/turn": (202, 220, 221, 222, 231, 224, 225, 226, 230, 228, 229, 233), "reduction": (205,),
-    "attention": (212,), "no parking": (227,), "others": (223, 250), "ignored": (249, 255),
+    "void": (0,),
+    "dividing": (200, 204, 213, 209, 206, 207),
+    "guiding": (201, 203, 211, 208),
+    "stopping": (216, 217, 215),
+    "chevron": (218, 219),
+    "parking": (210, 232),
+    "zebra": (214,),
+    "thru/turn": (202, 220, 221, 222, 231, 224, 225, 226, 230, 228, 229, 233),
+    "reduction": (205,),
+    "attention": (212,),
+    "no parking": (227,),
+    "others": (223, 250),
+    "ignored": (249, 255),
 }
 
 
@@ -53,13 +62,13 @@ def test_train_ids_equal_walking_over_all_pixels():
     slow = slow_ious(pairs, range(7), [[c] for c in range(7)])
     assert np.array_equal(confusion.iou(), slow, equal_nan=True)
     assert confusion.mean_iou() == slow_mean(slow)
-    assert slow[4] == 0 and slow[5] == 0 and math.isnan(slow[6])        # predicted never true; true never hit; absent
+    assert slow[4] == 0 and slow[5] == 0 and math.isnan(slow[6])  # predicted never true; true never hit; absent
 
 
 def test_apolloscape_ids_and_categories_equal_walking_over_all_pixels():
     rng = np.random.default_rng(1)
     ids = [value for members in APOLLOSCAPE_CATEGORIES.values() for value in members]
-    pairs = pairs_of(rng, ids, ids + [1, 77])                           # 1 and 77 are no ids at all
+    pairs = pairs_of(rng, ids, ids + [1, 77])  # 1 and 77 are no ids at all
     pairs = [(truth, np.where(rng.random(truth.shape) < 0.6, truth, prediction)) for truth, prediction in pairs]
     confusion = counted(pairs, Confusion(evaluated=APOLLOSCAPE_EVALUATED))
     slow = slow_ious(pairs, APOLLOSCAPE_EVALUATED, [[value] for value in APOLLOSCAPE_EVALUATED])
@@ -108,7 +117,7 @@ def test_merging_equals_counting_in_one_place():
 
 
 def test_a_picture_larger_than_float32_can_count_is_exact():
-    truth = np.ones((4099, 4097), np.uint8)                             # 2**24 + 16,787 pixels
+    truth = np.ones((4099, 4097), np.uint8)  # 2**24 + 16,787 pixels
     assert truth.size > MOST_PIXELS
     confusion = Confusion(2)
     confusion.add(truth, truth)

@@ -13,10 +13,21 @@ from pipeline.models.base import shapes
 from pipeline.teacher import cache
 
 SIZE = (64, 96)
-PLAIN = dict(factory="toy_networks:plain", arguments={"classes": 5}, layers={"mid": "early", "high": "late"}, logits="output:out",
-             mean=(120.0, 110.0, 100.0), std=(60.0, 50.0, 40.0))
-TOKENS = PLAIN | dict(factory="toy_networks:Tokens", arguments={"width": 8}, logits=None, prefix_tokens=2,
-                      layers={"mid": "patches", "high": "output:tokens"})
+PLAIN = dict(
+    factory="toy_networks:plain",
+    arguments={"classes": 5},
+    layers={"mid": "early", "high": "late"},
+    logits="output:out",
+    mean=(120.0, 110.0, 100.0),
+    std=(60.0, 50.0, 40.0),
+)
+TOKENS = PLAIN | dict(
+    factory="toy_networks:Tokens",
+    arguments={"width": 8},
+    logits=None,
+    prefix_tokens=2,
+    layers={"mid": "patches", "high": "output:tokens"},
+)
 
 
 def adapter(keywords, **others):
@@ -36,7 +47,7 @@ def test_layers_and_logits_are_those_of_the_network_itself():
         output = model(images())
         early = network.early(network.stem(shown))
         assert torch.equal(output.logits, network(shown)["out"])
-    assert torch.equal(output.features["mid"], early) and (early < 0).any()         # as it was before the ReLU in place
+    assert torch.equal(output.features["mid"], early) and (early < 0).any()  # as it was before the ReLU in place
     assert output.features["mid"].shape == (2, 8, 16, 24) and output.features["high"].shape == (2, 16, 8, 12)
     assert output.logits.shape == (2, 5, 16, 24)
 
@@ -96,17 +107,20 @@ def test_a_checkpoint_of_the_network_fits_as_it_is_and_keeps_its_digest(tmp_path
     assert torch.equal(fresh.network.early.weight, network.early.weight)
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"factory": "toy_networks"}, "module:function"),
-    ({"factory": "no_such_package:net"}, r"no_such_package can't be imported.*\[hub\]"),
-    ({"factory": "toy_networks:none"}, "has no 'none'"),
-    ({"factory": "toy_networks:no_network", "arguments": {}}, "gives a int"),
-    ({"arguments": {"klasses": 5}}, "toy_networks:plain.*klasses.*correct 'arguments'"),
-    ({"arguments": {"classes": 7}}, "7 classes, the dataset has 5"),
-    ({"layers": {"mid": "erly", "high": "late"}}, "no submodule 'erly'.*stem, early, late"),
-    ({"logits": "output:aux"}, "logits: there is no tensor 'aux'"),
-    ({"layers": {"mid": "early"}, "logits": "linear"}, "'high'"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"factory": "toy_networks"}, "module:function"),
+        ({"factory": "no_such_package:net"}, r"no_such_package can't be imported.*\[hub\]"),
+        ({"factory": "toy_networks:none"}, "has no 'none'"),
+        ({"factory": "toy_networks:no_network", "arguments": {}}, "gives a int"),
+        ({"arguments": {"klasses": 5}}, "toy_networks:plain.*klasses.*correct 'arguments'"),
+        ({"arguments": {"classes": 7}}, "7 classes, the dataset has 5"),
+        ({"layers": {"mid": "erly", "high": "late"}}, "no submodule 'erly'.*stem, early, late"),
+        ({"logits": "output:aux"}, "logits: there is no tensor 'aux'"),
+        ({"layers": {"mid": "early"}, "logits": "linear"}, "'high'"),
+    ],
+)
 def test_what_does_not_fit_is_refused_in_one_line(change, words):
     with pytest.raises(ConfigError, match=words) as refused:
         adapter(PLAIN | change)(images())
@@ -132,11 +146,15 @@ def test_identity_names_factory_arguments_layers_and_the_packages_release(experi
 def test_a_teacher_without_logits_serves_features_and_refuses_targets_made_from_logits(experiment):
     cfg = experiment.load()
     context = cache.context(config.plugin("models", "adapter", TOKENS), cfg.dataset.build(), SIZE)
-    served = {"graph": config.plugin("targets", "affinity", {"layer": "high"}),
-              "map": config.plugin("targets", "attention", {"layer": "mid"})}
+    served = {
+        "graph": config.plugin("targets", "affinity", {"layer": "high"}),
+        "map": config.plugin("targets", "attention", {"layer": "mid"}),
+    }
     assert set(cache.target_passes(served, context)) == {"graph", "map"}
-    for refused in (config.plugin("targets", "logits", {}),
-                    config.plugin("targets", "affinity", {"layer": "high", "regions": "both"})):
+    for refused in (
+        config.plugin("targets", "logits", {}),
+        config.plugin("targets", "affinity", {"layer": "high", "regions": "both"}),
+    ):
         with pytest.raises(ConfigError, match="targets.odd: is made from logits, and this teacher has none"):
             cache.target_passes({"odd": refused}, context)
 
@@ -153,8 +171,10 @@ def test_a_network_of_bgr_pictures_sees_them_in_its_order_less_its_mean():
 
 
 def test_logits_trained_with_aligned_corners_are_upsampled_so():
-    keys = PLAIN | dict(factory="toy_networks:Corners", arguments={}, layers={"high": "late"}, logits="output", mean=(0, 0, 0), std=(1, 1, 1))
-    steps_HW = torch.arange(64.0)[:, None] + 3 * torch.arange(96.0)         # which any two grids with the same corners agree about
+    keys = PLAIN | dict(
+        factory="toy_networks:Corners", arguments={}, layers={"high": "late"}, logits="output", mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    steps_HW = torch.arange(64.0)[:, None] + 3 * torch.arange(96.0)  # which any two grids with the same corners agree about
     shown = steps_HW.expand(1, 3, *SIZE)
     with torch.no_grad():
         aligned = Model(3, size=SIZE, **keys, align_corners=True).eval()(shown).logits
@@ -162,7 +182,7 @@ def test_logits_trained_with_aligned_corners_are_upsampled_so():
     torch.testing.assert_close(aligned, shown, rtol=1e-4, atol=1e-3)
     assert plain.shape[-2:] == (5, 7)
     apart = (F.interpolate(plain, SIZE, mode="bilinear", align_corners=False) - shown).abs().max()
-    assert apart > 10                                                       # what reading them without costs at the borders
+    assert apart > 10  # what reading them without costs at the borders
     with pytest.raises(ConfigError, match="align_corners: is about logits of the network's own, and 'logits' is linear"):
         adapter(PLAIN, logits="linear", align_corners=True)
 
@@ -189,21 +209,51 @@ def test_a_factory_with_weights_of_its_own_is_asked_for_its_shapes_without_warni
 # --- networks of a library ------------------------------------------------------------------------------------------------
 
 SEGFORMER = PLAIN | dict(
-    factory="transformers:SegformerForSemanticSegmentation", logits="output",
-    arguments={"config": {"factory": "transformers:SegformerConfig", "arguments": {
-        "num_labels": 5, "depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32], "num_attention_heads": [1, 1, 2, 2],
-        "decoder_hidden_size": 16}}},
-    call={"output_hidden_states": True}, layers={"mid": "output:hidden_states.1", "high": "output:hidden_states.3"})
+    factory="transformers:SegformerForSemanticSegmentation",
+    logits="output",
+    arguments={
+        "config": {
+            "factory": "transformers:SegformerConfig",
+            "arguments": {
+                "num_labels": 5,
+                "depths": [1, 1, 1, 1],
+                "hidden_sizes": [8, 16, 24, 32],
+                "num_attention_heads": [1, 1, 2, 2],
+                "decoder_hidden_size": 16,
+            },
+        }
+    },
+    call={"output_hidden_states": True},
+    layers={"mid": "output:hidden_states.1", "high": "output:hidden_states.3"},
+)
 DINO = PLAIN | dict(
-    factory="transformers:Dinov2WithRegistersModel", logits="linear", prefix_tokens=3, input_size=[70, 98], multiple=14,
-    arguments={"config": {"factory": "transformers:Dinov2WithRegistersConfig", "arguments": {
-        "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_register_tokens": 2, "image_size": 70,
-        "patch_size": 14}}},
-    layers={"mid": "encoder.layer.0", "high": "layernorm"})
+    factory="transformers:Dinov2WithRegistersModel",
+    logits="linear",
+    prefix_tokens=3,
+    input_size=[70, 98],
+    multiple=14,
+    arguments={
+        "config": {
+            "factory": "transformers:Dinov2WithRegistersConfig",
+            "arguments": {
+                "hidden_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_register_tokens": 2,
+                "image_size": 70,
+                "patch_size": 14,
+            },
+        }
+    },
+    layers={"mid": "encoder.layer.0", "high": "layernorm"},
+)
 
 
-@pytest.mark.parametrize("keywords, grids", [(SEGFORMER, {"mid": (8, 12), "high": (2, 3), "logits": (16, 24)}),
-                                             (DINO, {"mid": (5, 7), "high": (5, 7), "logits": (5, 7)})], ids=["segformer", "dinov2"])
+@pytest.mark.parametrize(
+    "keywords, grids",
+    [(SEGFORMER, {"mid": (8, 12), "high": (2, 3), "logits": (16, 24)}), (DINO, {"mid": (5, 7), "high": (5, 7), "logits": (5, 7)})],
+    ids=["segformer", "dinov2"],
+)
 def test_a_network_of_transformers_answers_in_maps(keywords, grids):
     pytest.importorskip("transformers")
     model = adapter(keywords, lanes=4 if keywords is DINO else 0)
@@ -215,7 +265,8 @@ def test_a_network_of_transformers_answers_in_maps(keywords, grids):
     torch.testing.assert_close(alone.logits, output.logits[:1], rtol=1e-4, atol=1e-4)
     expected = shapes(lambda: Model(5, size=SIZE, **keywords), SIZE)
     assert {role: found.shape[1:] for role, found in expected.features.items()} == {
-        role: found.shape[1:] for role, found in output.features.items()}
+        role: found.shape[1:] for role, found in output.features.items()
+    }
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         assert model(images()).logits.isfinite().all()
     if keywords is DINO:

@@ -42,7 +42,7 @@ def test_stages_2_and_3_repeat_the_published_pattern():
 
 def test_unpooling_equals_torchs():
     x = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
-    x[:, :, :4] = 0                                     # ties: the first of equal maxima counts
+    x[:, :, :4] = 0  # ties: the first of equal maxima counts
     pooled, places = F.max_pool2d(x, 2, return_indices=True)
     values = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1))
     assert torch.equal(unpool(values, places), F.max_unpool2d(values, places, 2))
@@ -65,7 +65,7 @@ def test_a_bottleneck_reduces_filters_and_expands():
     with torch.no_grad():
         y = x
         for (convolution, norm, *_), padding, relu in zip(block.branch[:3], (0, 1, 0), (True, True, False)):
-            y = F.conv2d(y, convolution.weight, padding=padding) / (1 + norm.eps) ** 0.5     # a fresh norm
+            y = F.conv2d(y, convolution.weight, padding=padding) / (1 + norm.eps) ** 0.5  # a fresh norm
             y = y.clamp(min=0) if relu else y
         torch.testing.assert_close(block(x), (x + y).clamp(min=0))
     assert block.branch[0][0].out_channels == 4

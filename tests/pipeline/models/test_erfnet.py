@@ -36,8 +36,9 @@ def slow_convolution(x, weight, bias, stride=1, padding=(0, 0), dilation=(1, 1))
 
 
 def slow_norm(x, bn):
-    mean, var, weight, bias = (value.detach().numpy()[:, None, None]
-                               for value in (bn.running_mean, bn.running_var, bn.weight, bn.bias))
+    mean, var, weight, bias = (
+        value.detach().numpy()[:, None, None] for value in (bn.running_mean, bn.running_var, bn.weight, bn.bias)
+    )
     return (x - mean) / np.sqrt(var + 1e-3) * weight + bias
 
 
@@ -103,11 +104,11 @@ def test_a_downsampler_equals_loops_over_pixels():
 
 def test_an_upsampler_spreads_each_pixel_over_its_kernel():
     module, x = block(Upsampler(2, 3)), np.random.default_rng(0).normal(size=(2, 3, 4))
-    weight, bias = parts(module[0])                 # [in, out, 3, 3]
-    spread = np.zeros((3, 8, 10))                   # a border of 1 before and after
+    weight, bias = parts(module[0])  # [in, out, 3, 3]
+    spread = np.zeros((3, 8, 10))  # a border of 1 before and after
     for i in range(3):
         for j in range(4):
-            spread[:, 2 * i:2 * i + 3, 2 * j:2 * j + 3] += np.einsum("c,couv->ouv", x[:, i, j], weight)
+            spread[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3] += np.einsum("c,couv->ouv", x[:, i, j], weight)
     expected = slow_norm(spread[:, 1:7, 1:9] + bias[:, None, None], module[1])
     np.testing.assert_allclose(ran(module, x), np.maximum(expected, 0), atol=1e-12)
 

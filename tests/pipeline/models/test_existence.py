@@ -2,9 +2,9 @@
 
 import torch
 
+from pipeline.lookup import find_class
 from pipeline.models._existence import EncoderExistence, Existence
 from pipeline.models.base import shapes
-from pipeline.lookup import find_class
 
 
 def test_flags_are_two_linear_layers_on_pooled_probabilities():
@@ -12,8 +12,9 @@ def test_flags_are_two_linear_layers_on_pooled_probabilities():
     head = Existence(maps=3, lanes=2, grid=(5, 6), hidden=7).double()
     scores = torch.randn(2, 3, 5, 6, dtype=torch.float64)
     probabilities = scores.exp() / scores.exp().sum(dim=1, keepdim=True)
-    pooled = torch.stack([probabilities[:, :, 2 * i:2 * i + 2, 2 * j:2 * j + 2].amax(dim=(2, 3))
-                          for i in range(2) for j in range(3)], dim=2)      # the fifth row has no partner
+    pooled = torch.stack(
+        [probabilities[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].amax(dim=(2, 3)) for i in range(2) for j in range(3)], dim=2
+    )  # the fifth row has no partner
     hidden = (pooled.flatten(1) @ head.hidden.weight.T + head.hidden.bias).clamp(min=0)
     torch.testing.assert_close(head(scores), hidden @ head.lanes.weight.T + head.lanes.bias)
 

@@ -48,6 +48,7 @@ def test_it_learns_to_give_back_labels_it_has_not_seen():
     def logits(labels_BHW):
         coarse = teacher(torch.zeros(2, 3, *SIZE), labels_BHW).logits
         return torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear", align_corners=False)
+
     for step in range(100):
         loss = torch.nn.functional.cross_entropy(logits(labels(step)), labels(step).long())
         optimiser.zero_grad()
@@ -55,7 +56,7 @@ def test_it_learns_to_give_back_labels_it_has_not_seen():
         optimiser.step()
     teacher.eval()
     with torch.no_grad():
-        assert (logits(labels(1000)).argmax(dim=1) == labels(1000)).float().mean() > 0.5       # by chance a quarter
+        assert (logits(labels(1000)).argmax(dim=1) == labels(1000)).float().mean() > 0.5  # by chance a quarter
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -70,8 +71,9 @@ def test_layers_and_shapes_are_those_of_the_network_it_is_made_of(name):
 
 
 def test_a_new_version_of_a_network_asks_for_a_new_version_here():
-    assert {name: cls.version for name, cls in NETWORKS.items()} == {"enet": 1, "erfnet": 1, "resnet18": 1}, \
+    assert {name: cls.version for name, cls in NETWORKS.items()} == {"enet": 1, "erfnet": 1, "resnet18": 1}, (
         "raise lgad's version with theirs, then this"
+    )
     assert Model.version == 1
 
 

@@ -27,8 +27,14 @@ GOLDEN = {
     "resnet50": (1, {"logits": 0.0628711927, "existence": -0.492878846, "mid": -0.193562532, "high": -1.1338338}),
 }
 
-ADAPTED = dict(factory="toy_networks:plain", arguments={"width": 16}, layers={"mid": "early", "high": "late"}, logits="output:out",
-               mean=IMAGENET_MEAN, std=IMAGENET_STD)
+ADAPTED = dict(
+    factory="toy_networks:plain",
+    arguments={"width": 16},
+    layers={"mid": "early", "high": "late"},
+    logits="output:out",
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+)
 
 
 def narrow(name, **keywords):
@@ -108,7 +114,7 @@ def test_gradients_are_finite_and_reach_every_parameter(name):
     sum(value.float().square().mean() for value in outputs(network(images(2), labels(2))).values()).backward()
     for parameter_name, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
-        if not parameter_name.endswith("bias"):         # a bias before a batch norm has none
+        if not parameter_name.endswith("bias"):  # a bias before a batch norm has none
             assert parameter.grad.any(), parameter_name
 
 
@@ -118,7 +124,7 @@ def test_an_image_alone_and_in_a_batch_gives_the_same(name):
     with torch.no_grad():
         together = outputs(network(batch, labels(3)))
         for index in range(3):
-            alone = outputs(network(batch[index:index + 1], labels(3)[index:index + 1]))
+            alone = outputs(network(batch[index : index + 1], labels(3)[index : index + 1]))
             for key, value in alone.items():
                 torch.testing.assert_close(together[key][index], value[0], rtol=1e-9, atol=1e-9)
 
@@ -152,7 +158,7 @@ def test_bfloat16_autocast_runs_in_bfloat16(name):
     assert {value.dtype for value in rounded.values()} == {torch.bfloat16}
     assert all(value.isfinite().all() for value in rounded.values())
     error = (rounded["mid"].float() - exact["mid"]).norm() / exact["mid"].norm()
-    assert 0 < error < 0.1              # of mid alone: an untrained deep network magnifies rounding beyond it
+    assert 0 < error < 0.1  # of mid alone: an untrained deep network magnifies rounding beyond it
 
 
 @every_network

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from pipeline import config, weights
 from pipeline.errors import ConfigError
 from pipeline.lookup import find_class
-from pipeline.weights import renamed
 from pipeline.models.erfnet import our_name
 from pipeline.teacher import cache
+from pipeline.weights import renamed
 
 SIZE = (64, 96)
 ERFNET, ENET = find_class("models", "erfnet"), find_class("models", "enet")
@@ -45,8 +45,11 @@ class Weights(dict):
 
     def norm(self, x, name, eps):
         mean, weight, bias = (self.get_or_make(f"{name}.{part}", x.shape[1]) for part in ("running_mean", "weight", "bias"))
-        variance = self.get_or_make(f"{name}.running_var", x.shape[1]).abs_().add_(0.5) if f"{name}.running_var" not in self \
+        variance = (
+            self.get_or_make(f"{name}.running_var", x.shape[1]).abs_().add_(0.5)
+            if f"{name}.running_var" not in self
             else self[f"{name}.running_var"]
+        )
         return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
 
     def prelu(self, x, name):
@@ -58,6 +61,7 @@ class Weights(dict):
 
 def slow_erfnet(w, x, classes, thin=16, lanes=0):
     """Logits, and existence probabilities where there are lanes, by the names of Eromera's and cardwing's repositories."""
+
     def down(x, name, out):
         both = torch.cat([w.convolve(x, f"{name}.conv", out - x.shape[1], (3, 3), stride=2, padding=1), F.max_pool2d(x, 2)], 1)
         return F.relu(w.norm(both, f"{name}.bn", 1e-3))
@@ -80,7 +84,7 @@ def slow_erfnet(w, x, classes, thin=16, lanes=0):
     for i, dilation in enumerate((2, 4, 8, 16) * 2):
         x = factorised(x, f"encoder.layers.{7 + i}", dilation)
     encoded = x
-    w.convolve(x, "encoder.output_conv", classes, (1, 1))                  # only its pre-training uses it
+    w.convolve(x, "encoder.output_conv", classes, (1, 1))  # only its pre-training uses it
     for i, width in ((0, 4 * thin), (3, thin)):
         x = up(x, f"decoder.layers.{i}", width)
         for j in (1, 2):
@@ -96,8 +100,11 @@ def slow_erfnet(w, x, classes, thin=16, lanes=0):
 
 def slow_enet(w, x, classes):
     """Logits by the names of PyTorch-ENet."""
+
     def through(x, name, out, kernel, act, bn="1", first="0", transposed=False, **keywords):
-        y = w.norm(w.convolve(x, f"{name}.{first}", out, kernel, bias=False, transposed=transposed, **keywords), f"{name}.{bn}", 1e-5)
+        y = w.norm(
+            w.convolve(x, f"{name}.{first}", out, kernel, bias=False, transposed=transposed, **keywords), f"{name}.{bn}", 1e-5
+        )
         return act(y, f"{name}.{int(bn) + 1}")
 
     def relu(x, _):
@@ -128,14 +135,28 @@ def slow_enet(w, x, classes):
         y = through(y, f"{name}.ext_conv2", out, (1, 1), lambda value, _: value)
         return F.relu(F.max_unpool2d(main, places, 2) + y)
 
-    both = torch.cat([w.convolve(x, "initial_block.main_branch", 13, (3, 3), bias=False, stride=2, padding=1),
-                      F.max_pool2d(x, 3, stride=2, padding=1)], 1)
+    both = torch.cat(
+        [
+            w.convolve(x, "initial_block.main_branch", 13, (3, 3), bias=False, stride=2, padding=1),
+            F.max_pool2d(x, 3, stride=2, padding=1),
+        ],
+        1,
+    )
     x = w.prelu(w.norm(both, "initial_block.batch_norm", 1e-5), "initial_block.out_activation")
     x, places1 = down(x, "downsample1_0", 64)
     for i in range(1, 5):
         x = bottleneck(x, f"regular1_{i}", w.prelu)
     x, places2 = down(x, "downsample2_0", 128)
-    kinds = ("regular", 1), ("dilated", 2), ("asymmetric", 1), ("dilated", 4), ("regular", 1), ("dilated", 8), ("asymmetric", 1), ("dilated", 16)
+    kinds = (
+        ("regular", 1),
+        ("dilated", 2),
+        ("asymmetric", 1),
+        ("dilated", 4),
+        ("regular", 1),
+        ("dilated", 8),
+        ("asymmetric", 1),
+        ("dilated", 16),
+    )
     for stage, first in ((2, 1), (3, 0)):
         for i, (kind, dilation) in enumerate(kinds):
             x = bottleneck(x, f"{kind}{stage}_{first + i}", w.prelu, dilation, kind == "asymmetric")
@@ -168,7 +189,7 @@ def test_eromeras_file_answers_as_there(tmp_path):
 
 def test_cardwings_file_answers_as_there_existence_too(tmp_path):
     w, shown = Weights(), images((208, 976))[:1]
-    mean = torch.tensor([103.939, 116.779, 123.68]).double().view(3, 1, 1)          # float32, as the network holds it
+    mean = torch.tensor([103.939, 116.779, 123.68]).double().view(3, 1, 1)  # float32, as the network holds it
     expected, existence = slow_erfnet(w, shown.flip(1) - mean, classes=5, lanes=4)
     assert w["lane_exist.linear1.weight"].shape == (128, 3965)
     path = saved(tmp_path / "ERFNet.pth.tar", w)
@@ -199,8 +220,13 @@ def test_names_are_those_of_this_network_and_of_no_two_weights():
     assert set(found) - {None} == own
 
 
-@pytest.mark.parametrize("model, made, says", [(ERFNET, slow_erfnet, "`layout: eromera`, .*RGB / 255; or `layout: cardwing`, .*BGR"),
-                                               (ENET, slow_enet, "`layout: pytorch_enet`, .*RGB / 255")])
+@pytest.mark.parametrize(
+    "model, made, says",
+    [
+        (ERFNET, slow_erfnet, "`layout: eromera`, .*RGB / 255; or `layout: cardwing`, .*BGR"),
+        (ENET, slow_enet, "`layout: pytorch_enet`, .*RGB / 255"),
+    ],
+)
 def test_names_alone_do_not_tell_the_pixels_so_the_layout_must_be_said(tmp_path, model, made, says):
     w = Weights()
     made(w, torch.zeros(1, 3, 16, 16, dtype=torch.float64), 3)
@@ -268,4 +294,4 @@ def test_a_real_file_of_pytorch_enet_knows_the_classes_of_camvid():
     union = counts.sum(0) + counts.sum(1) - counts.diagonal()
     mean_iou = (counts.diagonal() / union).mean()
     print(f"mean IoU {mean_iou:.4f} on every {step}-th frame")
-    assert mean_iou > 0.36                         # 0.396 on all 233 frames
+    assert mean_iou > 0.36  # 0.396 on all 233 frames

@@ -61,6 +61,7 @@ BASIC = ("resnet18", "resnet34")
 def slow_resnet(state, x, strides, dilations, bottleneck, both=False):
     """Outputs of layer1..4 by torch's functions alone; `dilations` are (first block, others) of each layer. `both`: the second
     convolution of a basic block has the others' dilation."""
+
     def convolve(x, name, **keywords):
         return F.conv2d(x, state[f"{name}.weight"], **keywords)
 
@@ -125,16 +126,18 @@ def test_features_and_logits_stand_at_stride_8():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
-@pytest.mark.parametrize("dilation, dilations", [
-    ("paper", ((1, 1), (1, 1), (2, 2), (4, 4))), ("torchvision", ((1, 1), (1, 1), (1, 2), (2, 4)))])
+@pytest.mark.parametrize(
+    "dilation, dilations", [("paper", ((1, 1), (1, 1), (2, 2), (4, 4))), ("torchvision", ((1, 1), (1, 1), (1, 2), (2, 4)))]
+)
 def test_features_equal_a_slow_description(name, dilation, dilations):
     torch.manual_seed(0)
     network = unlike_a_fresh_one(build(name, width=8, dilation=dilation))
     x = torch.randn(2, 3, 72, 104, dtype=torch.float64)
     with torch.no_grad():
         features = network(x * network.std + network.mean).features
-        slow = slow_resnet(network.state_dict(), x, (1, 2, 1, 1), dilations, bottleneck=name not in BASIC,
-                           both=dilation == "torchvision")
+        slow = slow_resnet(
+            network.state_dict(), x, (1, 2, 1, 1), dilations, bottleneck=name not in BASIC, both=dilation == "torchvision"
+        )
     torch.testing.assert_close(features["mid"], slow[1])
     torch.testing.assert_close(features["high"], slow[3])
 
@@ -151,11 +154,11 @@ def test_torchvisions_dilation_is_the_strided_network_read_at_every_position(nam
     for block in (strided.layer3[0], strided.layer4[0]):
         block.downsample[0].stride = (2, 2)
         (block.conv1 if name in BASIC else block.conv2).stride = (2, 2)
-    x = torch.randn(1, 3, 72, 104, dtype=torch.float64)     # grids 9 x 13 and, strided, 3 x 4: odd sizes, borders
+    x = torch.randn(1, 3, 72, 104, dtype=torch.float64)  # grids 9 x 13 and, strided, 3 x 4: odd sizes, borders
     with torch.no_grad():
         dense, coarse = (each(x * each.std + each.mean).features["high"] for each in (network, strided))
         by_hand = slow_resnet(network.state_dict(), x, (1, 2, 2, 2), ((1, 1),) * 4, bottleneck=name not in BASIC)[3]
-    assert coarse.shape[2:] == (3, 4)                       # at stride 32, the positions 0, 4, 8, ... of stride 8
+    assert coarse.shape[2:] == (3, 4)  # at stride 32, the positions 0, 4, 8, ... of stride 8
     assert (dense[:, :, ::4, ::4] - coarse).norm() / coarse.norm() < 1e-6
     torch.testing.assert_close(coarse, by_hand)
 
@@ -216,8 +219,9 @@ def test_pyramid_equals_a_slow_description():
     def layer(parts, x, padding):
         convolution, norm = parts[0], parts[1]
         x = F.conv2d(x, convolution.weight, padding=padding)
-        mean, var, weight, bias = (value.view(1, -1, 1, 1) for value in
-                                   (norm.running_mean, norm.running_var, norm.weight, norm.bias))
+        mean, var, weight, bias = (
+            value.view(1, -1, 1, 1) for value in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        )
         return ((x - mean) / (var + 1e-5).sqrt() * weight + bias).clamp(min=0)
 
     with torch.no_grad():

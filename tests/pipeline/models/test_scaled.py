@@ -28,7 +28,7 @@ def build(name, scale, size=SIZE, **keywords):
 def test_it_is_the_network_on_an_image_of_means(name, scale):
     factor = round(1 / scale)
     small = build(name, 1, size=(64 // factor * 2, 96 // factor * 2)).double().eval()
-    network = build(name, scale, size=(128, 192)).double().eval()                  # seeded: of equal weights
+    network = build(name, scale, size=(128, 192)).double().eval()  # seeded: of equal weights
     big = torch.rand(2, 3, 128, 192, dtype=torch.float64) * 255
     blocks = big.reshape(2, 3, 128 // factor, factor, 192 // factor, factor).mean(dim=(3, 5))
     with torch.no_grad():
@@ -71,10 +71,14 @@ def test_a_compiled_network_shrinks_too(monkeypatch):
     assert traced.logits.shape[-2:] == (32, 48)
 
 
-@pytest.mark.parametrize("name, scale, size, fits", [
-    ("erfnet", 0.5, (48, 216), "both axes must be multiples of 16; prepare images of 48 x 224"),
-    ("resnet18", 0.25, (72, 320), "both axes must be multiples of 32; prepare images of 96 x 320"),
-    ("adapter", 0.5, (40, 48), "both axes must be multiples of 16; prepare images of 48 x 48")])
+@pytest.mark.parametrize(
+    "name, scale, size, fits",
+    [
+        ("erfnet", 0.5, (48, 216), "both axes must be multiples of 16; prepare images of 48 x 224"),
+        ("resnet18", 0.25, (72, 320), "both axes must be multiples of 32; prepare images of 96 x 320"),
+        ("adapter", 0.5, (40, 48), "both axes must be multiples of 16; prepare images of 48 x 48"),
+    ],
+)
 def test_images_that_do_not_divide_are_refused_with_a_size_that_does(name, scale, size, fits):
     with pytest.raises(ConfigError, match=f"{scale} of images of {size[0]} x {size[1]} .* does not fit {name}: {fits}"):
         build(name, scale, size=size)
@@ -89,8 +93,10 @@ def test_an_adapter_with_a_size_of_its_own_needs_whole_blocks_only():
 
 # --- in a configuration -----------------------------------------------------------------------------------------------------
 
+
 def written(path, **student):
     from conftest import EXPERIMENT
+
     path.write_text(yaml.safe_dump(EXPERIMENT | {"prepare": {"size": [64, 128], "codec": "raw"}, "students": {"small": student}}))
     return path
 

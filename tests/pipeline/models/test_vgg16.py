@@ -92,10 +92,15 @@ def test_until_its_fourth_pooling_it_is_the_strided_network():
         torch.testing.assert_close(network(shown).features["mid"], strided[:33](network.normalise(shown)))
 
 
-@pytest.mark.parametrize("name, keywords, expected", [
-    ("vgg16", {"size": (208, 976), "lanes": 4}, 20_673_737), ("vgg16", {"size": (288, 800), "lanes": 4}, 20_742_217),
-    ("vgg16", {"size": (288, 800), "head": "plain"}, 20_165_573 - 589_824),
-    ("resnet101", {"size": (208, 976), "head": "scnn"}, 42_500_160 + 2048 * 128 + 256 + 589_824 + 645)])
+@pytest.mark.parametrize(
+    "name, keywords, expected",
+    [
+        ("vgg16", {"size": (208, 976), "lanes": 4}, 20_673_737),
+        ("vgg16", {"size": (288, 800), "lanes": 4}, 20_742_217),
+        ("vgg16", {"size": (288, 800), "head": "plain"}, 20_165_573 - 589_824),
+        ("resnet101", {"size": (208, 976), "head": "scnn"}, 42_500_160 + 2048 * 128 + 256 + 589_824 + 645),
+    ],
+)
 def test_parameters_are_as_many_as_the_layers_add_up_to(name, keywords, expected):
     with torch.device("meta"):
         network = find_class("models", name)(5, **keywords)

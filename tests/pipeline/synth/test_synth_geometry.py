@@ -25,7 +25,7 @@ def test_a_bend_is_an_arc_of_its_radius_and_offsets_are_parallels():
     # Circle through the points by linear least squares: x^2 + z^2 = 2 a x + 2 b z + c.
     for points, radius in ((middle, 150), (right, 146.5)):
         system = np.column_stack([2 * points, np.ones(len(s))])
-        a, b, c = np.linalg.lstsq(system, (points ** 2).sum(axis=1), rcond=None)[0]
+        a, b, c = np.linalg.lstsq(system, (points**2).sum(axis=1), rcond=None)[0]
         assert np.sqrt(c + a * a + b * b) == pytest.approx(radius, abs=0.05)
     dense = road.plan(0.0, np.linspace(-29, 100, 20_000))
     gaps = [np.linalg.norm(dense - point, axis=1).min() for point in right]

@@ -37,7 +37,7 @@ def test_annotated_points_lie_on_the_middle_of_the_paint(size):
         for lane in annotate(scene, size):
             for (x, y), (lower_x, _) in zip(lane.points[1:], lane.points):
                 if not 20 <= x < size[1] - 20 or abs(x - lower_x) > 15:
-                    continue                                          # a row's run is no cross-section of a flat line
+                    continue  # a row's run is no cross-section of a flat line
                 row, column = paint[int(y)], int(round(x))
                 if not row[column]:
                     missed += 1
@@ -46,7 +46,7 @@ def test_annotated_points_lie_on_the_middle_of_the_paint(size):
                 errors.append((left + right) / 2 - x)
     assert len(errors) > 200
     assert missed <= 0.005 * len(errors)
-    assert abs(np.mean(errors)) < 0.1 and np.percentile(np.abs(errors), 99) < 1.5       # whole pixels: 1 is rounding
+    assert abs(np.mean(errors)) < 0.1 and np.percentile(np.abs(errors), 99) < 1.5  # whole pixels: 1 is rounding
 
 
 def test_the_picture_is_bright_where_the_label_says():
@@ -60,7 +60,7 @@ def test_the_picture_is_bright_where_the_label_says():
         for lane in annotate(scene, FULL):
             for x, y in lane.points[1:10]:
                 if 60 < x < 1580 and y < 590:
-                    gap = int(0.35 * (y - 230))                        # beside the paint, on the asphalt
+                    gap = int(0.35 * (y - 230))  # beside the paint, on the asphalt
                     beside = (grey[int(y), max(0, int(x) - gap)] + grey[int(y), min(1639, int(x) + gap)]) / 2
                     contrasts.append(grey[int(y), int(round(x))] - beside)
     assert len(contrasts) > 200
@@ -103,19 +103,22 @@ def test_a_later_slot_overwrites_an_earlier_one():
 FOUR = [straight(-200, 760), straight(400, 800), straight(1200, 840), straight(1900, 880)]
 
 
-@pytest.mark.parametrize("lines, slots", [
-    (FOUR, [1, 2, 3, 4]),
-    (FOUR[1:], [2, 3, 4]),
-    (FOUR[:3], [1, 2, 3]),
-    (FOUR[1:2], [2]),                                                            # alone: by its slope
-    (FOUR[2:3], [3]),
-    (FOUR[:2], [2, 3]),                                                          # two are always 2 and 3
-    ([straight(-700, 700)] + FOUR, [0, 1, 2, 3, 4]),                             # no fifth slot
-    ([straight(320, 730)] + FOUR[1:], [0, 2, 3, 4]),                             # too near: the outer one goes
-    ([straight(100, 500), straight(600, 700), straight(750, 860)], [0, 1, 2]),   # all lean one way: split at the middle
-    ([straight(400, 800), straight(900, 1010), straight(1300, 1400)], [2, 3, 4]),
-    ([], []),
-])
+@pytest.mark.parametrize(
+    "lines, slots",
+    [
+        (FOUR, [1, 2, 3, 4]),
+        (FOUR[1:], [2, 3, 4]),
+        (FOUR[:3], [1, 2, 3]),
+        (FOUR[1:2], [2]),  # alone: by its slope
+        (FOUR[2:3], [3]),
+        (FOUR[:2], [2, 3]),  # two are always 2 and 3
+        ([straight(-700, 700)] + FOUR, [0, 1, 2, 3, 4]),  # no fifth slot
+        ([straight(320, 730)] + FOUR[1:], [0, 2, 3, 4]),  # too near: the outer one goes
+        ([straight(100, 500), straight(600, 700), straight(750, 860)], [0, 1, 2]),  # all lean one way: split at the middle
+        ([straight(400, 800), straight(900, 1010), straight(1300, 1400)], [2, 3, 4]),
+        ([], []),
+    ],
+)
 def test_slots_by_hand(lines, slots):
     assert assign_slots(lines, FULL) == slots
 

@@ -59,8 +59,11 @@ def test_more_frames_keep_those_that_are_there(tmp_path):
 
 
 def test_other_content_has_other_ids():
-    others = [Settings(size=(96, 320), seed=1, difficulty=0.5), Settings(size=(96, 320), seed=0, difficulty=0.6),
-              Settings(size=(96, 328), seed=0, difficulty=0.5)]
+    others = [
+        Settings(size=(96, 320), seed=1, difficulty=0.5),
+        Settings(size=(96, 320), seed=0, difficulty=0.6),
+        Settings(size=(96, 328), seed=0, difficulty=0.5),
+    ]
     assert len({settings.driver for settings in (SETTINGS, *others)}) == 4
     assert SETTINGS.driver.startswith("driver_roads_s0_")
     whole, real = (Settings(size=(96, 320), seed=0, difficulty=difficulty) for difficulty in (1, 1.0))

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.datasets import apolloscape as apolloscape_reader, llamas as llamas_reader
+from pipeline.datasets import apolloscape as apolloscape_reader
+from pipeline.datasets import llamas as llamas_reader
 from pipeline.errors import DatasetError
 from pipeline.synth import apolloscape, llamas
 from pipeline.synth.facets import marking_map
@@ -37,8 +38,11 @@ def test_apolloscape_reads_every_marking_under_its_own_name(tmp_path, form):
 
 
 def llamas_set(root, size=(360, 640), train=8):
-    llamas.write(root, Settings(size=size, seed=5, difficulty=0.0),
-                 {"train/images-a": train, "valid/images-b": 1, "valid/images-c": 1, "test/images-d": 1})
+    llamas.write(
+        root,
+        Settings(size=size, seed=5, difficulty=0.0),
+        {"train/images-a": train, "valid/images-b": 1, "valid/images-c": 1, "test/images-d": 1},
+    )
     return llamas_reader.Dataset(root=str(root), protocol="paper", size=size, crop_top=0)
 
 
@@ -67,7 +71,7 @@ def test_llamas_labels_lie_on_the_paint_and_are_left_and_right_of_the_car(tmp_pa
     for index, image_id in enumerate(data.ids("train")):
         scene, label = draw_scene(5, "train/images-a", index, 0.0), data.label(image_id)
         paint = marking_map(scene, data.size) > 0
-        near = np.zeros_like(paint)                        # within a pixel; double lines are labelled in their gap
+        near = np.zeros_like(paint)  # within a pixel; double lines are labelled in their gap
         for dy, dx in ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)):
             near |= np.roll(paint, (dy, dx), (0, 1))
         on_paint, labelled = on_paint + near[label > 0].sum(), labelled + (label > 0).sum()

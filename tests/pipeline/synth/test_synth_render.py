@@ -58,20 +58,31 @@ def test_vehicles_hide_paint_in_the_picture_but_not_in_the_label():
 def test_the_marking_map_knows_the_class_of_each_paint():
     scene = draw_scene(0, "train", 2, 0.0)
     block = np.array([[-2.0, 20], [-2, 24], [2, 24], [2, 20]])
-    scene = replace(scene, road=replace(scene.road, curvature=0.0, heading=0.0, lateral_m=0.0),
-                    camera=replace(scene.camera, roll=0.0), terrain=replace(scene.terrain, grade=0.0),
-                    markings=(arrow("a_w_t", 0.0, 8.0, 1.0), Marking("c_wy_z", (block,))))
+    scene = replace(
+        scene,
+        road=replace(scene.road, curvature=0.0, heading=0.0, lateral_m=0.0),
+        camera=replace(scene.camera, roll=0.0),
+        terrain=replace(scene.terrain, grade=0.0),
+        markings=(arrow("a_w_t", 0.0, 8.0, 1.0), Marking("c_wy_z", (block,))),
+    )
     classes = marking_map(scene, (295, 820))
     assert set(np.unique(classes)) == {0, KINDS.index("a_w_t"), KINDS.index("c_wy_z")}
     arrow_rows, zebra_rows = (np.flatnonzero((classes == KINDS.index(k)).any(axis=1)) for k in ("a_w_t", "c_wy_z"))
     assert zebra_rows.max() < arrow_rows.min()
 
 
-@pytest.mark.parametrize("kind, area", [("s_w_d", 40 * 0.2), ("b_w_g", 16 * 0.2), ("ds_w_dn", 2 * 40 * 0.16),
-                                        ("db_w_g", 2 * 16 * 0.16), ("sb_y_do", (40 + 16) * 0.16)])
+@pytest.mark.parametrize(
+    "kind, area",
+    [
+        ("s_w_d", 40 * 0.2),
+        ("b_w_g", 16 * 0.2),
+        ("ds_w_dn", 2 * 40 * 0.16),
+        ("db_w_g", 2 * 16 * 0.16),
+        ("sb_y_do", (40 + 16) * 0.16),
+    ],
+)
 def test_a_line_paints_its_area(kind, area):
-    line = Line(kind=kind, offset=1.0, start_m=0.0, end_m=40.0, width_m=0.2, dash_m=2.0, gap_m=3.0, phase_m=0.0,
-                strength=1.0)
+    line = Line(kind=kind, offset=1.0, start_m=0.0, end_m=40.0, width_m=0.2, dash_m=2.0, gap_m=3.0, phase_m=0.0, strength=1.0)
     painted = 0.0
     for outline in line.marking().outlines:
         x, y = outline.T

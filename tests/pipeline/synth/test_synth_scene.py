@@ -13,11 +13,13 @@ from pipeline.synth.scene import CATEGORIES
 from pipeline.synth.settings import VERSION
 from pipeline.synth.streams import stream
 
-
 # Of draw_scene(0, "train", 0, 0.5) at 590x1640: category, and slot with lowest and highest point of each line.
 GOLDEN_CATEGORY = "normal"
-GOLDEN_LINES = [(1, [[-47.26, 520.0], [718.432, 320.0]]), (2, [[361.825, 590.0], [749.693, 330.0]]),
-                (3, [[1012.199, 590.0], [817.768, 330.0]])]
+GOLDEN_LINES = [
+    (1, [[-47.26, 520.0], [718.432, 320.0]]),
+    (2, [[361.825, 590.0], [749.693, 330.0]]),
+    (3, [[1012.199, 590.0], [817.768, 330.0]]),
+]
 
 
 def lines_digest(index: int) -> str:
@@ -35,12 +37,14 @@ def test_a_stream_depends_on_its_key_alone():
 
 
 def test_another_process_draws_the_same_scene():
-    code = ("import hashlib;"
-            "from pipeline.synth.labels import annotate;"
-            "from pipeline.synth.sampling import draw_scene;"
-            "draw_scene(0, 'train', 5, 0.5);"
-            "lanes = annotate(draw_scene(0, 'train', 3, 0.5), (590, 1640));"
-            "print(hashlib.sha256(b''.join(lane.points.tobytes() for lane in lanes)).hexdigest())")
+    code = (
+        "import hashlib;"
+        "from pipeline.synth.labels import annotate;"
+        "from pipeline.synth.sampling import draw_scene;"
+        "draw_scene(0, 'train', 5, 0.5);"
+        "lanes = annotate(draw_scene(0, 'train', 3, 0.5), (590, 1640));"
+        "print(hashlib.sha256(b''.join(lane.points.tobytes() for lane in lanes)).hexdigest())"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert out == lines_digest(3)
 

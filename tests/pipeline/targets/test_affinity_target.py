@@ -16,11 +16,12 @@ from pipeline.targets import affinity
 from pipeline.targets.affinity import Target
 from pipeline.targets.base import Context
 
-REGIONS = (0, 1, 2, 4, 7)       # class 3 and 5 are no regions
+REGIONS = (0, 1, 2, 4, 7)  # class 3 and 5 are no regions
 ABSENT, ONE_CELL, WHOLE = 4, 3, 0
 
 
 # The obvious version.
+
 
 def slow_aoi(labels_HW, regions, kernel, grid):
     (H, W), (h, w), r = labels_HW.shape, grid, kernel // 2
@@ -29,7 +30,7 @@ def slow_aoi(labels_HW, regions, kernel, grid):
         dilated_HW = np.zeros((H, W), bool)
         for y in range(H):
             for x in range(W):
-                dilated_HW[y, x] = (labels_HW[max(y - r, 0):y + r + 1, max(x - r, 0):x + r + 1] == label).any()
+                dilated_HW[y, x] = (labels_HW[max(y - r, 0) : y + r + 1, max(x - r, 0) : x + r + 1] == label).any()
         for i in range(h):
             for j in range(w):
                 rows = slice(i * H // h, math.ceil((i + 1) * H / h))
@@ -72,6 +73,7 @@ def slow_graph(nodes_3KC):
 
 # Toy images: region 0 in every cell, 7 absent, 4 a single pixel, some ignored, 3 and 5 not in the graph.
 
+
 def toy_labels(H=32, W=48):
     labels_HW = np.zeros((H, W), np.uint8)
     labels_HW[4:30, 10:13] = 1
@@ -80,15 +82,15 @@ def toy_labels(H=32, W=48):
     labels_HW[0:3, 0:9] = 255
     labels_HW[20, 4] = 4
     labels_HW[31, 40:] = 5
-    labels_HW[7::8, 7::8] = 0                           # a pixel of background in each cell
+    labels_HW[7::8, 7::8] = 0  # a pixel of background in each cell
     return labels_HW
 
 
 def toy_features(C=8, h=4, w=6, seed=0, offset=0.0):
     generator = np.random.default_rng(seed)
     features_Chw = np.maximum(generator.normal(size=(C, h, w)), 0).astype(np.float32) + np.float32(offset)
-    features_Chw[2] = 0                                 # dead everywhere
-    features_Chw[3, :, :2] = 0                          # dead in some regions
+    features_Chw[2] = 0  # dead everywhere
+    features_Chw[3, :, :2] = 0  # dead in some regions
     return features_Chw
 
 
@@ -116,6 +118,7 @@ def graph_of(features_Chw, labels_HW, target=Target(layer="high"), seen_by=None)
 
 # The AOI.
 
+
 @pytest.mark.parametrize("kernel", [1, 3, 5, 9])
 @pytest.mark.parametrize("grid", [(4, 6), (8, 12), (5, 7), (32, 48)])
 def test_the_aoi_is_dilation_and_then_any_pixel(kernel, grid):
@@ -127,8 +130,8 @@ def test_the_aoi_is_dilation_and_then_any_pixel(kernel, grid):
 @pytest.mark.parametrize("kernel", [1, 5, 7])
 def test_at_a_whole_stride_the_aoi_is_one_max_pool_of_one_hot_labels(kernel):
     labels_HW = np.random.default_rng(1).choice(np.r_[np.arange(12), 255], size=(40, 56)).astype(np.uint8)
-    labels_HW[:, 20:] = 0                                                 # or every class is everywhere
-    regions = tuple(range(11))                                            # two bytes of bits
+    labels_HW[:, 20:] = 0  # or every class is everywhere
+    regions = tuple(range(11))  # two bytes of bits
     one_hot_1KHW = (torch.from_numpy(labels_HW) == torch.arange(11)[:, None, None]).float()[None]
     pooled_1Khw = F.max_pool2d(one_hot_1KHW, 8 + kernel - 1, 8, kernel // 2)
     np.testing.assert_array_equal(fast_aoi(labels_HW, regions, kernel, (5, 7)), pooled_1Khw[0].bool().numpy())
@@ -147,6 +150,7 @@ def test_a_finer_grid_repeats_the_teachers_aoi_and_a_coarser_one_takes_any_cell(
 
 
 # Moments and graph.
+
 
 @pytest.mark.parametrize("eps_scale", ["relative", "absolute"])
 @pytest.mark.parametrize("reading", ["masked", "literal"])
@@ -188,7 +192,7 @@ def test_what_cannot_vary_has_no_affinity_instead_of_noise():
     assert (graph_3KK[:, ABSENT] == 0).all()
     assert (graph_3KK[1:, ONE_CELL] == 0).all() and graph_3KK[0, ONE_CELL, ONE_CELL] == pytest.approx(1)
     labels_HW = np.zeros((32, 48), np.uint8)
-    labels_HW[8:16, 8:24] = 1                           # two cells: a variance, but no skewness
+    labels_HW[8:16, 8:24] = 1  # two cells: a variance, but no skewness
     graph_3KK = graph_of(toy_features(offset=100.3), labels_HW, Target(layer="high", aoi_kernel=1))["graph"]
     assert graph_3KK[1, 0, 1] != 0 and (graph_3KK[2, 1] == 0).all()
 
@@ -265,6 +269,7 @@ def test_the_literal_reading_needs_an_eps_above_zero_and_any_will_do():
 
 # Gradients.
 
+
 @pytest.mark.parametrize("reading", ["masked", "literal"])
 def test_gradients_equal_finite_differences(reading):
     features_BChw = torch.from_numpy(np.stack([toy_features(C=4, seed=seed) for seed in (0, 1)])).double() + 0.5
@@ -302,6 +307,7 @@ def test_gradients_are_finite_where_nodes_vanish(image, reading):
 
 
 # Whose regions.
+
 
 def test_regions_can_come_from_the_teachers_prediction_which_the_student_then_uses():
     predicted_hw = torch.zeros(4, 6, dtype=torch.uint8)

@@ -11,8 +11,7 @@ from pipeline.targets.base import Context
 from pipeline.targets.class_similarity import cell_labels
 
 SIZE, GRID = (48, 80), (6, 10)
-CONTEXT = Context(num_classes=5, regions=(0, 1, 2, 3, 4), size=SIZE, grids={"high": GRID, "logits": GRID},
-                  channels={"high": 12})
+CONTEXT = Context(num_classes=5, regions=(0, 1, 2, 3, 4), size=SIZE, grids={"high": GRID, "logits": GRID}, channels={"high": 12})
 
 
 def shown(num_images=3, channels=12, grid=GRID, seed=0):
@@ -51,7 +50,7 @@ def test_classes_are_balanced_as_far_as_they_have_cells():
             there = torch.bincount(labels_BP[b][labels_BP[b] < 5].long(), minlength=5)
             taken = torch.bincount(label_BN[b].long(), minlength=5)[:5]
             assert taken.sum() == min(count, there.sum()) and len(set(place_BN[b].tolist())) == count
-            short = taken < there                            # a class with cells left has at most one less than any other
+            short = taken < there  # a class with cells left has at most one less than any other
             assert not short.any() or taken[short].min() >= taken.max() - 1
 
 
@@ -66,7 +65,7 @@ def test_more_anchors_than_labelled_cells_are_padded():
 
 def test_the_choice_follows_from_labels_and_seed_alone():
     output, labels_BHW = shown()
-    other, _ = shown(channels=4, grid=(12, 20), seed=1)     # a student of other channels on another grid
+    other, _ = shown(channels=4, grid=(12, 20), seed=1)  # a student of other channels on another grid
     teacher = Target(layer="high", count=20).compute(output, labels_BHW, CONTEXT)
     student = Target(layer="high", count=20).compute(other, labels_BHW, CONTEXT)
     again = Target(layer="high", count=20, seed=1).compute(output, labels_BHW, CONTEXT)
@@ -77,12 +76,12 @@ def test_the_choice_follows_from_labels_and_seed_alone():
 def test_every_cell_of_a_class_is_chosen_equally_often():
     """Over a thousand images that differ in one ignored corner, a class's cells are drawn as by lot (chi-squared)."""
     labels_BP = torch.zeros(1000, 60, dtype=torch.uint8)
-    labels_BP[:, 50:] = torch.arange(1000)[:, None] // 4 ** torch.arange(10) % 4 + 100      # beyond the classes: ignored
+    labels_BP[:, 50:] = torch.arange(1000)[:, None] // 4 ** torch.arange(10) % 4 + 100  # beyond the classes: ignored
     place_BN, label_BN = chosen(labels_BP, 10, 5, seed=0)
     assert (label_BN == 0).all()
     counts = torch.bincount(place_BN.flatten(), minlength=60)[:50].double()
     assert counts.sum() == 10_000
-    statistic = float(((counts - 200) ** 2 / (200 * 0.8)).sum())    # drawn without repetition: less spread
+    statistic = float(((counts - 200) ** 2 / (200 * 0.8)).sum())  # drawn without repetition: less spread
     assert 49 - 4 * 98**0.5 < statistic < 49 + 4 * 98**0.5
 
 
@@ -94,16 +93,19 @@ def test_the_hash_repeats_no_number():
 def test_wide_layers_are_projected_and_cosines_kept():
     generator = torch.Generator().manual_seed(0)
     wide = torch.randn(1, 1024, *GRID, generator=generator) + 0.5
-    context = Context(num_classes=5, regions=tuple(range(5)), size=SIZE, grids={"high": GRID, "logits": GRID},
-                      channels={"high": 1024})
+    context = Context(
+        num_classes=5, regions=tuple(range(5)), size=SIZE, grids={"high": GRID, "logits": GRID}, channels={"high": 1024}
+    )
     _, labels_BHW = shown(1)
-    whole, narrow = (Target(layer="high", count=30, channels=channels).compute(Output(torch.empty(0), {"high": wide}), labels_BHW, context)
-                     for channels in (1024, 256))
+    whole, narrow = (
+        Target(layer="high", count=30, channels=channels).compute(Output(torch.empty(0), {"high": wide}), labels_BHW, context)
+        for channels in (1024, 256)
+    )
     assert narrow["embedding"].shape == (1, 30, 256)
     lengths = narrow["embedding"].norm(dim=2)
     assert lengths.numpy() == pytest.approx(np.ones((1, 30)), abs=1e-5)
     error = narrow["embedding"] @ narrow["embedding"].mT - whole["embedding"] @ whole["embedding"].mT
-    assert error.abs().mean() < 0.06                        # 1 / sqrt(256)
+    assert error.abs().mean() < 0.06  # 1 / sqrt(256)
 
 
 def test_impossible_keys_are_refused():

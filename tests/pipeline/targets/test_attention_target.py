@@ -9,8 +9,7 @@ from pipeline.models.base import Output
 from pipeline.targets.attention import Target
 from pipeline.targets.base import Context
 
-CONTEXT = Context(num_classes=3, regions=(0, 1, 2), size=(24, 40),
-                  grids={"mid": (6, 10), "high": (3, 5), "logits": (3, 5)})
+CONTEXT = Context(num_classes=3, regions=(0, 1, 2), size=(24, 40), grids={"mid": (6, 10), "high": (3, 5), "logits": (3, 5)})
 LABELS = torch.zeros(2, 24, 40, dtype=torch.uint8)
 
 

@@ -11,8 +11,7 @@ from pipeline.models.base import Output
 from pipeline.targets.base import Context
 from pipeline.targets.class_similarity import Target, cell_labels
 
-CONTEXT = Context(num_classes=4, regions=(1, 2), size=(24, 40),
-                  grids={"mid": (6, 10), "high": (3, 5), "logits": (3, 5)})
+CONTEXT = Context(num_classes=4, regions=(1, 2), size=(24, 40), grids={"mid": (6, 10), "high": (3, 5), "logits": (3, 5)})
 
 
 def labels(num_images=2):
@@ -95,8 +94,7 @@ def test_ignored_cells_are_zero_and_touch_nothing():
     np.testing.assert_allclose(after, before, atol=1e-4)
 
 
-@pytest.mark.parametrize("case, expected", [
-    ("constant", 1.0), ("zero", 0.0), ("one cell lives", None), ("nothing labelled", 0.0)])
+@pytest.mark.parametrize("case, expected", [("constant", 1.0), ("zero", 0.0), ("one cell lives", None), ("nothing labelled", 0.0)])
 def test_corner_cases_have_a_value_and_a_finite_gradient(case, expected):
     features_BChw, labels_BHW = random_features(1, 7, 3, 5), labels(1)
     if case == "constant":

@@ -16,8 +16,7 @@ from pipeline.targets.base import Context
 from pipeline.targets.components import Target
 from pipeline.teacher.parity import row_error
 
-CONTEXT = Context(num_classes=2, regions=(0, 1), size=(48, 64), grids={"high": (6, 8), "logits": (6, 8)},
-                  channels={"high": 20})
+CONTEXT = Context(num_classes=2, regions=(0, 1), size=(48, 64), grids={"high": (6, 8), "logits": (6, 8)}, channels={"high": 20})
 
 
 def smooth_features(num_images=3, seed=0):
@@ -77,11 +76,19 @@ def test_a_dead_layer_is_stored_as_zeros():
 
 def test_fitnet_reads_components_as_it_reads_features():
     features_BChw, target = smooth_features(), Target(layer="high", rank=6)
-    batch = Batch(images_B3HW=torch.empty(0), labels_BHW=torch.zeros(3, 48, 64, dtype=torch.uint8), existence_BL=None,
-                  inside_BHW=torch.ones(3, 48, 64, dtype=torch.bool), rows={}, step=0)
+    batch = Batch(
+        images_B3HW=torch.empty(0),
+        labels_BHW=torch.zeros(3, 48, 64, dtype=torch.uint8),
+        existence_BL=None,
+        inside_BHW=torch.ones(3, 48, 64, dtype=torch.bool),
+        rows={},
+        step=0,
+    )
     losses = []
-    for read, rows in ((features.Target(layer="high"), {"features": features_BChw}),
-                       (target, target.decode(rows_of(target, features_BChw)))):
+    for read, rows in (
+        (features.Target(layer="high"), {"features": features_BChw}),
+        (target, target.decode(rows_of(target, features_BChw))),
+    ):
         torch.manual_seed(0)
         loss = Loss(reads={"read": read}, context=CONTEXT, student=CONTEXT, normalise="teacher")
         losses.append(loss(Output(torch.empty(0), {"high": smooth_features(seed=2)}), batch.with_rows({"read": rows})).item())
@@ -89,8 +96,10 @@ def test_fitnet_reads_components_as_it_reads_features():
 
 
 def test_a_row_is_smaller_than_the_features():
-    bytes_of = [sum(map(field_bytes, target.fields(CONTEXT).values()))
-                for target in (Target(layer="high", rank=4), features.Target(layer="high"))]
+    bytes_of = [
+        sum(map(field_bytes, target.fields(CONTEXT).values()))
+        for target in (Target(layer="high", rank=4), features.Target(layer="high"))
+    ]
     assert bytes_of == [4 * (20 + 48) * 2 + 20 * 4 + 4, 20 * 48 * 2]
 
 

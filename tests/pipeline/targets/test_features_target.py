@@ -11,8 +11,7 @@ from pipeline.models.base import Output
 from pipeline.targets.base import Context
 from pipeline.targets.features import Target
 
-CONTEXT = Context(num_classes=2, regions=(0, 1), size=(40, 56), grids={"high": (5, 7), "logits": (5, 7)},
-                  channels={"high": 3})
+CONTEXT = Context(num_classes=2, regions=(0, 1), size=(40, 56), grids={"high": (5, 7), "logits": (5, 7)}, channels={"high": 3})
 LABELS = torch.zeros(2, 40, 56, dtype=torch.uint8)
 
 
@@ -35,7 +34,7 @@ def slow_pool(map_hw, rows, columns):
     (h, w), found = map_hw.shape, np.zeros((rows, columns))
     for i, j in np.ndindex(rows, columns):
         down, right = math.ceil((i + 1) * h / rows), math.ceil((j + 1) * w / columns)
-        found[i, j] = map_hw[i * h // rows:down, j * w // columns:right].mean()
+        found[i, j] = map_hw[i * h // rows : down, j * w // columns : right].mean()
     return found
 
 
@@ -75,8 +74,9 @@ def test_half_precision_errs_by_its_rounding():
     assert 0 < errors.max() <= 2**-11
 
 
-@pytest.mark.parametrize("dtype, value", [
-    ("float32", math.inf), ("float16", 65520.0), ("float16", math.nan), ("uint8", math.inf), ("uint8", math.nan)])
+@pytest.mark.parametrize(
+    "dtype, value", [("float32", math.inf), ("float16", 65520.0), ("float16", math.nan), ("uint8", math.inf), ("uint8", math.nan)]
+)
 def test_what_does_not_fit_is_refused(dtype, value):
     features_BChw = torch.zeros(1, 3, 5, 7)
     features_BChw[0, 1, 1, 1] = value

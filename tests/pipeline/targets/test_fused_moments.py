@@ -14,8 +14,11 @@ import torch
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
-pytest.importorskip("triton", minversion=None if DEVICE == "cuda" else "3.9",       # interpreters before stumble over numpy 2.4
-                    reason="triton comes with PyTorch's CUDA builds; `pip install triton` lets its interpreter run these")
+pytest.importorskip(
+    "triton",
+    minversion=None if DEVICE == "cuda" else "3.9",  # interpreters before stumble over numpy 2.4
+    reason="triton comes with PyTorch's CUDA builds; `pip install triton` lets its interpreter run these",
+)
 
 from pipeline.targets import _moments, affinity  # noqa: E402
 
@@ -28,7 +31,7 @@ def example(B, C, h, w, K, memory_format=torch.contiguous_format, offset=1.0):
     return features.to(DEVICE, memory_format=memory_format), aoi.to(DEVICE)
 
 
-SHAPES = [(2, 3, 4, 5, 1), (1, 8, 32, 32, 4), (2, 9, 36, 31, 6)]            # whole tiles and parts of them, one and several
+SHAPES = [(2, 3, 4, 5, 1), (1, 8, 32, 32, 4), (2, 9, 36, 31, 6)]  # whole tiles and parts of them, one and several
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -48,12 +51,14 @@ def test_power_means_are_those_of_a_loop(shape, memory_format):
 def test_gradients_are_those_of_a_loop(shape):
     features, aoi = example(*shape)
     features, masks, shift = features.flatten(2), aoi.flatten(2), features.flatten(2).mean(dim=2, keepdim=True)
-    slopes = torch.randn(shape[0], 3, shape[4], shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    slopes = torch.randn(shape[0], 3, shape[4], shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(
+        DEVICE
+    )
     mine, exact = features.clone().requires_grad_(), features.double().requires_grad_()
-    gradient, = torch.autograd.grad(_moments.power_means(mine, masks, shift), mine, slopes)
+    (gradient,) = torch.autograd.grad(_moments.power_means(mine, masks, shift), mine, slopes)
     x, counts = exact - shift.double(), masks.sum(dim=2).clamp(min=1).double()[..., None]
-    powers = torch.stack([masks.double() @ (x ** p).mT / counts for p in (1, 2, 3)], dim=1)
-    expected, = torch.autograd.grad(powers, exact, slopes)
+    powers = torch.stack([masks.double() @ (x**p).mT / counts for p in (1, 2, 3)], dim=1)
+    (expected,) = torch.autograd.grad(powers, exact, slopes)
     assert gradient.dtype == features.dtype
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
 
@@ -64,11 +69,11 @@ def two_passes(features_BChw, aoi_BKhw, dtype):
     eps_B1 = 1e-2 * features_BCP.var(dim=2, unbiased=False).mean(dim=1, keepdim=True)
     moments = []
     for k in range(masks_BKP.shape[1]):
-        mask_B1P = masks_BKP[:, k:k + 1]
+        mask_B1P = masks_BKP[:, k : k + 1]
         cells_B1 = mask_B1P.sum(dim=2).clamp(min=1)
         mean_BC = (features_BCP * mask_B1P).sum(dim=2) / cells_B1
         centred_BCP = (features_BCP - mean_BC[..., None]) * mask_B1P
-        variance_BC, third_BC = ((centred_BCP ** p).sum(dim=2) / cells_B1 for p in (2, 3))
+        variance_BC, third_BC = ((centred_BCP**p).sum(dim=2) / cells_B1 for p in (2, 3))
         moments.append(torch.stack((mean_BC, variance_BC, third_BC / (variance_BC + eps_B1) ** 1.5), dim=1))
     return affinity.cosines(torch.stack(moments, dim=2))
 

@@ -21,8 +21,7 @@ def output_of(mid, high):
 
 def random_output(num_images=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return output_of(torch.randn(num_images, 5, 4, 6, generator=generator),
-                     torch.randn(num_images, 7, 2, 3, generator=generator))
+    return output_of(torch.randn(num_images, 5, 4, 6, generator=generator), torch.randn(num_images, 7, 2, 3, generator=generator))
 
 
 def slow_gram(first_Chw, second_Chw):
@@ -31,14 +30,13 @@ def slow_gram(first_Chw, second_Chw):
     found = np.zeros((m, n))
     for i, j in np.ndindex(m, n):
         for y, x in np.ndindex(h, w):
-            found[i, j] += first_Chw[i, 2 * y:2 * y + 2, 2 * x:2 * x + 2].mean() * second_Chw[j, y, x] / (h * w)
+            found[i, j] += first_Chw[i, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean() * second_Chw[j, y, x] / (h * w)
     return found
 
 
 def test_the_projected_gram_matrix_equals_the_loops():
     target, output = Target(channels=3), random_output()
-    first, second = (target.signs(place, channels, torch.device("cpu")).double().numpy()
-                     for place, channels in ((0, 5), (1, 7)))
+    first, second = (target.signs(place, channels, torch.device("cpu")).double().numpy() for place, channels in ((0, 5), (1, 7)))
     assert set(np.abs(first).ravel()) == {1} and not np.array_equal(first, second[:, :5])
     found = target.compute(output, LABELS, CONTEXT)["gram"]
     for b in range(2):
@@ -55,8 +53,9 @@ def test_the_projection_keeps_mean_squares_on_average():
     """Over 3000 seeds the mean square of P1 G P2^T is that of G, within four standard errors."""
     output = random_output(num_images=1)
     whole = gram(output.features["mid"], output.features["high"]).square().mean().item()
-    found = np.array([Target(channels=4, seed=seed).compute(output, LABELS, CONTEXT)["gram"].square().mean().item()
-                      for seed in range(3000)])
+    found = np.array(
+        [Target(channels=4, seed=seed).compute(output, LABELS, CONTEXT)["gram"].square().mean().item() for seed in range(3000)]
+    )
     assert abs(found.mean() - whole) < 4 * found.std() / math.sqrt(3000) < 0.1 * whole
 
 

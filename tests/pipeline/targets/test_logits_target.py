@@ -11,8 +11,7 @@ from pipeline.models.base import Output
 from pipeline.targets.base import Context
 from pipeline.targets.logits import Target
 
-CONTEXT = Context(num_classes=3, regions=(0, 1, 2), size=(16, 24),
-                  grids={"mid": (4, 6), "high": (2, 3), "logits": (2, 3)})
+CONTEXT = Context(num_classes=3, regions=(0, 1, 2), size=(16, 24), grids={"mid": (4, 6), "high": (2, 3), "logits": (2, 3)})
 
 
 def stored(logits_BKhw, dtype):
@@ -32,7 +31,7 @@ def test_pooled_logits_are_the_means_of_patches_of_cells():
     target, context = Target(pool=8), dataclasses.replace(CONTEXT, grids={"logits": (16, 24)})
     assert target.fields(context)["logits"].shape == (3, 2, 3)
     pooled = target.compute(Output(logits_BKhw, {}), torch.zeros(2, 16, 24, dtype=torch.uint8), context)["logits"]
-    slow = [[logits_BKhw[..., 8 * y:8 * y + 8, 8 * x:8 * x + 8].double().mean(dim=(2, 3)) for x in range(3)] for y in range(2)]
+    slow = [[logits_BKhw[..., 8 * y : 8 * y + 8, 8 * x : 8 * x + 8].double().mean(dim=(2, 3)) for x in range(3)] for y in range(2)]
     np.testing.assert_allclose(pooled, np.array(slow).transpose(2, 3, 0, 1), atol=1e-6)
     with pytest.raises(ConfigError, match="logits.pool: 0"):
         Target(pool=0)
@@ -65,8 +64,7 @@ def test_constant_logits_survive(dtype):
     assert torch.equal(stored(logits_BKhw, dtype), logits_BKhw)
 
 
-@pytest.mark.parametrize("dtype, value",
-                         [("float16", 65520.0), ("float16", np.nan), ("uint8", np.inf), ("uint8", np.nan)])
+@pytest.mark.parametrize("dtype, value", [("float16", 65520.0), ("float16", np.nan), ("uint8", np.inf), ("uint8", np.nan)])
 def test_what_does_not_fit_is_refused(dtype, value):
     logits_BKhw = torch.zeros(1, 3, 2, 3)
     logits_BKhw[0, 1, 1, 1] = value

@@ -15,8 +15,9 @@ LABELS = torch.zeros(2, 40, 56, dtype=torch.uint8)
 
 
 def context(channels=4, grid=(5, 7)):
-    return Context(num_classes=3, regions=(0, 1, 2), size=(40, 56), grids={"high": grid, "logits": grid},
-                   channels={"high": channels})
+    return Context(
+        num_classes=3, regions=(0, 1, 2), size=(40, 56), grids={"high": grid, "logits": grid}, channels={"high": channels}
+    )
 
 
 def output_of(features_BChw):
@@ -33,7 +34,7 @@ def slow_nodes(features_Chw, rows, columns, pool):
     nodes = []
     for i, j in np.ndindex(rows, columns):
         down, right = math.ceil((i + 1) * h / rows), math.ceil((j + 1) * w / columns)
-        area = features_Chw[:, i * h // rows:down, j * w // columns:right]
+        area = features_Chw[:, i * h // rows : down, j * w // columns : right]
         nodes.append(area.mean(axis=(1, 2)) if pool == "average" else area.max(axis=(1, 2)))
     return nodes
 
@@ -84,8 +85,9 @@ def test_the_smaller_form_is_stored(channels, kept):
 @pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
 def test_the_size_of_the_activations_does_not_matter(scale):
     features_BChw = random_features(2, 4, 5, 7)
-    found, expected = (Target(layer="high").compute(output_of(f), LABELS, context(9))["cosines"]
-                       for f in (features_BChw * scale, features_BChw))
+    found, expected = (
+        Target(layer="high").compute(output_of(f), LABELS, context(9))["cosines"] for f in (features_BChw * scale, features_BChw)
+    )
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 

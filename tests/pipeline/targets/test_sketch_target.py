@@ -19,8 +19,13 @@ LABELS = torch.zeros(2, 16, 24, dtype=torch.uint8)
 
 def random_output(num_images=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return Output(torch.empty(0), {"mid": torch.randn(num_images, 4, 4, 6, generator=generator).relu(),
-                                   "high": torch.randn(num_images, 8, 2, 3, generator=generator).relu()})
+    return Output(
+        torch.empty(0),
+        {
+            "mid": torch.randn(num_images, 4, 4, 6, generator=generator).relu(),
+            "high": torch.randn(num_images, 8, 2, 3, generator=generator).relu(),
+        },
+    )
 
 
 def test_a_sketch_equals_the_loops():
@@ -62,8 +67,8 @@ def slow_change(earlier_Chw, later_Chw):
     """Four channels against eight: pairs of channels, 2 x 2 cells averaged."""
     total = 0.0
     for c, y, x in np.ndindex(4, 2, 3):
-        earlier = earlier_Chw[c, 2 * y:2 * y + 2, 2 * x:2 * x + 2].mean()
-        total += (earlier - later_Chw[2 * c:2 * c + 2, y, x].mean()) ** 2
+        earlier = earlier_Chw[c, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean()
+        total += (earlier - later_Chw[2 * c : 2 * c + 2, y, x].mean()) ** 2
     return total / (4 * 2 * 3)
 
 

@@ -20,9 +20,14 @@ from pipeline.models.base import Output, as_float
 from pipeline.targets.base import Context, TargetType
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-REQUIRED = {"layer": "high", "rank": 8, "count": 3, "lanes": 4}    # a value for each key that has no default
-CONTEXT = Context(num_classes=6, regions=(0, 1, 3, 4), size=(32, 48), channels={"mid": 8, "high": 16, "logits": 6},
-                  grids={"mid": (8, 12), "high": (4, 6), "logits": (4, 6)})
+REQUIRED = {"layer": "high", "rank": 8, "count": 3, "lanes": 4}  # a value for each key that has no default
+CONTEXT = Context(
+    num_classes=6,
+    regions=(0, 1, 3, 4),
+    size=(32, 48),
+    channels={"mid": 8, "high": 16, "logits": 6},
+    grids={"mid": (8, 12), "high": (4, 6), "logits": (4, 6)},
+)
 
 
 def variants(name: str) -> dict[str, TargetType]:
@@ -60,8 +65,11 @@ def teacher(num_images=5, seed=0) -> tuple[Output, torch.Tensor]:
 
 
 def one(output: Output, i: int) -> Output:
-    return Output(output.logits[i:i + 1], {layer: map_BChw[i:i + 1] for layer, map_BChw in output.features.items()},
-                  output.existence[i:i + 1])
+    return Output(
+        output.logits[i : i + 1],
+        {layer: map_BChw[i : i + 1] for layer, map_BChw in output.features.items()},
+        output.existence[i : i + 1],
+    )
 
 
 def rows_of(arrays):
@@ -99,9 +107,9 @@ def test_an_image_alone_gives_the_row_it_gives_in_a_batch(target):
     output, labels_BHW = teacher()
     together = target.compute(output, labels_BHW, CONTEXT)
     for i in range(5):
-        alone = target.compute(one(output, i), labels_BHW[i:i + 1], CONTEXT)
+        alone = target.compute(one(output, i), labels_BHW[i : i + 1], CONTEXT)
         for name, value in alone.items():
-            row = together[name][i:i + 1]
+            row = together[name][i : i + 1]
             allowed = target.compute_tolerance * row.double().abs().max()
             assert (value.double() - row.double()).abs().max() <= allowed, name
 
@@ -128,8 +136,11 @@ def test_gradients_are_finite_and_not_all_zero(target):
 @each_target
 def test_half_precision_outputs_are_computed_in_float32(target):
     output, labels_BHW = teacher()
-    half = Output(output.logits.bfloat16(), {layer: map_BChw.bfloat16() for layer, map_BChw in output.features.items()},
-                  output.existence.bfloat16())
+    half = Output(
+        output.logits.bfloat16(),
+        {layer: map_BChw.bfloat16() for layer, map_BChw in output.features.items()},
+        output.existence.bfloat16(),
+    )
     wide = as_float(half)
     for name, value in target.compute(half, labels_BHW, CONTEXT).items():
         torch.testing.assert_close(value, target.compute(wide, labels_BHW, CONTEXT)[name], msg=name)
@@ -151,11 +162,14 @@ def test_the_record_tells_parameters_apart(target):
 
 def golden_output() -> tuple[Output, torch.Tensor]:
     """Two images of small multiples of 1/8: squares and sums are exact, so that no library's order of sums shows."""
+
     def values(*shape, step):
         return torch.arange(np.prod(shape)).mul(step).remainder(61).view(shape).sub(20).float() / 8
 
-    features = {layer: values(2, CONTEXT.channels[layer], *CONTEXT.grids[layer], step=step).relu()
-                for layer, step in (("mid", 17), ("high", 23))}
+    features = {
+        layer: values(2, CONTEXT.channels[layer], *CONTEXT.grids[layer], step=step).relu()
+        for layer, step in (("mid", 17), ("high", 23))
+    }
     labels_BHW = torch.zeros(2, *CONTEXT.size, dtype=torch.uint8)
     labels_BHW[0, 3:20, 9:33], labels_BHW[0, 22:, 30:], labels_BHW[1, 5:9, 4:7] = 1, 3, 4
     labels_BHW[1, 20:] = 255

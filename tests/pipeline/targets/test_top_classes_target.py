@@ -36,8 +36,14 @@ def kd_of(target, temperature=1.0):
 
 
 def batch_of(rows):
-    return Batch(images_B3HW=torch.empty(0), labels_BHW=LABELS, inside_BHW=torch.ones(2, 40, 56, dtype=torch.bool),
-                 existence_BL=None, rows={"read": rows}, step=0)
+    return Batch(
+        images_B3HW=torch.empty(0),
+        labels_BHW=LABELS,
+        inside_BHW=torch.ones(2, 40, 56, dtype=torch.bool),
+        existence_BL=None,
+        rows={"read": rows},
+        step=0,
+    )
 
 
 def student():
@@ -115,6 +121,8 @@ def test_what_cannot_be_is_refused():
 def test_a_loss_that_needs_the_logits_is_refused_in_one_line(loss):
     keys = ", temperature: 1.0" if loss in ("cwd", "dkd") else ""
     with pytest.raises(ConfigError, match=f"{loss} cannot read 'top' \\(type top_classes\\); it reads .*logits") as refused:
-        config.load(CONFIGS / "demo.yaml", ["targets.top={type: top_classes, count: 2}",
-                                            f"methods.wrong=[{{loss: {loss}, reads: [top], weight: 1.0{keys}}}]"])
+        config.load(
+            CONFIGS / "demo.yaml",
+            ["targets.top={type: top_classes, count: 2}", f"methods.wrong=[{{loss: {loss}, reads: [top], weight: 1.0{keys}}}]"],
+        )
     assert len(str(refused.value).splitlines()) == 1
