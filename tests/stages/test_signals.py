@@ -82,10 +82,14 @@ def test_preparing_that_is_told_to_stop_goes_on_to_the_same_bytes(experiment, tm
     (pictures.parent / "classes.yaml").write_text(
         "classes: [{name: ground, colour: [0, 0, 0]}]\nignore: [255]\nbackground: null\nmirror: []\n"
     )
+    labels = pictures.parent / "labels"
+    labels.mkdir()
     picture = np.random.default_rng(0).integers(0, 256, (900, 1200, 3), np.uint8)
     cv2.imwrite(str(pictures / "00.jpg"), picture)
+    cv2.imwrite(str(labels / "00.png"), np.zeros((900, 1200), np.uint8))
     for i in range(1, 90):  # one decodes in about 30 ms
         os.link(pictures / "00.jpg", pictures / f"{i:02d}.jpg")
+        os.link(labels / "00.png", labels / f"{i:02d}.png")
     raw = yaml.safe_load(experiment.config.read_text())
     raw["dataset"] = dict(name="folder", root=str(pictures.parent))
     experiment.config.write_text(yaml.safe_dump(raw))
