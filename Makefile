@@ -1,5 +1,6 @@
 # make demo         a fresh clone to a scored table
 # make test         the whole suite, in the same environment
+# make coverage     the same, and which lines no test runs
 # make test-s3      the tests of object storage against an S3 server, in an environment of its own
 # make types        the public API, type-checked
 # make lint         ruff: rules and format
@@ -10,7 +11,7 @@ VENV ?= .venv
 # an existing torch build can be chosen here, e.g. TORCH="torch --index-url <the CUDA wheels you want>"
 TORCH ?= torch==2.13.0
 
-.PHONY: demo teacher test test-s3 reference types lint docs wheel-check install clean-demo
+.PHONY: demo teacher test coverage test-s3 reference types lint docs wheel-check install clean-demo
 
 install: $(VENV)/installed
 
@@ -32,6 +33,9 @@ demo: install
 	@cat reports/demo.md
 
 test: install
+	$(VENV)/bin/python -m pytest -n auto -rs
+
+coverage: install
 	$(VENV)/bin/python -m pytest -n auto --cov --cov-report=term:skip-covered
 
 # what the schema says, as a page and for editors
@@ -40,9 +44,10 @@ reference: install
 # moto wants another antlr than DVC does, so the two can't share an environment
 S3_VENV ?= .venv-s3
 
-$(S3_VENV)/installed: pyproject.toml constraints.txt
+# layered over the first: only what differs is installed again
+$(S3_VENV)/installed: $(VENV)/installed
 	$(PYTHON) -m venv $(S3_VENV)
-	$(S3_VENV)/bin/pip install -q $(TORCH)
+	ls -d $(abspath $(VENV))/lib/python3*/site-packages > $$(echo $(S3_VENV)/lib/python3*/site-packages)/base.pth
 	$(S3_VENV)/bin/pip install -q -c constraints.txt -e '.[test-s3]'
 	touch $@
 
