@@ -32,7 +32,7 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.models.base import Output
-from pipeline.targets.base import Context, Field, Layer, TargetType
+from pipeline.targets.base import LOGITS, Context, Field, Layer, TargetType
 
 CHUNK = {"cpu": 2**19, "cuda": 2**25}  # features made float64 at a time: 4 MiB fit a cache, 256 MiB are few launches
 MOMENTS: Literal["torch", "triton"] = "torch"  # on CUDA; triton: _moments.py, not timed on any GPU yet, which bench/moments.py does
@@ -82,6 +82,9 @@ class Target(TargetType):
     @property
     def uses_labels(self) -> bool:
         return self.regions != "teacher"
+
+    def source_layers(self) -> frozenset[str]:
+        return super().source_layers() | (LOGITS if self.regions != "label" else frozenset())
 
     def fields(self, context: Context) -> dict[str, Field]:
         if self.layer not in context.grids:
