@@ -908,7 +908,7 @@ def test_a_target_of_a_store_makes_no_object_but_one_of_the_targets(store, outsi
     """What a foreign store's records can name: a target's type, and plain values for it."""
     path = next(store.glob("passes/affinity-*.json"))
     content = unseal(path.read_bytes(), path)
-    for kind in ("os", "../models/adapter", "_moments", "base", "adapter"):
+    for kind in ("os", "../models/adapter", "_grid", "base", "adapter"):
         record = {**content["record"], "type": kind}
         digest = identity_digest({"name": "affinity", "record": record})[:8]
         (store / f"passes/affinity-{digest}.json").write_bytes(seal({**content, "record": record}))
