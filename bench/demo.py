@@ -87,6 +87,7 @@ def cell_folder(folder: Path, setting: str, arm: str, seed: int) -> Path:
 def train_and_score(folder: Path, setting: str, arm: str, seed: int, long: int | None) -> None:
     """One cell, in a process that has the setting's environment."""
     from pipeline import config
+    from pipeline.teacher.experiment import Experiment
     from stages import evaluate, train_student
 
     method, changes = ARMS[arm]
@@ -94,20 +95,11 @@ def train_and_score(folder: Path, setting: str, arm: str, seed: int, long: int |
     own, student = cell_folder(folder, setting, arm, seed), cfg.student(STUDENT)
     began = time.process_time()
     train_student.run(
-        dataset=cfg.dataset,
-        prepare=cfg.prepare,
-        views=cfg.views,
-        teacher=cfg.teacher,
-        targets=cfg.targets,
-        training=cfg.training,
-        student=student,
-        method=cfg.method(method),
+        Experiment(cfg, Path("cache"), Path("teachers/demo.safetensors")),
+        student=STUDENT,
+        method=method,
         seed=seed,
-        root=Path("cache"),
         folder=own,
-        weights_file=Path("teachers/demo.safetensors"),
-        config=cfg.path,
-        settings=cfg.text,
         device="cpu",
     )
     seconds = time.process_time() - began

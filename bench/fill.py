@@ -19,11 +19,11 @@ import torch
 
 from bench.machine import described, keep, ratio, turns, wait
 from pipeline import config
-from pipeline.data import prepared
 from pipeline.data import views as geometry
 from pipeline.store import Store, plan
 from pipeline.teacher import cache
-from stages.cache_teacher import Filler, Spec, rooted
+from pipeline.teacher.experiment import Experiment
+from stages.cache_teacher import Filler, Spec
 
 
 def main():
@@ -39,13 +39,10 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("reports/bench/fill.json"))
     args = parser.parse_args()
     cfg = config.load(args.config, args.overrides)
-    source, device = cfg.dataset.build(), args.device
-    pixels, sample, images = prepared.open_whole(args.root, cfg.dataset, source, cfg.prepare, source.ids("train"))
-    images = images[: args.blocks * args.rows]
-    weights_file = Path("teachers") / f"{cfg.name}.safetensors"
-    identity = cache.identity(source, cfg.prepare, cfg.views, cfg.teacher, cache.weights_digest(cfg.teacher, weights_file))
-    context = cache.context(cfg.teacher.model, source, cfg.prepare.size)
-    named = cache.target_passes(cfg.targets, context)
+    device, weights_file = args.device, Path("teachers") / f"{cfg.name}.safetensors"
+    experiment = Experiment(cfg, args.root, weights_file)
+    pixels, source, context = experiment.pixels, experiment.source, experiment.context
+    images, named, identity = experiment.images[: args.blocks * args.rows], experiment.targets, experiment.identity
     passes = [cache.MATRIX, *{pass_.folder: pass_ for _, pass_ in named.values()}.values()]
 
     with tempfile.TemporaryDirectory(dir=args.root) as folder:
@@ -59,13 +56,7 @@ def main():
             store = Store.create_or_open(root, "targets", cfg.dataset.name, identity, block_rows=args.rows, card={})
             store.grow(images)
             spec = Spec(
-                dataset=rooted(cfg.dataset),
-                prepare=cfg.prepare,
-                views=cfg.views,
-                teacher=cfg.teacher,
-                targets=cfg.targets,
-                weights_file=weights_file.absolute(),
-                root=root,
+                experiment=Experiment(cfg, root, weights_file).anywhere(),
                 batch=args.batch,
                 store=store.folder,
                 passes=frozenset(pass_.folder for pass_ in passes),

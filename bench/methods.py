@@ -77,7 +77,7 @@ def do(*arguments: str) -> None:
 
 def measured(args, opened: Opened, student: str, method: str, place: list[str]) -> dict:
     """The method's run and scores made where they are missing, and what is read off them."""
-    cfg, name = opened.cfg, f"{student}-{method}-{SEED}"
+    cfg, experiment, name = opened.cfg, opened.experiment, f"{student}-{method}-{SEED}"
     run, report = Path("runs") / cfg.name / name, Path("reports/bench/methods") / cfg.name / f"{name}.json"
     which = [str(args.config), "--student", student, "--method", method, "--seed", str(SEED), "--device", args.device]
     do("train-student", *which, *place)
@@ -98,7 +98,9 @@ def measured(args, opened: Opened, student: str, method: str, place: list[str]) 
             "reads": {read: cfg.targets[read].name for read in term.reads},
             "weight": term.weight,
             "bytes": sum(
-                plan.field_bytes(field) for read in term.reads for field in opened.named[read][0].fields(opened.context).values()
+                plan.field_bytes(field)
+                for read in term.reads
+                for field in experiment.targets[read][0].fields(experiment.context).values()
             ),
             "first": statistics.fmean(curve[:tenth]),
             "last": statistics.fmean(curve[-tenth:]),
@@ -120,7 +122,7 @@ def table(path: Path) -> list[dict[str, float | None]]:
 
 def compared(opened: Opened, student: str, terms: tuple[Term, ...], run: Path, batches: int) -> dict[str, dict]:
     """Each term of the trained student and of the plain one, with stored rows and with the teacher's."""
-    cfg, plugin = opened.cfg, opened.cfg.student(student)
+    cfg, experiment, plugin = opened.cfg, opened.experiment, opened.cfg.student(student)
     reads = tuple({read: None for term in terms for read in term.reads})
     losses = nn.ModuleList(opened.loss(term, plugin) for term in terms)
     loader = opened.loader(reads)
@@ -139,7 +141,12 @@ def compared(opened: Opened, student: str, terms: tuple[Term, ...], run: Path, b
         online = offline.with_rows(opened.live(loader, step, reads))
         excess = {
             read: parity.row_error(
-                read, opened.named[read][0], offline.rows[read], online.rows[read], opened.context, cfg.teacher.precision
+                read,
+                experiment.targets[read][0],
+                offline.rows[read],
+                online.rows[read],
+                experiment.context,
+                cfg.teacher.precision,
             ).excess
             for read in reads
         }
@@ -201,7 +208,7 @@ def rows(method: str, found: dict) -> list[str]:
 
 def page(opened: Opened, student: str, args, found: dict[str, dict]) -> str:
     cfg = opened.cfg
-    size, teacher, training = " x ".join(map(str, opened.context.size)), cfg.teacher.model, cfg.training
+    size, teacher, training = " x ".join(map(str, opened.experiment.context.size)), cfg.teacher.model, cfg.training
     lines = [
         f"{cfg.name}: {size}, teacher {teacher.name} of width {teacher.args.get('width')}, student {student} of width "
         f"{cfg.student(student).args.get('width')}, {training.steps} steps of {training.batch} images, seed {SEED}, "

@@ -1,21 +1,17 @@
-"""Moment pooling of the affinity target: all classes in one pass, by torch and by Triton, against a loop over the classes.
+"""Moment pooling of the affinity target: all classes in one pass, against a loop over the classes.
 
     $ python -m bench.moments --device cuda
 
 Forward and backward of 12 maps, for 5, 11, 19 and 36 regions. The loop is what a reader of Eq. 2 would write: each class's
 mean, then two more passes around it, in float32. Errors are those of the graph against the loop in float64. On a GPU the table
 also says what share of the copy bandwidth the pass over the features reaches: bytes of the features read twice and of their
-gradient written once, over the time, against a copy of the same map. Where triton is at hand, its kernel takes turns with the
-torch version; the last line says whether `MOMENTS` in pipeline/targets/affinity.py should be `triton` on this GPU, which is
-where torch stays below 70 % of the bandwidth and the kernel is faster, at every shape.
+gradient written once, over the time, against a copy of the same map.
 
 B images, K regions, C channels, h w the grid.
 """
 
 import argparse
-import contextlib
 import functools
-import importlib.util
 import statistics
 from pathlib import Path
 
@@ -27,25 +23,8 @@ from pipeline.targets import affinity
 SHAPES = {"cpu": ((12, 64, 52, 122), (12, 128, 26, 122)), "cuda": ((12, 128, 26, 122), (12, 512, 26, 122), (12, 2048, 26, 122))}
 
 
-ENOUGH = 0.7  # of the copy bandwidth: below it, another version is worth having
-
-
 def one_pass(features_BChw, aoi_BKhw):
     return affinity.nodes(features_BChw, aoi_BKhw, "masked", 1e-2, "relative")
-
-
-def kernel(features_BChw, aoi_BKhw):
-    with by_triton():
-        return one_pass(features_BChw, aoi_BKhw)
-
-
-@contextlib.contextmanager
-def by_triton():
-    before, affinity.MOMENTS = affinity.MOMENTS, "triton"
-    try:
-        yield
-    finally:
-        affinity.MOMENTS = before
 
 
 def class_by_class(features_BChw, aoi_BKhw):
@@ -71,8 +50,6 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("reports/bench/moments.json"))
     args = parser.parse_args()
     versions = {"torch": one_pass, "loop": class_by_class}
-    if args.device.startswith("cuda") and importlib.util.find_spec("triton"):
-        versions["triton"] = kernel
     rows = []
     print(
         f"| maps | regions | {' | '.join(f'{name} ms' for name in versions)} | loop / torch | "
@@ -126,11 +103,6 @@ def main():
                 + " |",
                 flush=True,
             )
-    if "triton" in versions:
-        better = all(
-            row["bandwidth_share"]["torch"] < ENOUGH and row["seconds"]["triton"] < row["seconds"]["torch"] for row in rows
-        )
-        print(f"MOMENTS on this GPU: {'triton' if better else 'torch'}")
     keep(args.out, args.device, {"rows": rows})
 
 

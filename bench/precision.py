@@ -56,9 +56,9 @@ def main():
 def measure(args) -> str:
     cfg = config.load(args.config, args.overrides)
     opened = Opened(cfg, args.root, args.device)
-    context, plugin = opened.context, cfg.student(args.student)
-    named = {name: opened.named[name] for name in args.targets or opened.named}
-    whole = next((name for name in opened.named if cfg.targets[name].name == "logits"), None)
+    context, plugin = opened.experiment.context, cfg.student(args.student)
+    named = {name: opened.experiment.targets[name] for name in args.targets or opened.experiment.targets}
+    whole = next((name for name in opened.experiment.targets if cfg.targets[name].name == "logits"), None)
     student = opened.student(plugin).eval()
     if args.run:
         run = Path("runs") / cfg.name / args.run / "weights.safetensors"

@@ -36,7 +36,8 @@ from pipeline.store import ImageRow, Pass, Reader, Store, executors, plan
 from pipeline.store.verification import verify
 from pipeline.targets.base import Context
 from pipeline.teacher import cache
-from stages.cache_teacher import Filler, Spec, rooted
+from pipeline.teacher.experiment import Experiment
+from stages.cache_teacher import Filler, Spec
 from stages.plan import settled
 
 CONFIG = Path("bench/step.yaml")
@@ -308,23 +309,15 @@ class Site:
         """Seconds until the first block was there, and for each after it; a store of its own each time."""
         self.number += 1
         cfg = dataclasses.replace(self.cfg, views=dataclasses.replace(self.cfg.views, count=count, seed=self.number))
-        identity = cache.identity(
-            self.source, cfg.prepare, cfg.views, cfg.teacher, cache.weights_digest(cfg.teacher, self.weights_file)
-        )
-        store = Store.create_or_open(self.root, "targets", cfg.dataset.name, identity, block_rows=8, card={})
+        experiment = Experiment(cfg, self.root, self.weights_file)
+        store = Store.create_or_open(self.root, "targets", cfg.dataset.name, experiment.identity, block_rows=8, card={})
         store.grow(self.images)
         for pass_ in self.every:
             store.add_pass(pass_, range(count))
         folders = tuple(pass_.folder for pass_ in self.every)
         tasks = [plan.Task(view=view, block=block, passes=folders) for block in range(store.num_blocks) for view in range(count)]
         spec = Spec(
-            dataset=rooted(cfg.dataset),
-            prepare=cfg.prepare,
-            views=cfg.views,
-            teacher=cfg.teacher,
-            targets=cfg.targets,
-            weights_file=self.weights_file,
-            root=self.root,
+            experiment=experiment.anywhere(),
             batch=8,
             store=store.folder,
             passes=frozenset(folders),

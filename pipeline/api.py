@@ -39,6 +39,7 @@ from pipeline.store.files import AnyPath, local, place
 from pipeline.store.store import store_folder
 from pipeline.targets.base import Context, Field, TargetType
 from pipeline.teacher import cache as caches
+from pipeline.teacher.experiment import Experiment
 from pipeline.training.loading import permutation, surveyed
 
 Memory = Literal["auto", "ram", "disk"]
@@ -276,23 +277,19 @@ def _opened_by_config(
     cfg: config.Config, root: str | os.PathLike[str] | None, names: Sequence[str] | None, memory: Memory
 ) -> Cache:
     top = place(os.fspath(root or os.environ.get("PIPELINE_CACHE_ROOT", "cache")))
-    source = cfg.dataset.build()
-    caches.check_views(cfg.views, source, cfg.dataset.name)
-    pixels, sample, images = prepared.open_whole(top, cfg.dataset, source, cfg.prepare, source.ids("train"))
-    weights_file = Path("teachers") / f"{cfg.name}.safetensors"
-    identity = caches.identity(source, cfg.prepare, cfg.views, cfg.teacher, caches.weights_digest(cfg.teacher, weights_file))
-    chosen = _chosen(cfg.targets, names, str(cfg.path))
-    named = caches.target_passes(chosen, caches.context(cfg.teacher.model, source, cfg.prepare.size))
-    store, _ = caches.open_whole(top, cfg.dataset.name, identity, images, cfg.views.count, named, cfg.path)
-    ids = [image.id for image in images]
+    experiment = Experiment(cfg, top, Path("teachers") / f"{cfg.name}.safetensors")
+    experiment.check_views()
+    source, ids = experiment.source, experiment.ids
+    named = experiment.some_targets(_chosen(cfg.targets, names, str(cfg.path)))
+    store, _ = experiment.open_cache(named)
     return Cache(
         store,
         named,
         ids,
         cfg.views.count,
         Pixels(
-            Reader(pixels, [sample], ids, 1, memory=memory),
-            sample,
+            experiment.samples(memory=memory),
+            experiment.sample,
             cfg.prepare.size,
             source.mirror,
             source.lane_classes,

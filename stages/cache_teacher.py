@@ -6,12 +6,11 @@ there is one in each process, with a teacher in memory, and it fills one block o
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import Plugin, Prepare, Teacher, Views
 from pipeline.data import prepared
 from pipeline.data import views as geometry
 from pipeline.errors import StoreError
@@ -24,17 +23,12 @@ from pipeline.store import Pass, Reader, Store, executors, plan
 from pipeline.store.files import locked, view_name
 from pipeline.store.store import runs
 from pipeline.teacher import cache
+from pipeline.teacher.experiment import Experiment
 
 
 def run(
+    experiment: Experiment,
     *,
-    dataset: Plugin,
-    prepare: Prepare,
-    views: Views,
-    teacher: Teacher,
-    targets: dict[str, Plugin],
-    weights_file: Path,
-    root: Path,
     report: Path,
     device: str,
     batch: int,
@@ -50,22 +44,19 @@ def run(
     report. Raises StoreError if the prepared store is missing or holds other pixels than an existing cache was made
     from, or if the teacher answers with NaN or constants.
     """
-    source = dataset.build()
-    cache.check_views(views, source, dataset.name)
-    pixels, sample, images = prepared.open_whole(root, dataset, source, prepare, source.ids("train"))
-    _, weights_digest = load_teacher(teacher, source, prepare, weights_file)  # refused before a store is made for it
-    context = cache.context(teacher.model, source, prepare.size)
-    named = cache.target_passes(targets, context)
+    config, source, views, context = experiment.config, experiment.source, experiment.config.views, experiment.context
+    experiment.check_views()
+    pixels, images, identity = experiment.pixels, experiment.images, experiment.identity
+    experiment.load_teacher()  # refused before a store is made for it
+    named = experiment.targets
     every = [cache.MATRIX, *{pass_.folder: pass_ for _, pass_ in named.values()}.values()]
-
-    identity = cache.identity(source, prepare, views, teacher, weights_digest)
     store = Store.create_or_open(
-        root,
+        experiment.root,
         "targets",
-        dataset.name,
+        config.dataset.name,
         identity,
         block_rows=plan.block_rows(len(images), every[1:]),
-        card={"dataset": dataset.name, "classes": list(source.classes), "teacher": teacher.model.name},
+        card={"dataset": config.dataset.name, "classes": list(source.classes), "teacher": config.teacher.model.name},
     )
     store.grow(images)
     for pass_ in every:
@@ -92,17 +83,11 @@ def run(
 
     tasks = [task for task in missing() if task.block % share[1] == share[0] % share[1]]
     spec = Spec(
-        dataset=rooted(dataset),
-        prepare=prepare,
-        views=views,
-        teacher=teacher,
-        targets=targets,
-        weights_file=weights_file.absolute(),
-        root=root.absolute(),
+        experiment=experiment.anywhere(),
         batch=batch,
         store=store.folder.absolute(),
         passes=frozenset(pass_.folder for pass_ in every),
-        rows=pixels.digest_of(images, range(1), [sample]),
+        rows=pixels.digest_of(images, range(1), [experiment.sample]),
     )
     with Progress("teacher", sum(len(store.block_images(task.block)) for task in tasks), "views") as progress:
         try:
@@ -145,13 +130,7 @@ def run(
 class Spec:
     """What a process is told to become a Filler. Paths are absolute, since a worker may have been started elsewhere."""
 
-    dataset: Plugin
-    prepare: Prepare
-    views: Views
-    teacher: Teacher
-    targets: dict[str, Plugin]
-    weights_file: Path
-    root: Path
+    experiment: Experiment
     batch: int
     store: Path  # the cache to fill,
     passes: frozenset[str]  # and what of it
@@ -165,16 +144,15 @@ class Filler:
     """
 
     def __init__(self, spec: Spec, device: str):
-        source = spec.dataset.build()
-        set_precision(spec.teacher.precision)
-        model, weights_digest = load_teacher(spec.teacher, source, spec.prepare, spec.weights_file)
-        self.views, self.context = spec.views, cache.context(spec.teacher.model, source, spec.prepare.size)
-        self.named = cache.target_passes(spec.targets, self.context)
+        experiment = spec.experiment
+        config, source = experiment.config, experiment.source
+        set_precision(config.teacher.precision)
+        model = experiment.load_teacher()
+        self.views, self.context, self.named = config.views, experiment.context, experiment.targets
         self.answers = cache.Answers(
-            model, source, self.context, spec.prepare.size, precision=spec.teacher.precision, batch=spec.batch, device=device
+            model, source, self.context, config.prepare.size, precision=config.teacher.precision, batch=spec.batch, device=device
         )
-        own = cache.identity(source, spec.prepare, spec.views, spec.teacher, weights_digest)
-        self.store = Store.find(spec.root, "targets", spec.dataset.name, own)
+        self.store = experiment.find_cache()
         folders = {cache.MATRIX.folder, *(pass_.folder for _, pass_ in self.named.values())}
         if self.store.folder != spec.store or folders != spec.passes:
             raise StoreError(
@@ -182,8 +160,8 @@ class Filler:
                 f"({listed(sorted(folders))}); start it again with the same code and weights file"
             )
         self.store.refuse_other_code(pass_ for _, pass_ in self.named.values())
-        self.pixels = Store.find(spec.root, "prepared", spec.dataset.name, prepared.identity(source, spec.prepare))
-        self.sample = prepared.sample_pass(spec.prepare.size, source.lanes)
+        self.pixels = Store.find(experiment.root, "prepared", config.dataset.name, prepared.identity(source, config.prepare))
+        self.sample = experiment.sample
         self.held: tuple[int, dict] = (-1, {})  # the last block's images, for its other views
 
     def __call__(self, task: plan.Task) -> int:
@@ -252,14 +230,3 @@ def blocks(tasks: list[plan.Task]) -> str:
     """Their numbers in words: "blocks 0-3, 7"."""
     numbers = sorted({task.block for task in tasks})
     return "blocks " + listed([f"{first}-{last}" if first < last else f"{first}" for first, last in runs(numbers)])
-
-
-def load_teacher(teacher: Teacher, source, prepare: Prepare, weights_file: Path):
-    """The network with these weights, and their digest."""
-    digest = cache.weights_digest(teacher, weights_file)
-    return cache.load_teacher(teacher, source, prepare.size, weights_file), digest
-
-
-def rooted(dataset: Plugin) -> Plugin:
-    """With its files wherever the process stands."""
-    return replace(dataset, args={**dataset.args, "root": str(Path(dataset.args["root"]).absolute())})

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pipeline.config import Plugin
 from pipeline.data import doctor
 from pipeline.errors import DatasetError
+from pipeline.metrics import base as metrics
 from pipeline.progress import Progress
 
 
@@ -16,7 +17,7 @@ def run(*, dataset: Plugin, splits: Sequence[str], workers: int, needs_labels: s
         report = doctor.check(source, list(splits) or list(source.splits), workers=workers, progress=progress.reach)
         if needs_labels is not None:
             report.faults += doctor.too_few_classes(source, report.counts, "train", 2, needs_labels)
-        if scored is not None and source.metric == "miou":
+        if scored is not None and not metrics.of(source).has_files:
             report.faults += doctor.too_few_classes(source, report.counts, scored, 1, "it is the split that is scored")
     counts = [f"{split}: {c.images} images, {c.labelled} labelled" for split, c in report.counts.items()]
     if report.faults:

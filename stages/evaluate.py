@@ -13,14 +13,14 @@ from pipeline.datasets.base import DatasetBase
 from pipeline.errors import DatasetError
 from pipeline.files import write_json
 from pipeline.identity import sha256
+from pipeline.metrics import base as metrics
+from pipeline.metrics.base import Counted
 from pipeline.metrics.names import WORDS
 from pipeline.metrics.segmentation import Confusion
 from pipeline.models.base import ModelBase
 from pipeline.progress import Progress
 from pipeline.scoring import load as trained
 from pipeline.scoring import predict as prediction
-from pipeline.scoring import scores as official
-from pipeline.scoring import submission
 
 PICTURES = 6
 
@@ -51,7 +51,8 @@ def run(
     ids, folder = source.ids(evaluate.split), predictions / evaluate.split
     passed = answer_all(network, source, ids, prepare.size, folder, device=device, batch=batch, workers=workers)
     scores = scores_of(source, evaluate.split, ids, folder, passed, workers)
-    if scores["images"] == 0 and source.metric == "miou":
+    metric = metrics.of(source)
+    if scores["images"] == 0 and not metric.has_files:
         raise DatasetError(
             f"{dataset.name}: the split {evaluate.split!r} has no labels to score against; choose "
             f"another with --set evaluate.split=val"
@@ -61,18 +62,15 @@ def run(
     scores["weights"] = sha256(weights_file.read_bytes())[:16]  # so that a later reader sees a score that is out of date
     write_json(report, scores)
     prediction.write_sheet(picture, passed.shown, source)
-    written = "" if source.metric == "miou" else f"; files for its evaluator in {folder}"
+    written = f"; files for its evaluator in {folder}" if metric.has_files else ""
     shown = "; a reconstruction of the labels it was shown, no prediction" if network.uses_labels else ""
     return f"{report}: {in_words(scores)}{written}{shown}"
 
 
 @dataclass
-class Passed:
+class Passed(Counted):
     """What is kept of a pass over a split."""
 
-    confusion: Confusion
-    labelled: list[str] = field(default_factory=list)
-    size: tuple[int, int] | None = None  # of the frames, (height, width)
     shown: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = field(default_factory=list)
 
 
@@ -91,12 +89,12 @@ def answer_all(
 
     Threads read ahead of the network and count and write behind it.
     """
-    passed = Passed(Confusion(len(source.classes)))
+    passed, metric = Passed(Confusion(len(source.classes))), metrics.of(source)
     shown = {ids[number] for number in np.linspace(0, len(ids) - 1, min(PICTURES, len(ids))).round().astype(int)}
 
     def finish(pair):
         (image_id, image, label), answer = pair
-        submission.write(folder, image_id, answer, source)
+        metric.write(folder, image_id, answer)
         counts = None
         if label is not None:
             counts = Confusion(len(source.classes))
@@ -126,21 +124,16 @@ def sample(source: DatasetBase, image_id: str) -> prediction.Sample:
 def scores_of(source: DatasetBase, split: str, ids: list[str], folder: Path, passed: Passed, workers: int) -> dict:
     """`metric` names the entry that is the dataset's official score; None where there is no truth for it."""
     iou = {name: rounded(value) for name, value in zip(source.classes, passed.confusion.iou())}
-    headline = official.HEADLINES[source.metric]
+    metric = metrics.of(source)
     scores = {
-        "metric": headline,
+        "metric": metric.headline,
         "images": len(passed.labelled),
         "mean_iou": rounded(passed.confusion.mean_iou()),
         "iou": iou,
         "one_class": only_class(source, passed.confusion),
     }
-    if source.metric == "culane":
-        scores |= official.line_scores(source, split, ids, folder, passed.size, workers) | {"images": len(ids)}
-    elif source.metric == "llamas" and passed.labelled:
-        scores |= official.map_scores(source, passed.labelled, folder, workers)
-    elif source.metric != "miou" and passed.labelled:
-        scores |= official.class_scores(source, passed.confusion)
-    return {headline: None} | scores
+    scores |= metric.scores(split, ids, passed, folder, workers)
+    return {metric.headline: None} | scores
 
 
 def only_class(source: DatasetBase, confusion: Confusion) -> str | None:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline.config import Plugin, Prepare, Teacher, Views
+from pipeline.config import Views
 from pipeline.data import prepared
 from pipeline.data import views as geometry
 from pipeline.errors import StoreError
@@ -15,28 +15,13 @@ from pipeline.lookup import did_you_mean
 from pipeline.reporting import record_pictures as pictures
 from pipeline.store import Reader, Store, plan
 from pipeline.teacher import cache
+from pipeline.teacher.experiment import Experiment
 
 
-def run(
-    *,
-    dataset: Plugin,
-    prepare: Prepare,
-    views: Views,
-    teacher: Teacher,
-    targets: dict[str, Plugin],
-    weights_file: Path,
-    root: Path,
-    image_id: str | None,
-    view: int,
-    out: Path,
-) -> str:
+def run(experiment: Experiment, *, image_id: str | None, view: int, out: Path) -> str:
     """A summary in words; with an image id, a figure of that record in `out`. Raises StoreError on an unknown id or view."""
-    source = dataset.build()
-    store = Store.find(
-        root, "targets", dataset.name, cache.identity(source, prepare, views, teacher, cache.weights_digest(teacher, weights_file))
-    )
-    context = cache.context(teacher.model, source, prepare.size)
-    named = cache.target_passes(targets, context)
+    config, source, views = experiment.config, experiment.source, experiment.config.views
+    store, named = experiment.find_cache(), experiment.targets
     if image_id is None:
         return summary(store, named, views)
     if image_id not in store.row_of:
@@ -46,7 +31,7 @@ def run(
         )
     if view >= views.count:
         raise StoreError(f"--view {view}: there are {views.count} views, counted from 0; ask for one of 0..{views.count - 1}")
-    pixels, sample, _ = prepared.open_whole(root, dataset, source, prepare, [image_id])
+    pixels, sample, _ = prepared.open_whole(experiment.root, config.dataset, source, config.prepare, [image_id])
     rows = Reader(pixels, [sample], [image_id], 1).read(sample, np.array([0]), np.array([0]))
     reader = Reader(store, [cache.MATRIX, *(pass_ for _, pass_ in named.values())], [image_id], view + 1, memory="disk")
     here = np.array([0]), np.array([view])
@@ -55,7 +40,7 @@ def run(
         torch.from_numpy(rows["image"]),
         torch.from_numpy(rows["label"]),
         torch.from_numpy(matrix),
-        content=prepare.size,
+        content=config.prepare.size,
         permutation=source.mirror,
     )
     image = shown[0].permute(1, 2, 0).round().numpy().astype(np.uint8)
@@ -63,7 +48,7 @@ def run(
         name: target.decode({field: torch.from_numpy(values) for field, values in reader.read(pass_, *here).items()})
         for name, (target, pass_) in named.items()
     }
-    kinds = {name: plugin.name for name, plugin in targets.items()}
+    kinds = {name: plugin.name for name, plugin in config.targets.items()}
     logits = next((rows["logits"][0] for name, rows in found.items() if kinds[name] == "logits"), None)
     prediction = (
         None
@@ -78,7 +63,7 @@ def run(
         {name: rows["energy"][0].numpy() for name, rows in found.items() if kinds[name] == "attention"},
         {name: (rows["graph"][0].numpy(), rows["cells"][0].numpy()) for name, rows in found.items() if kinds[name] == "affinity"},
         source,
-        context.regions,
+        experiment.context.regions,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)

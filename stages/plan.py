@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.config import Plugin, Prepare, Teacher, Training, Views
-from pipeline.data import prepared
 from pipeline.data import views as geometry
 from pipeline.errors import StoreError
 from pipeline.models.base import ModelBase, set_precision
@@ -20,43 +18,29 @@ from pipeline.progress import say
 from pipeline.store import ImageRow, Reader, Store, plan, verification
 from pipeline.store.files import AnyPath, local
 from pipeline.teacher import cache
+from pipeline.teacher.experiment import Experiment
 from pipeline.training import step as steps
 
 MEASURE_S = 4.0  # for each of the things measured
 WRITTEN_VIEWS = 16  # at most
 
 
-def run(
-    *,
-    dataset: Plugin,
-    prepare: Prepare,
-    views: Views,
-    teacher: Teacher,
-    targets: dict[str, Plugin],
-    training: Training,
-    students: dict[str, Plugin],
-    root: AnyPath,
-    images: int | None,
-    measure: bool,
-    device: str,
-    batch: int,
-) -> str:
+def run(experiment: Experiment, *, images: int | None, measure: bool, device: str, batch: int) -> str:
     """Returns the plan in words. `images` plans for that many without a dataset on disk. Says it, and raises
     StoreError, if it exceeds the free disk; object storage is not asked."""
-    source = dataset.build()
-    count = images or len(source.ids("train"))
-    context = cache.context(teacher.model, source, prepare.size)
+    config, context, named, root = experiment.config, experiment.context, experiment.targets, experiment.root
+    count = images or len(experiment.source.ids("train"))
     if measure:  # a step of the first student is timed
+        student = next(iter(config.students.values()))
         steps.check_batch(
-            lambda: next(iter(students.values())).build(num_classes=context.num_classes, size=context.size, lanes=0),
+            lambda: student.build(num_classes=context.num_classes, size=context.size, lanes=0),
             context.size,
-            training,
+            config.training,
             device,
             "training",
         )
-    named = cache.target_passes(targets, context)
-    sizes = plan.sizes(count, views.count, {name: pass_ for name, (_, pass_) in named.items()}, cache.MATRIX, context)
-    pixel_bytes = count * plan.row_bytes(prepared.sample_pass(prepare.size, source.lanes))
+    sizes = plan.sizes(count, config.views.count, {name: pass_ for name, (_, pass_) in named.items()}, cache.MATRIX, context)
+    pixel_bytes = count * plan.row_bytes(experiment.sample)
     lines = [
         f"{count} images x {sizes.num_views} views in {sizes.num_blocks} blocks of {sizes.rows_of_block} rows, "
         f"{sizes.num_files} files",
@@ -74,7 +58,7 @@ def run(
         f"features ({times(sizes.feature_bytes / sizes.row_bytes)})",
     ]
     if measure:
-        cost = measured(source, prepare, views, teacher, named, context, training, students, root, device, batch, sizes)
+        cost = measured(experiment, sizes, device, batch)
         lines += [
             "",
             f"measured here ({device}): teacher {1 / cost.teacher_s:.1f} views/s, fill {1 / cost.view_s(sizes):.1f} "
@@ -97,9 +81,12 @@ def run(
     return "\n".join([*lines, f"free at {root}: {words(free)}"])
 
 
-def measured(source, prepare, views, teacher, named, context, training, students, root, device, batch, sizes) -> plan.Cost:
+def measured(experiment: Experiment, sizes: plan.Sizes, device: str, batch: int) -> plan.Cost:
     """Times the very code of the fill on random pictures: teacher alone, its answers, real blocks read from and written to
     this root, then a plain step of the first student."""
+
+    config, source, context, named = experiment.config, experiment.source, experiment.context, experiment.targets
+    teacher, training, prepare = config.teacher, config.training, config.prepare
 
     def timed(what: str, work: Callable, **limits) -> float:
         say(f"measuring {what} ...")  # no bar, as verifying has one of its own
@@ -117,7 +104,7 @@ def measured(source, prepare, views, teacher, named, context, training, students
     model = cache.as_it_answers(model, teacher, source)
     answers = cache.Answers(model, source, context, prepare.size, precision=teacher.precision, batch=batch, device=device)
     images, labels = pixels["image"][:batch], pixels["label"][:batch]
-    matrices = np.stack([geometry.draw(views, f"{i}", views.count - 1, context.size) for i in range(batch)])
+    matrices = np.stack([geometry.draw(config.views, f"{i}", config.views.count - 1, context.size) for i in range(batch)])
     list_of_targets = [target for target, _ in named.values()]
     rows = answers.rows(list_of_targets, images, labels, matrices)
     values = {pass_.folder: (pass_, tiled(found, sizes.rows_of_block)) for (_, pass_), found in zip(named.values(), rows)}
@@ -126,8 +113,8 @@ def measured(source, prepare, views, teacher, named, context, training, students
     answer_s = timed("the teacher with its targets", lambda: answers.rows(list_of_targets, images, labels, matrices)) / batch
 
     ids = [f"{i}" for i in range(sizes.rows_of_block)]
-    sample = prepared.sample_pass(prepare.size, source.lanes)
-    with scratch(root) as folder:
+    sample = experiment.sample
+    with scratch(experiment.root) as folder:
         store = new_store(folder, "targets", ids, len(ids))
         for pass_, _ in values.values():
             store.add_pass(pass_, range(WRITTEN_VIEWS))
@@ -153,7 +140,7 @@ def measured(source, prepare, views, teacher, named, context, training, students
 
         read_s = timed("reading", read) * len(ids) / prepared_rows
 
-    plugin = next(iter(students.values()))
+    plugin = next(iter(config.students.values()))
     network = plugin.build(num_classes=context.num_classes, size=context.size, lanes=0).to(device)
     step = steps.Step(network, [], [], training, torch.ones(context.num_classes, device=device), 0)
     shown, labels_BHW = (

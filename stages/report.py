@@ -5,43 +5,25 @@ Reads files and runs no network, unless it is asked for pictures; those imports 
 
 from pathlib import Path
 
-from pipeline.config import Evaluate, Plugin, Prepare, Teacher, Term, Training
+from pipeline.config import Config
 from pipeline.files import write_json, write_text
 from pipeline.reporting import page, results, table
 
 
 def run(
-    *,
-    dataset: Plugin,
-    prepare: Prepare,
-    teacher: Teacher,
-    targets: dict[str, Plugin],
-    students: dict[str, Plugin],
-    methods: dict[str, tuple[Term, ...]],
-    training: Training,
-    evaluate: Evaluate,
-    name: str,
-    settings: str,
-    scores: Path,
-    runs: Path,
-    cache_report: Path,
-    root: Path,
-    weights_file: Path,
-    out: Path,
-    device: str | None,
+    config: Config, *, scores: Path, runs: Path, cache_report: Path, root: Path, weights_file: Path, out: Path, device: str | None
 ) -> str:
     """Writes <name>.md, <name>.json and <name>.html into the folder `out`; where a `device` is given, to run networks on,
     <name>-pictures.html in the place of the last. Returns the table, and where the page is."""
-    methods = dict(sorted(methods.items(), key=lambda item: bool(item[1])))  # the baseline first
+    name, dataset, students, evaluate = config.name, config.dataset, config.students, config.evaluate
+    methods = dict(sorted(config.methods.items(), key=lambda item: bool(item[1])))  # the baseline first
     found = results.read(scores, runs, weights_file, students, methods)
     lines, notes = table.lines(found, found.metric, methods)
     looks = None
     if device is not None:
         from pipeline.reporting import feature_pictures as looking
 
-        looks = looking.look(
-            dataset.build(), evaluate.split, prepare, teacher, targets, students, training, found, runs, weights_file, device
-        )
+        looks = looking.look(config, found, runs, weights_file, device)
     text = table.markdown(found, lines, notes)
     write_text(out / f"{name}.md", text + "\n")
     write_json(out / f"{name}.json", {name: table.summary(found, lines)})
@@ -58,7 +40,7 @@ def run(
             notes=notes,
             methods=methods,
             cached=cached,
-            settings=settings,
+            settings=config.text,
             looks=looks,
         ),
     )

@@ -12,12 +12,13 @@ from pipeline.datasets._images import image_size, read_index_png, require_size
 from pipeline.datasets._lists import found_files
 from pipeline.datasets.llamas import drawn, read_lanes
 from pipeline.errors import ConfigError, DatasetError
+from pipeline.metrics import base as metrics
 from pipeline.metrics import culane as culane_metric
 from pipeline.metrics import llamas as llamas_metric
+from pipeline.metrics._classes import ClassMetric, class_scores
 from pipeline.metrics.segmentation import Confusion
 from pipeline.paths import below
 from pipeline.progress import Progress, say
-from pipeline.scoring import scores as official
 from pipeline.scoring.predict import ahead
 
 FOREIGN = 254  # an official id without a train id, as a prediction: wrong wherever it stands
@@ -109,7 +110,7 @@ def llamas(
 def segmentation(*, predictions: Path, dataset: Plugin, split: str, workers: int, as_json: bool) -> str:
     """Mean IoU of PNGs of official ids, at the paths where `evaluate` writes them, as a table or as JSON."""
     source = dataset.build()
-    if source.metric not in ("apolloscape", "cityscapes"):
+    if not isinstance(metrics.of(source), ClassMetric):
         raise ConfigError(f"dataset {dataset.name!r} has no official form of PNGs; this scores apolloscape and cityscapes")
     train_ids = np.full(256, FOREIGN, np.uint8)
     train_ids[list(source.official_ids)] = range(len(source.official_ids))
@@ -139,7 +140,7 @@ def segmentation(*, predictions: Path, dataset: Plugin, split: str, workers: int
             f"Warning: {predictions}: {foreign / values.sum():.2%} of the pixels that count hold "
             f"{what_foreign(values, train_ids, source.metric)}"
         )
-    found = {"images": len(ids), **official.class_scores(source, confusion)}
+    found = {"images": len(ids), **class_scores(source, confusion)}
     if as_json:
         return json.dumps(found, indent=1)
     name = source.metric

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import Config, Evaluate, Plugin, Training
-from pipeline.data import prepared
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import read_json, write_json, write_text, write_tsv
 from pipeline.identity import listed, sha256
@@ -29,7 +28,7 @@ from pipeline.reporting.study import Arm, Study, asked, otherwise, remarks, tabl
 from pipeline.stopping import Stopped, stoppable
 from pipeline.store import Reader, plan
 from pipeline.teacher import cache
-from pipeline.teacher.online import live_targets
+from pipeline.teacher.experiment import Experiment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,20 +60,11 @@ class Cells:
         config, folder, student = arm.config, self.runs / arm.study / f"{arm.name}-{seed}", arm.config.student(self.study.student)
         resumed, worked = (folder / "checkpoint.pt").exists(), time.process_time()
         self.train(
-            dataset=config.dataset,
-            prepare=config.prepare,
-            views=config.views,
-            teacher=config.teacher,
-            targets=config.targets,
-            training=config.training,
-            student=student,
-            method=config.method(arm.method),
+            self.experiment(config),
+            student=self.study.student,
+            method=arm.method,
             seed=seed,
-            root=self.root,
             folder=folder,
-            weights_file=self.weights_file,
-            config=config.path,
-            settings=config.text,
             device=self.device,
             live=arm.live,
         )
@@ -88,6 +78,9 @@ class Cells:
             self.scores / arm.study / f"{folder.name}.json",
             {"scores": found, **cost, "device": self.device, "asked": asked(self.study, arm, seed)},
         )
+
+    def experiment(self, config: Config) -> Experiment:
+        return Experiment(config, self.root, self.weights_file)
 
     def teacher(self) -> None:
         """Scores the teacher, once. Raises ConfigError if another one was scored."""
@@ -112,22 +105,11 @@ class Cells:
         seconds of work."""
         import torch
 
-        config, clock = arm.config, time.process_time if self.device == "cpu" else time.monotonic
-        source = config.dataset.build()
-        pixels, sample, images = prepared.open_whole(self.root, config.dataset, source, config.prepare, source.ids("train"))
-        some = [image.id for image in images[: config.training.batch]]
-        targets = live_targets(
-            config.teacher,
-            {name: config.targets[name] for name in reads(arm)},
-            source,
-            config.prepare,
-            config.views,
-            self.weights_file,
-            Reader(pixels, [sample], some, 1),
-            sample,
-            batch=len(some),
-            device=self.device,
-        )
+        experiment, clock = self.experiment(arm.config), time.process_time if self.device == "cpu" else time.monotonic
+        config, images = experiment.config, experiment.images
+        some = experiment.ids[: config.training.batch]
+        samples = Reader(experiment.pixels, [experiment.sample], some, 1)
+        targets = experiment.live_targets(reads(arm), samples, batch=len(some), device=self.device)
         for _ in range(2):  # the first makes ready
             began = clock()
             targets.rows(np.arange(len(some)), np.zeros(len(some), int), None)
@@ -211,12 +193,10 @@ def stored_bytes(arm: Arm) -> int:
     """Of one image's rows, in all views, that the arm reads from the cache."""
     if arm.live or not reads(arm):
         return 0
-    config, source = arm.config, arm.config.dataset.build()
-    named = cache.target_passes(
-        {name: config.targets[name] for name in reads(arm)}, cache.context(config.teacher.model, source, config.prepare.size)
-    )
+    experiment = Experiment(arm.config, Path(), Path())  # no store, no weights
+    named = experiment.some_targets(reads(arm))
     passes = {pass_.folder: pass_ for pass_ in (cache.MATRIX, *(pass_ for _, pass_ in named.values()))}
-    return config.views.count * sum(plan.row_bytes(pass_) for pass_ in passes.values())
+    return arm.config.views.count * sum(plan.row_bytes(pass_) for pass_ in passes.values())
 
 
 def leave_with_parent(parent: int, stop: Event) -> None:

@@ -18,5 +18,5 @@ def run(*, dataset: Plugin, workers: int) -> str:
     total = sum(roads.counts.values())
     with Progress("drawing roads", total, "images") as progress:
         roads.generate(workers=workers, progress=progress.reach)
-    how = "in CULane's layout" if roads.metric == "culane" else "with every paint a class"
+    how = "in CULane's layout" if roads.lanes else "with every paint a class"
     return f"{Path(dataset.args['root'])}: {total} images {how}"

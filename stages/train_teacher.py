@@ -4,60 +4,48 @@ import sys
 from pathlib import Path
 
 from pipeline import lookup, records, weights
-from pipeline.config import Plugin, Prepare, Teacher, Training, Views
+from pipeline.config import Training
 from pipeline.data import prepared
 from pipeline.data.frames import canvas
 from pipeline.files import write_json
-from pipeline.models.base import set_precision
+from pipeline.models.base import ModelBase, set_precision
 from pipeline.progress import detail, say
-from pipeline.store import Reader
 from pipeline.teacher import cache
+from pipeline.teacher.experiment import Experiment
 from pipeline.training import distributed
 from pipeline.training import run as runs
 from pipeline.training import step as steps
 from pipeline.training.loading import Loader
 
 
-def run(
-    *,
-    dataset: Plugin,
-    prepare: Prepare,
-    views: Views,
-    teacher: Teacher,
-    teacher_training: Training | None,
-    root: Path,
-    folder: Path,
-    weights_file: Path,
-    report: Path,
-    settings: str,
-    device: str,
-) -> str:
+def run(experiment: Experiment, *, folder: Path, report: Path, device: str) -> str:
     """Writes the weights and a report with their digest. Resumes from its last checkpoint."""
-    source = dataset.build()
-    cache.check_views(views, source, dataset.name)
+    config, source, weights_file = experiment.config, experiment.source, experiment.weights_file
+    teacher, size = config.teacher, config.prepare.size
+    experiment.check_views()
     if teacher.checkpoint is not None:
         state = weights.load_file(teacher.checkpoint, say)
-        model = cache.build_teacher(teacher, source, prepare.size, source.lanes if weights.has_existence(state) else 0)
+        model = cache.build_teacher(teacher, source, size, source.lanes if weights.has_existence(state) else 0)
         weights.load_into(model, state, str(teacher.checkpoint), say)
         line = f"{weights_file}: copied from {teacher.checkpoint}"
-    elif teacher_training is None:
+    elif config.teacher_training is None:
         steps.reseed(0, 0)
-        model = cache.build_teacher(teacher, source, prepare.size)
+        model = cache.build_teacher(teacher, source, size)
         line = f"{weights_file}: {teacher.model.name}, as its factory made it"
     else:
         steps.reseed(0, 0)  # before the network is made, and the same in every process
-        lanes = source.lanes if teacher_training.existence_weight else 0
-        model = cache.build_teacher(teacher, source, prepare.size, lanes)
+        lanes = source.lanes if config.teacher_training.existence_weight else 0
+        model = cache.build_teacher(teacher, source, size, lanes)
         device = distributed.start(device)
         steps.check_batch(
-            lambda: cache.build_teacher(teacher, source, prepare.size, lanes),
-            canvas(prepare.size),
-            teacher_training,
+            lambda: cache.build_teacher(teacher, source, size, lanes),
+            canvas(size),
+            config.teacher_training,
             device,
             "teacher_training",
         )
-        _train(model, source, dataset, prepare, views, teacher, teacher_training, root, folder, settings, device)
-        line = f"{weights_file}: {teacher.model.name}, {teacher_training.steps} steps"
+        _train(experiment, model, config.teacher_training, folder, device)
+        line = f"{weights_file}: {teacher.model.name}, {config.teacher_training.steps} steps"
     if not distributed.first():
         return line
     weights_file.parent.mkdir(parents=True, exist_ok=True)
@@ -66,10 +54,10 @@ def run(
     return line
 
 
-def _train(model, source, dataset, prepare, views, teacher, training, root, folder, settings, device):
-    store, sample, images = prepared.open_whole(root, dataset, source, prepare, source.ids("train"))
+def _train(experiment: Experiment, model: ModelBase, training: Training, folder: Path, device: str) -> None:
+    config, source, teacher = experiment.config, experiment.source, experiment.config.teacher
+    store, sample, images = experiment.pixels, experiment.sample, experiment.images
     prepared.require_labels(store, sample, images, source, "the teacher is trained on labels")
-    ids = [image.id for image in images]
     plugin = lookup.find("models", teacher.model.name)
     code = records.code_digest(sys.modules[__name__], plugin, *([weights] if teacher.backbone else []))
     backbone = None if teacher.backbone is None else weights.digest(weights.load_file(teacher.backbone))
@@ -78,7 +66,7 @@ def _train(model, source, dataset, prepare, views, teacher, training, root, fold
         **lookup.version_record(teacher.model.name, teacher.model.args),
         "backbone": backbone,
         "training": training,
-        "views": views,
+        "views": config.views,
         "code": code,
         "dataset": prepared.meaning(source),
         "prepared": prepared.on_record(store, sample, images),
@@ -88,15 +76,15 @@ def _train(model, source, dataset, prepare, views, teacher, training, root, fold
     if teacher.backbone is not None:
         weights.load_backbone(model, teacher.backbone, say)
     model.to(device)
-    reader = Reader(store, [sample], ids, 1, device=device)
+    reader = experiment.samples(device=device)
     detail(f"prepared images: {reader.strategy}")
     loader = Loader(
         reader,
         sample,
-        ids,
+        experiment.ids,
         dataset=source,
-        content=prepare.size,
-        views=views,
+        content=config.prepare.size,
+        views=config.views,
         training=training,
         seed=0,
         device=device,
@@ -104,6 +92,6 @@ def _train(model, source, dataset, prepare, views, teacher, training, root, fold
     )
     shares_K = loader.class_shares() if training.class_weights == "enet" else None
     step = steps.Step(model, [], [], training, steps.class_weights(source, training, device, shares_K), seed=0)
-    run = runs.Run(folder, record, settings)
+    run = runs.Run(folder, record, config.text)
     runs.fit(run, step, loader, "training the teacher")
     model.load_state_dict(step.weights())

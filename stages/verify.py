@@ -1,11 +1,10 @@
 """Check a store, or a config's stores, and mend what can be; on request, cached rows and losses against the live teacher."""
 
 import dataclasses
-from pathlib import Path
 
 import torch
 
-from pipeline.config import Plugin, Prepare, Teacher, Term, Training, Views, term_name
+from pipeline.config import term_name
 from pipeline.data import prepared
 from pipeline.errors import StoreError
 from pipeline.models.base import set_precision
@@ -14,39 +13,20 @@ from pipeline.store import Reader, Store
 from pipeline.store.files import AnyPath, locked, note
 from pipeline.store.verification import gaps, repair, table, unvouched, verify
 from pipeline.teacher import cache, parity
-from pipeline.teacher.online import live_targets
+from pipeline.teacher.experiment import Experiment
 from pipeline.training.loading import CachedTargets, Loader
 
 
-def run(
-    *,
-    dataset: Plugin,
-    prepare: Prepare,
-    views: Views,
-    teacher: Teacher,
-    targets: dict[str, Plugin],
-    training: Training,
-    students: dict[str, Plugin],
-    methods: dict[str, tuple[Term, ...]],
-    weights_file: Path,
-    root: Path,
-    recompute: int,
-    device: str,
-    batch: int,
-    workers: int,
-) -> str:
+def run(experiment: Experiment, *, recompute: int, device: str, batch: int, workers: int) -> str:
     """Returns what was found, in words and tables. Raises StoreError listing every fault: damage, gaps, or rows of another
     teacher. `recompute` rows, chosen at random, are answered again by the teacher."""
-    source = dataset.build()
-    pixels, sample, images = prepared.open_whole(root, dataset, source, prepare, source.ids("train"))
-    ids = [image.id for image in images]
-    identity = cache.identity(source, prepare, views, teacher, cache.weights_digest(teacher, weights_file))
-    store = Store.find(root, "targets", dataset.name, identity)
+    config, source, views, context = experiment.config, experiment.source, experiment.config.views, experiment.context
+    pixels, images, ids, identity = experiment.pixels, experiment.images, experiment.ids, experiment.identity
+    store = experiment.find_cache()
     faults = [*verify(pixels, workers=workers), *verify(store, workers=workers)]
     if faults:
         raise StoreError("\n".join(faults))
-    context = cache.context(teacher.model, source, prepare.size)
-    named = cache.target_passes(targets, context)
+    named = experiment.targets
     passes = [(cache.MATRIX, False), *((pass_, cache.by_labels(identity, target)) for target, pass_ in named.values())]
     store.check(images, range(views.count), passes, any_code=recompute > 0)
     lines = [
@@ -57,9 +37,9 @@ def run(
     if not recompute:
         return "\n".join(lines)
 
-    set_precision(teacher.precision)
-    samples = Reader(pixels, [sample], ids, 1)
-    live = live_targets(teacher, targets, source, prepare, views, weights_file, samples, sample, batch=batch, device=device)
+    set_precision(config.teacher.precision)
+    samples = experiment.samples()
+    live = experiment.live_targets(config.targets, samples, batch=batch, device=device)
     cached = CachedTargets(Reader(store, [pass_ for pass_, _ in passes], ids, views.count), cache.MATRIX, named)
     positions, numbers = parity.choose(len(ids), views.count, recompute)
 
@@ -74,30 +54,29 @@ def run(
                 offline[name].append(stored[name])
             progress.advance(len(here))
     errors = [
-        parity.row_error(name, target, joined(offline[name]), joined(online[name]), context, teacher.precision)
+        parity.row_error(name, target, joined(offline[name]), joined(online[name]), context, config.teacher.precision)
         for name, (target, _) in named.items()
     ]
     lines += ["", parity.table(errors)]
 
     # one batch of each method, seen by a fresh student, with stored and with live rows
     differences = []
-    lanes = source.lanes if training.existence_weight else 0
-    for method, terms in methods.items():
+    for method, terms in config.methods.items():
         wanted = {name: named[name] for term in terms for name in term.reads}
         if not wanted:
             continue
-        for student, plugin in students.items():
+        for student, plugin in config.students.items():
             torch.manual_seed(0)
-            network = plugin.build(num_classes=len(source.classes), size=context.size, lanes=lanes).to(device)
-            own = cache.context(plugin, source, prepare.size, lanes)
+            network = experiment.build(plugin).to(device)
+            own = experiment.student_context(plugin)
             loader = Loader(
                 samples,
-                sample,
+                experiment.sample,
                 ids,
                 dataset=source,
-                content=prepare.size,
+                content=config.prepare.size,
                 views=views,
-                training=dataclasses.replace(training, fresh_views=False),
+                training=dataclasses.replace(config.training, fresh_views=False),
                 seed=0,
                 device=device,
                 cached=dataclasses.replace(cached, targets=wanted),
@@ -151,26 +130,12 @@ def check_folder(*, folder: AnyPath, mend: bool, workers: int) -> tuple[str, lis
     return "\n".join([*lines, "", table(values)] if values else lines), faults + gaps(store)
 
 
-def mend(
-    *,
-    dataset: Plugin,
-    prepare: Prepare,
-    views: Views,
-    teacher: Teacher,
-    targets: dict[str, Plugin],
-    weights_file: Path,
-    root: AnyPath,
-    workers: int,
-) -> tuple[list[str], set[str]]:
+def mend(experiment: Experiment, *, workers: int) -> tuple[list[str], set[str]]:
     """Mends what can be without the teacher. Returns what was done, and the kinds of store with blocks to fill again."""
-    source = dataset.build()
-    sample = prepared.sample_pass(prepare.size, source.lanes)
-    identity = cache.identity(source, prepare, views, teacher, cache.weights_digest(teacher, weights_file))
-    named = cache.target_passes(targets, cache.context(teacher.model, source, prepare.size))
-    stores = [
-        (Store.find(root, "prepared", dataset.name, prepared.identity(source, prepare)), [sample], 1),
-        (Store.find(root, "targets", dataset.name, identity), [cache.MATRIX, *(pass_ for _, pass_ in named.values())], views.count),
-    ]
+    config, source = experiment.config, experiment.source
+    passes = [cache.MATRIX, *(pass_ for _, pass_ in experiment.targets.values())]
+    found = Store.find(experiment.root, "prepared", config.dataset.name, prepared.identity(source, config.prepare))
+    stores = [(found, [experiment.sample], 1), (experiment.find_cache(), passes, config.views.count)]
     done, unfilled = [], set()
     for store, passes, num_views in stores:
         done += repair(store, passes, workers)

@@ -1,6 +1,6 @@
 """dvc.yaml is the table of contents: each stage's deps cover the rooms it runs, its params are what its module takes."""
 
-import inspect
+import ast
 import json
 import subprocess
 import sys
@@ -128,19 +128,51 @@ def test_stage_one_loads_no_loss_and_no_training():
     assert not [file for file in files if file.startswith(("pipeline/losses", "pipeline/training", "pipeline/cli"))]
 
 
+def attributes_of(tree, *names):
+    """What is asked of these variables, or of an attribute that is called so: `config.views` is `views` of "config"."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+            if (node.value.id if isinstance(node.value, ast.Name) else node.value.attr) in names:
+                yield node.attr
+
+
+def read_by_an_experiment():
+    """The sections that each part of `Experiment` reads, by itself or through other parts."""
+    tree = ast.parse((ROOT / "pipeline/teacher/experiment.py").read_text())
+    (made,) = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    parts = {node.name: node for node in made.body if isinstance(node, ast.FunctionDef)}
+
+    def sections(name):
+        node = parts[name]
+        direct = set(attributes_of(node, "config")) & set(config.SECTIONS)
+        return direct.union(*(sections(part) for part in attributes_of(node, "self") if part in parts))
+
+    return {name: sections(name) for name in parts}
+
+
+def sections_of(module):
+    """The sections that a stage takes: as arguments, of a configuration, or of an experiment."""
+    names = {"student": "students", "method": "methods"}
+    tree, parts = ast.parse((ROOT / "stages" / f"{module}.py").read_text()), read_by_an_experiment()
+    (run,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
+    taken = {names.get(name.arg, name.arg) for name in (*run.args.args, *run.args.kwonlyargs)}
+    taken |= {names.get(name, name) for name in attributes_of(tree, "config")}
+    taken = taken.union(*(parts.get(name, set()) for name in attributes_of(tree, "experiment")))
+    return taken & set(config.SECTIONS), "model" in {name.arg for name in run.args.kwonlyargs}
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_params_are_the_sections_the_stage_takes(stage):
-    import importlib
-
-    sections = {"student": "students", "method": "methods", "model": "teacher" if stage == "evaluate-teacher" else "students"}
-    taken = {
-        sections.get(name, name) for name in inspect.signature(importlib.import_module(f"stages.{MODULES[stage]}").run).parameters
-    }
-    taken &= set(config.SECTIONS)
+    taken, takes_a_model = sections_of(MODULES[stage])
+    if takes_a_model:
+        taken |= {"teacher" if stage == "evaluate-teacher" else "students"}
     if stage == "evaluate-teacher":
         taken -= {"training"}  # the teacher has no existence head to ask about
     if stage == "train-student":
         taken -= {"teacher"}  # behind the cache's report
+    if stage == "report":
+        pictures = ast.parse((ROOT / "pipeline/reporting/feature_pictures.py").read_text())
+        taken |= set(attributes_of(pictures, "config")) & set(config.SECTIONS)
     listed = [name.split(".")[0] for entry in body(stage).get("params", []) for name in next(iter(entry.values()))]
     assert taken == set(listed)
 

@@ -148,6 +148,12 @@ def teacher_weights(cfg) -> Path:
     return Path("teachers") / f"{cfg.name}.safetensors"
 
 
+def experiment(cfg, root):
+    from pipeline.teacher.experiment import Experiment
+
+    return Experiment(cfg, root, teacher_weights(cfg))
+
+
 def run_name(student, method, seed) -> str:
     from pipeline.paths import name_fault
 

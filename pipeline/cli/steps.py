@@ -118,16 +118,9 @@ def train_teacher(config, overrides, root, device, deterministic):
         cfg = options.load(config, overrides)
         click.echo(
             stage.run(
-                dataset=cfg.dataset,
-                prepare=cfg.prepare,
-                views=cfg.views,
-                teacher=cfg.teacher,
-                teacher_training=cfg.teacher_training,
-                root=root,
+                options.experiment(cfg, root),
                 folder=Path("runs") / cfg.name / "teacher",
-                weights_file=options.teacher_weights(cfg),
                 report=Path("reports/teacher") / f"{cfg.name}.json",
-                settings=cfg.text,
                 device=options.pick(device, deterministic),
             )
         )
@@ -153,14 +146,7 @@ def plan(config, overrides, root, device, images, measure, batch):
     cfg = options.load(config, overrides)
     click.echo(
         stage.run(
-            dataset=cfg.dataset,
-            prepare=cfg.prepare,
-            views=cfg.views,
-            teacher=cfg.teacher,
-            targets=cfg.targets,
-            training=cfg.training,
-            students=cfg.students,
-            root=root,
+            options.experiment(cfg, root),
             images=images,
             measure=measure,
             device=options.pick(device) if measure else "cpu",
@@ -209,13 +195,7 @@ def cache_teacher(config, overrides, root, device, batch, workers, threads, sche
         cfg = options.load(config, overrides)
         click.echo(
             stage.run(
-                dataset=cfg.dataset,
-                prepare=cfg.prepare,
-                views=cfg.views,
-                teacher=cfg.teacher,
-                targets=cfg.targets,
-                weights_file=options.teacher_weights(cfg),
-                root=root,
+                options.experiment(cfg, root),
                 report=Path("reports/cache") / f"{cfg.name}.json",
                 device=options.pick(device) if scheduler is None else device,
                 batch=batch,
@@ -254,20 +234,11 @@ def train_student(config, overrides, student, method, seed, root, device, determ
         cfg = options.load(config, overrides)
         click.echo(
             stage.run(
-                dataset=cfg.dataset,
-                prepare=cfg.prepare,
-                views=cfg.views,
-                teacher=cfg.teacher,
-                targets=cfg.targets,
-                training=cfg.training,
-                student=cfg.student(student),
-                method=cfg.method(method),
+                options.experiment(cfg, root),
+                student=student,
+                method=method,
                 seed=seed,
-                root=root,
                 folder=Path("runs") / cfg.name / options.run_name(student, method, seed),
-                weights_file=options.teacher_weights(cfg),
-                config=config,
-                settings=cfg.text,
                 device=options.pick(device, deterministic),
             )
         )
@@ -330,16 +301,7 @@ def report(config, overrides, root, pictures, device):
     cfg = options.load(config, overrides)
     click.echo(
         stage.run(
-            dataset=cfg.dataset,
-            prepare=cfg.prepare,
-            teacher=cfg.teacher,
-            targets=cfg.targets,
-            students=cfg.students,
-            methods=cfg.methods,
-            training=cfg.training,
-            evaluate=cfg.evaluate,
-            name=cfg.name,
-            settings=cfg.text,
+            cfg,
             scores=Path("reports/scores") / cfg.name,
             runs=Path("runs") / cfg.name,
             cache_report=Path("reports/cache") / f"{cfg.name}.json",

@@ -48,17 +48,9 @@ def verify(what, overrides, root, device, recompute, repair, batch, workers):
             raise StoreError("\n".join(faults))
         return
     cfg = options.load(folder, overrides)
-    sections = dict(
-        dataset=cfg.dataset,
-        prepare=cfg.prepare,
-        views=cfg.views,
-        teacher=cfg.teacher,
-        targets=cfg.targets,
-        weights_file=options.teacher_weights(cfg),
-        root=root,
-    )
+    experiment = options.experiment(cfg, root)
     if repair:
-        done, unfilled = stage.mend(**sections, workers=workers)
+        done, unfilled = stage.mend(experiment, workers=workers)
         for line in done:
             click.echo(line, err=True)
         with options.stoppable():
@@ -77,16 +69,13 @@ def verify(what, overrides, root, device, recompute, repair, batch, workers):
 
                 click.echo(
                     fill.run(
-                        **sections, report=Path("reports/cache") / f"{cfg.name}.json", device=options.pick(device), batch=batch
+                        experiment, report=Path("reports/cache") / f"{cfg.name}.json", device=options.pick(device), batch=batch
                     ),
                     err=True,
                 )
     click.echo(
         stage.run(
-            **sections,
-            training=cfg.training,
-            students=cfg.students,
-            methods=cfg.methods,
+            experiment,
             recompute=recompute,
             device=options.pick(device),
             batch=batch,
@@ -109,20 +98,7 @@ def inspect(config, overrides, root, image_id, view, out):
     from stages import inspect as stage
 
     cfg = options.load(config, overrides)
-    click.echo(
-        stage.run(
-            dataset=cfg.dataset,
-            prepare=cfg.prepare,
-            views=cfg.views,
-            teacher=cfg.teacher,
-            targets=cfg.targets,
-            weights_file=options.teacher_weights(cfg),
-            root=root,
-            image_id=image_id,
-            view=view,
-            out=out,
-        )
-    )
+    click.echo(stage.run(options.experiment(cfg, root), image_id=image_id, view=view, out=out))
 
 
 @main.group("cache", cls=Commands)

@@ -29,7 +29,7 @@ class DatasetBase(ABC):
     splits: tuple[str, ...] = ("train", "val", "test")
     picture_bits: int | None = None  # of a 16-bit PNG picture, where its owner says it (_images.py, deep_rgb)
     reading: str = ""  # what, besides the files, decides how pixels and labels are read
-    metric: str = "miou"  # whose evaluator scores it, by name (pipeline/scoring/scores.py)
+    metric: str = "miou"  # whose evaluator scores it, by name (pipeline/metrics/base.py)
 
     @classmethod
     def splits_of(cls, **args: Any) -> tuple[str, ...]:

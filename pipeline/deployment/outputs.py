@@ -4,7 +4,7 @@ overlay      <name>.jpg          the frame with its classes painted over it; of 
 ids          <name>.png          8-bit grey: the dataset's own ids where it has such, else train ids
 colours      <name>.png          the same in the classes' colours
 lanes        <name>.lines.txt    points of each lane, as CULane's evaluator reads them; of LLAMAS one lanes.json
-submission   (submission.py)     what the dataset's evaluator or server reads
+submission   (pipeline/metrics)  what the dataset's evaluator or server reads
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,11 @@ import numpy as np
 from pipeline.datasets.base import DatasetBase
 from pipeline.deployment.media import Pictures, Video
 from pipeline.errors import ConfigError, DatasetError
+from pipeline.metrics import base as metrics
+from pipeline.metrics import culane, llamas
+from pipeline.metrics.base import Answer, MetricBase
 from pipeline.paths import below
-from pipeline.scoring import submission
-from pipeline.scoring.predict import Answer, Sample, overlay
+from pipeline.scoring.predict import Sample, overlay
 
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)  # thin lines
 
@@ -29,18 +31,18 @@ class Writer:
 
     def __init__(self, out: Path, kinds: Sequence[str], dataset: DatasetBase, shown: Pictures | Video):
         """Raises ConfigError on a kind that this dataset, or a video, has not."""
-        self.out, self.kinds, self.dataset = out, kinds, dataset
+        self.out, self.kinds, self.dataset, self.metric = out, kinds, dataset, metrics.of(dataset)
         video = isinstance(shown, Video)
         if "lanes" in kinds and not dataset.lanes:
             raise ConfigError("--as lanes: this dataset's classes are no lanes; take overlay, ids or colours")
-        if "submission" in kinds and (video or dataset.metric == "miou"):
+        if "submission" in kinds and (video or not self.metric.has_files):
             raise ConfigError(
                 f"--as submission: no evaluator reads files of {'a video' if video else 'this dataset'}; take ids or colours"
             )
         filmed = video and "overlay" in kinds
         self.film = Film(below(out, f"overlay/{shown.path.stem}.mp4", DatasetError), shown.fps) if filmed else None
-        lanes_file = "lanes" in kinds and dataset.metric == "llamas"
-        self.ids = submission_ids(shown, dataset) if not video and ("submission" in kinds or lanes_file) else {}
+        lanes_file = "lanes" in kinds and self.metric.lanes_in_one_file
+        self.ids = submission_ids(shown, self.metric) if not video and ("submission" in kinds or lanes_file) else {}
         self.rows: dict[str, list[np.ndarray]] = {}
 
     def write(self, pair: tuple[Sample, Answer]) -> "Rest":
@@ -49,7 +51,7 @@ class Writer:
         for kind in self.kinds:
             folder = self.out / kind
             if kind == "submission":
-                submission.write(folder, self.ids[name], answer, self.dataset)
+                self.metric.write(folder, self.ids[name], answer)
             elif kind == "overlay":
                 painted = overlay(image, answer.classes_HW, self.dataset)
                 if self.film is None:
@@ -61,10 +63,10 @@ class Writer:
                 save(folder, f"{name}.png", answer.classes_HW if own is None else own(answer.classes_HW))
             elif kind == "colours":
                 save(folder, f"{name}.png", np.array(self.dataset.colours, np.uint8)[answer.classes_HW][:, :, ::-1])
-            elif self.dataset.metric == "llamas":
-                rest.rows = [submission.rows(lane, len(image)) for lane in submission.lanes(answer, self.dataset)]
+            elif self.metric.lanes_in_one_file:
+                rest.rows = [llamas.rows(lane, len(image)) for lane in culane.lanes(answer, self.dataset)]
             else:
-                submission.write_lines(folder, name, answer, self.dataset)
+                culane.write_answer(folder, name, answer, self.dataset)
         return rest
 
     def follow(self, rest: "Rest") -> None:
@@ -77,7 +79,7 @@ class Writer:
         if self.film is not None:
             self.film.close()
         if self.rows:
-            submission.write_rows(self.out / "lanes" / "lanes.json", self.rows)
+            llamas.write_rows(self.out / "lanes" / "lanes.json", self.rows)
 
 
 @dataclass
@@ -115,9 +117,9 @@ def save(folder: Path, name: str, pixels: np.ndarray, *options: int) -> None:
     path.write_bytes(cv2.imencode(path.suffix, np.ascontiguousarray(pixels), options)[1])
 
 
-def submission_ids(shown: Pictures, dataset: DatasetBase) -> dict[str, str]:
+def submission_ids(shown: Pictures, metric: MetricBase) -> dict[str, str]:
     """The id that the dataset's evaluator knows each picture by. Raises DatasetError where two would be one."""
-    ids = {name: submission.image_id(path, shown.root, dataset) for name, path in shown.paths.items()}
+    ids = {name: metric.image_id(path, shown.root) for name, path in shown.paths.items()}
     first: dict[str, str] = {}
     for name, image_id in ids.items():
         if (other := first.setdefault(image_id, name)) != name:

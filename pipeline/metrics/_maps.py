@@ -1,7 +1,9 @@
 """Probability maps as the metrics take them."""
 
+import cv2
 import numpy as np
 
+from pipeline.datasets.base import DatasetBase
 from pipeline.errors import DatasetError
 
 SLACK = 0.01  # a softmax or an interpolation may pass 1 by its rounding
@@ -14,3 +16,13 @@ def require_probabilities(maps: np.ndarray) -> None:
             f"probability maps hold {maps.dtype} values from {maps.min():g} to {maps.max():g}; give "
             f"probabilities from 0 to 1, and divide 8-bit maps by 255 first"
         )
+
+
+def frame_maps(probabilities_Khw: np.ndarray, shape: tuple[int, int], dataset: DatasetBase) -> np.ndarray:
+    """[K, H, W] float32: the probabilities resized to the frame; the rows cut at the top are surely background."""
+    maps = np.zeros((len(probabilities_Khw), *shape), np.float32)
+    maps[dataset.background or 0, : dataset.crop_top] = 1
+    below_crop = (shape[1], shape[0] - dataset.crop_top)
+    for here, map_hw in zip(maps, probabilities_Khw):
+        here[dataset.crop_top :] = cv2.resize(map_hw, below_crop, interpolation=cv2.INTER_LINEAR)
+    return maps

@@ -15,6 +15,11 @@ Departures: a missing truth file is an error (there: a frame without lanes); eve
 (multi-threaded builds have been seen to leave out the last n mod 20). A lane that repeats a point has no defined
 spline there; here its NaNs become pixels as they do on x86, and a warning says so. Strokes are those of OpenCV 4,
 with which the official program is built, whatever OpenCV is installed.
+
+Rules of our own. Lines are 30 px wide on frames of 590 rows, and on frames of another height the same share of it: at another
+height only scores of that height compare with each other. Where a network has no existence head, all four slots are looked at
+(either way a lane needs two points). Maps of a network smaller than the published 208 x 976 are enlarged to it first, since the
+rule's mean over 9 x 9 pixels wipes out lines of 2 pixels (at 48 x 216 the labels themselves score 57, not 100).
 """
 
 import contextlib
@@ -27,20 +32,26 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
+from pipeline.datasets.base import DatasetBase
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.metrics._assignment import assign
 from pipeline.metrics._drawing import WIDEST
 from pipeline.metrics._maps import require_probabilities
 from pipeline.metrics._strokes import Canvas, curve, overlap
+from pipeline.metrics.base import Answer, Counted, MetricBase
 from pipeline.paths import below, path_fault
 from pipeline.progress import Progress, say
 
 FRAME = (590, 1640)
+PUBLISHED = (208, 976)  # height, width of the maps that the rule from maps to points was made for
+LINE_WIDTH_PX = 30
+IOUS = {"culane_f1": 0.5, "culane_f1_30": 0.3}
+FEW = 200  # frames; below, starting processes takes longer than the counting
 ROW_STEP = 20  # px of the full frame between two predicted points
 BLUR = (9, 9)
 LEAST = 77  # of 255: the first 8-bit value above a probability of 0.3
@@ -339,3 +350,66 @@ def read_list(path: Path) -> list[str]:
                 raise DatasetError(f"{path}: line {number}: {words[0]!r} {fault}; correct it, or leave it out")
             frames.append(frame.rsplit(".", 1)[0] + ".lines.txt")
     return frames
+
+
+# An evaluation's files and score
+
+
+class Metric(MetricBase):
+    headline = "culane_f1"
+
+    def write_files(self, folder: Path, image_id: str, answer: Answer) -> None:
+        write_answer(folder, image_id, answer, self.dataset)
+
+    def scores(self, split: str, ids: Sequence[str], counted: Counted, folder: Path, workers: int) -> dict[str, Any]:
+        """Of every frame of the list, whether or not its pixels are labelled."""
+        return line_scores(self.dataset, split, ids, folder, counted.size, workers) | {"images": len(ids)}
+
+    def image_id(self, path: Path, root: Path) -> str:
+        return path.relative_to(root).with_suffix("").as_posix()
+
+
+def write_answer(folder: Path, name: str, answer: Answer, dataset: DatasetBase) -> None:
+    """The frame's `.lines.txt`, of any dataset of lanes."""
+    write_lines(below(folder, f"{name}.lines.txt", DatasetError), [lane for lane in lanes(answer, dataset) if len(lane)])
+
+
+def lanes(answer: Answer, dataset: DatasetBase) -> list[np.ndarray]:
+    """A lane a slot: [N, 2] (x, y) in pixels of the full frame, from the bottom up; N is 0 where there is none."""
+    existence = np.ones(dataset.lanes) if answer.existence is None else answer.existence
+    maps = answer.probabilities_Khw
+    if maps.shape[1] < PUBLISHED[0] and maps.shape[2] < PUBLISHED[1]:
+        maps = np.stack([cv2.resize(map_hw, PUBLISHED[::-1], interpolation=cv2.INTER_LINEAR) for map_hw in maps])
+    found = []
+    for alone in np.diag(existence):
+        lane = probabilities_to_lines(maps, alone, answer.classes_HW.shape, dataset.crop_top)
+        found.append(lane[0] if lane else np.empty((0, 2), np.int32))
+    return found
+
+
+def line_scores(
+    dataset: DatasetBase, split: str, ids: Sequence[str], folder: Path, size: tuple[int, int], workers: int
+) -> dict[str, Any]:
+    """F1 of the `.lines.txt` in `folder` against the dataset's, for frames of `size` = (height, width)."""
+    lists = category_lists(dataset, split, ids)
+    width = max(1, round(LINE_WIDTH_PX * size[0] / FRAME[0]))
+    said: dict[str, Any] = {"culane": {}}
+    at = scores(folder, dataset.root, lists, list(IOUS.values()), width, size, workers if len(ids) > FEW else 1)
+    for name, iou in IOUS.items():
+        found = at[iou]
+        said[name] = found["total"]["f1"]
+        said["culane"][f"iou {iou}"] = {**(found["categories"] if len(lists) > 1 else {}), "total": found["total"]}
+    return said
+
+
+def category_lists(dataset: DatasetBase, split: str, ids: Sequence[str]) -> Mapping[str, Path]:
+    """The lists of the categories if together they are the split, as in CULane's test; else the split's own."""
+    lists = dataset.root / "list"
+    found = {path.stem.split("_", 1)[1]: path for path in sorted((lists / f"{split}_split").glob(f"{split}*_*.txt"))}
+    listed = [frame for path in found.values() for frame in read_list(path)]
+    if sorted(listed) == sorted(f"{image_id}.lines.txt" for image_id in ids):
+        return found
+    if found:
+        say(f"{lists / f'{split}_split'}: the categories are not the frames of {split!r}; scored without them")
+    paths = (lists / f"{split}_gt.txt", lists / f"{split}.txt")
+    return {split: next(path for path in paths if path.exists())}

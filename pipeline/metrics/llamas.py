@@ -15,11 +15,12 @@ its binary task (one class instead of five).
 """
 
 import functools
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,7 +28,9 @@ from PIL import Image
 
 from pipeline.datasets._images import read_label_png
 from pipeline.errors import DatasetError
-from pipeline.metrics._maps import require_probabilities
+from pipeline.files import write_text
+from pipeline.metrics._maps import frame_maps, require_probabilities
+from pipeline.metrics.base import Answer, Counted, MetricBase
 from pipeline.paths import below
 from pipeline.progress import Progress, say
 
@@ -156,3 +159,44 @@ def _mean(values: Sequence[float]) -> float:
     for value in values:
         total += value
     return total / len(values)
+
+
+# An evaluation's files and score
+
+
+class Metric(MetricBase):
+    headline = "llamas_map"
+    lanes_in_one_file = True
+
+    def write_files(self, folder: Path, image_id: str, answer: Answer) -> None:
+        write_maps(folder, frame_name(image_id), frame_maps(answer.probabilities_Khw, answer.classes_HW.shape, self.dataset))
+
+    def scores(self, split: str, ids: Sequence[str], counted: Counted, folder: Path, workers: int) -> dict[str, Any]:
+        """AP of the probability maps of the labelled frames."""
+        if not counted.labelled:
+            return {}
+        frames = {frame_name(image_id): image_id for image_id in counted.labelled}
+        found = score(folder, list(frames), lambda name: self.dataset.label(frames[name]), workers)
+        return {"llamas_map": found["map"], "ap": found["ap"], "best": found["best"]}
+
+
+def frame_name(image_id: str) -> str:
+    """LLAMAS's evaluator knows frames as <recording>/<stamp>, without the split."""
+    return "/".join(image_id.split("/")[-2:])
+
+
+def rows(lane: np.ndarray, height: int) -> np.ndarray:
+    """[height] int16: x of the lane in each row, straight between its points; -1 above, below, and where there is none."""
+    x = np.full(height, -1, np.int16)
+    if len(lane):
+        y = np.arange(lane[-1, 1], lane[0, 1] + 1)
+        x[y] = np.interp(y, lane[::-1, 1], lane[::-1, 0]).round().clip(0)  # the rule may say -1, which means none here
+    return x
+
+
+def write_rows(path: Path, frames: Mapping[str, Sequence[np.ndarray]]) -> None:
+    """LLAMAS's file of lanes: for each frame, by its label's name, x of l1, l0, r0, r1 in every row."""
+    content = {
+        f"{frame_name(image_id)}.json": {name: x.tolist() for name, x in zip(LANES, found)} for image_id, found in frames.items()
+    }
+    write_text(path, json.dumps(content))

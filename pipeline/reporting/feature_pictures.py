@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline.config import Plugin, Prepare, Teacher, Training
+from pipeline.config import Config, Plugin, Prepare
 from pipeline.data.frames import frame
 from pipeline.datasets.base import DatasetBase
 from pipeline.lookup import find_class
@@ -76,31 +76,20 @@ class Looks:
     features: list[Features]
 
 
-def look(
-    source: DatasetBase,
-    split: str,
-    prepare: Prepare,
-    teacher: Teacher,
-    targets: Mapping[str, Plugin],
-    students: Mapping[str, Plugin],
-    training: Training,
-    results: Results,
-    runs: Path,
-    weights_file: Path,
-    device: str,
-) -> Looks:
+def look(config: Config, results: Results, runs: Path, weights_file: Path, device: str) -> Looks:
     """Of the teacher, and of each student and method's run with the lowest seed. PipelineError where weights are missing."""
-    ids = source.ids(split)
+    source, prepare, teacher = config.dataset.build(), config.prepare, config.teacher
+    ids = source.ids(config.evaluate.split)
     chosen = [ids[number] for number in np.linspace(0, len(ids) - 1, min(MEASURED, len(ids))).round().astype(int)]
     samples = [Sample(image_id, source.image(image_id), source.label(image_id)) for image_id in chosen]
     shown = samples[:: max(1, len(samples) // SHOWN)][:SHOWN]
     measured = [sample for sample in samples if sample.label is not None]
     answers, graphs, features, theirs = {}, {}, {}, {}
-    for name, network in _networks(source, prepare, teacher, students, training, results, runs, weights_file, device):
+    for name, network in _networks(source, config, results, runs, weights_file, device):
         found = prediction.answered(network, source, shown, prepare.size, device=device, batch=SHOWN)
         answers[name] = [answer.classes_HW for _, answer in found]
         outputs = [_answer(network, sample, source, prepare, device) for sample in measured]
-        for layer, target in _affinities(targets).items():
+        for layer, target in _affinities(config.targets).items():
             context = cache.context(teacher.model, source, prepare.size)
             theirs.setdefault(layer, [target.compute(*one, context) for one in outputs])
             graphs.setdefault(layer, {})[name] = [
@@ -127,14 +116,12 @@ def look(
     )
 
 
-def _networks(source, prepare, teacher, students, training, results, runs, weights_file, device):
+def _networks(source, config, results, runs, weights_file, device):
     """Names and networks, the teacher first; one at a time, as they need not fit into memory together."""
-    yield "teacher", trained.load(teacher.model, source, prepare, None, weights_file, device)
+    yield "teacher", trained.load(config.teacher.model, source, config.prepare, None, weights_file, device)
     for (student, method), found in results.groups().items():
-        yield (
-            f"{student} {method}",
-            trained.load(students[student], source, prepare, training, runs / found[0].name / "weights.safetensors", device),
-        )
+        file = runs / found[0].name / "weights.safetensors"
+        yield f"{student} {method}", trained.load(config.students[student], source, config.prepare, config.training, file, device)
 
 
 @torch.no_grad()

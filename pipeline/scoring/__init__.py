@@ -1,1 +1,1 @@
-"""Trained networks against labels: `load` one, `predict`, write a `submission`, and a dataset's own `scores`."""
+"""Trained networks against labels: `load` one, and `predict`; what a dataset's evaluator makes of it is in pipeline/metrics."""

@@ -19,13 +19,8 @@ from torch import Tensor
 from pipeline.data.frames import canvas, frame
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import PipelineError
+from pipeline.metrics.base import Answer
 from pipeline.models.base import ModelBase
-
-
-class Answer(NamedTuple):
-    classes_HW: np.ndarray  # uint8 train ids; the rows cut at the top are background
-    probabilities_Khw: np.ndarray | None  # float32, of the rows below the cut; None: no dataset of lanes, not needed
-    existence: np.ndarray | None  # [lanes] probabilities; None: the network has no such head
 
 
 class Sample(NamedTuple):
@@ -98,16 +93,6 @@ def class_map(logits_Khw: Tensor, shape: tuple[int, int], dataset: DatasetBase) 
     predicted = np.full(shape, dataset.background or 0, np.uint8)
     predicted[dataset.crop_top :] = classes.cpu().numpy()
     return predicted
-
-
-def frame_maps(probabilities_Khw: np.ndarray, shape: tuple[int, int], dataset: DatasetBase) -> np.ndarray:
-    """[K, H, W] float32: the probabilities resized to the frame; the rows cut at the top are surely background."""
-    maps = np.zeros((len(probabilities_Khw), *shape), np.float32)
-    maps[dataset.background or 0, : dataset.crop_top] = 1
-    below_crop = (shape[1], shape[0] - dataset.crop_top)
-    for here, map_hw in zip(maps, probabilities_Khw):
-        here[dataset.crop_top :] = cv2.resize(map_hw, below_crop, interpolation=cv2.INTER_LINEAR)
-    return maps
 
 
 def overlay(image: np.ndarray, classes: np.ndarray, dataset: DatasetBase, strength: float = 0.55) -> np.ndarray:

@@ -21,7 +21,6 @@ The graph is stored as float32: 12 n^2 bytes (300 on CULane) leave nothing to sa
 B images, H W labels, h w a layer's grid, P = h * w positions, C channels, K regions, R = 3 moments.
 """
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -32,10 +31,9 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.models.base import Output
-from pipeline.targets.base import Context, Field, Layer, TargetType
+from pipeline.targets.base import LOGITS, Context, Field, Layer, TargetType
 
 CHUNK = {"cpu": 2**19, "cuda": 2**25}  # features made float64 at a time: 4 MiB fit a cache, 256 MiB are few launches
-MOMENTS: Literal["torch", "triton"] = "torch"  # on CUDA; triton: _moments.py, not timed on any GPU yet, which bench/moments.py does
 VANISHING = 1e-6  # a node's norm, in units of the map's deviation
 
 
@@ -82,6 +80,9 @@ class Target(TargetType):
     @property
     def uses_labels(self) -> bool:
         return self.regions != "teacher"
+
+    def source_layers(self) -> frozenset[str]:
+        return super().source_layers() | (LOGITS if self.regions != "label" else frozenset())
 
     def fields(self, context: Context) -> dict[str, Field]:
         if self.layer not in context.grids:
@@ -177,14 +178,7 @@ def nodes(features_BChw: Tensor, aoi_BKhw: Tensor, reading: str, eps: float, eps
     areas_BKP = aoi_BKhw.flatten(2) / cells_BK1.clamp(min=1)
     whole_B1P = torch.full_like(areas_BKP[:, :1], 1 / areas_BKP.shape[2])
     shift_BC1 = features_BCP.detach().mean(dim=2, keepdim=True).double()
-
-    if fused(features_BCP):
-        from pipeline.targets import _moments  # which imports triton
-
-        masks_BKP = torch.cat((aoi_BKhw.flatten(2), torch.ones_like(aoi_BKhw[:, :1]).flatten(2)), dim=1)
-        powers = _moments.power_means(features_BCP, masks_BKP, shift_BC1)
-    else:
-        powers = PowerMeans.apply(features_BCP, torch.cat((areas_BKP, whole_B1P), dim=1), shift_BC1)
+    powers = PowerMeans.apply(features_BCP, torch.cat((areas_BKP, whole_B1P), dim=1), shift_BC1)
     with torch.no_grad():
         variance_B = (powers[:, 1, -1] - powers[:, 0, -1].square()).mean(dim=1)
         unit_B11 = variance_B.clamp(min=1e-30).sqrt().view(-1, 1, 1)
@@ -201,11 +195,6 @@ def nodes(features_BChw: Tensor, aoi_BKhw: Tensor, reading: str, eps: float, eps
         variance, third = variance + outside * mean**2, third - outside * mean**3
     skewness = third / (variance + eps) ** (3 if reading == "literal" else 1.5)
     return torch.stack((mean, variance, skewness), dim=1) * (cells_BK1 > 0)[:, None]
-
-
-def fused(features_BCP: Tensor) -> bool:
-    """Whether the kernel of _moments.py takes these, or PowerMeans."""
-    return MOMENTS == "triton" and features_BCP.is_cuda and importlib.util.find_spec("triton") is not None
 
 
 class PowerMeans(torch.autograd.Function):

@@ -7,6 +7,7 @@ B images, H W the network input, h w a layer's grid, K regions.
 """
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
@@ -21,9 +22,11 @@ from pipeline.models.base import Output
 
 # what keys of several targets say
 STORED = pydantic.Field(description="Type of the stored numbers.")
-Layer = Annotated[str, pydantic.Field(min_length=1, description="The layer of the network: `mid` or `high`.")]
+IS_LAYER = object()
+Layer = Annotated[str, IS_LAYER, pydantic.Field(min_length=1, description="The layer of the network: `mid` or `high`.")]
 Pool = Annotated[int, pydantic.Field(ge=1, description="Height and width of a stored cell, in cells of the teacher.")]
 Seed = Annotated[int, pydantic.Field(ge=0, description="Seed of the random projection.")]
+LOGITS = frozenset({"logits"})
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,13 @@ class TargetType:
         """Raises ConfigError if there can be no such target on images of this height and width; told when a file is read. What
         depends on the teacher's grids is told by `fields`."""
 
+    def source_layers(self) -> frozenset[str]:
+        """The maps of `Output` that rows are made from: names of features, and "logits". Those that keys of type `Layer` name, or
+        the logits if the target has no such key; a target that is made otherwise says so itself."""
+        hints = typing.get_type_hints(type(self), include_extras=True)
+        named = [getattr(self, key.name) for key in dataclasses.fields(self) if _is_layer(hints[key.name])]
+        return frozenset(layer for value in named for layer in ((value,) if isinstance(value, str) else value)) or LOGITS
+
     def fields(self, context: Context) -> dict[str, Field]:
         """The arrays stored per (image, view). Sizes are fixed; what varies is padded to a maximum and counted."""
         raise NotImplementedError
@@ -83,6 +93,11 @@ class TargetType:
             "uses_labels": self.uses_labels,
             **leave_out(dataclasses.asdict(self), type(self)),
         }
+
+
+def _is_layer(hint: typing.Any) -> bool:
+    """Whether a key's type is `Layer`, or a tuple of such."""
+    return IS_LAYER in getattr(hint, "__metadata__", ()) or any(map(_is_layer, typing.get_args(hint)))
 
 
 def check_pool(key: str, pool: int, size: tuple[int, int]) -> None:

@@ -30,6 +30,9 @@ class Target(TargetType):
         if self.lanes < 1:
             raise ConfigError(f"existence.lanes: {self.lanes} lanes say nothing; write 1 or more, or leave the target out")
 
+    def source_layers(self) -> frozenset[str]:
+        return frozenset()  # made from the head's answer, which is no map
+
     def fields(self, context: Context) -> dict[str, Field]:
         return {"existence": Field((self.lanes,), "float32", ("lane",))}
 

@@ -102,7 +102,7 @@ def target_passes(targets: Mapping[str, Plugin], context: Context) -> dict[str, 
     result = {}
     for name, plugin in targets.items():
         target = plugin.build()
-        if "logits" not in context.grids and needs_logits(target):
+        if "logits" not in context.grids and "logits" in target.source_layers():
             raise ConfigError(
                 f"targets.{name}: is made from logits, and this teacher has none (teacher.logits); leave it out, or "
                 f"name a layer with one channel a class"
@@ -292,7 +292,7 @@ def refuse_output(output: Output, targets: Sequence[TargetType], start: int) -> 
     """Raises BadAnswer at NaN, infinity, or a map that is the same everywhere, in the layers that the targets read."""
     maps = output.features if output.logits is None else {**output.features, "logits": output.logits}
     for role, map_BChw in maps.items():
-        readers = [number for number, target in enumerate(targets) if role in layers_of(target)]
+        readers = [number for number, target in enumerate(targets) if role in target.source_layers()]
         if readers and map_BChw[0, 0].numel() > 1:
             low_BC, high_BC = map_BChw.amin(dim=(2, 3)), map_BChw.amax(dim=(2, 3))
             finite_B = (low_BC.isfinite() & high_BC.isfinite()).all(dim=1)
@@ -328,7 +328,8 @@ def regions_shown(labels_BHW: torch.Tensor, target: TargetType, context: Context
     known[list(context.regions)] = True
     from pipeline.targets._grid import cell_labels  # who trains a teacher imports this file and no target
 
-    labels_Bhw = cell_labels(labels_BHW, context.grids[min(layers_of(target))])
+    layer = min(target.source_layers(), key=lambda layer: (layer == "logits", layer))  # regions are made on a layer's grid
+    labels_Bhw = cell_labels(labels_BHW, context.grids[layer])
     return known[labels_Bhw.flatten(1).int()].any(dim=1).cpu()
 
 
@@ -342,13 +343,3 @@ def encoded(values: Mapping[str, torch.Tensor], target: TargetType, number: int,
             except OverflowError:
                 raise BadAnswer(start + image, [number], str(error)) from None
         raise
-
-
-def needs_logits(target: TargetType) -> bool:
-    return "logits" in layers_of(target) or getattr(target, "regions", "label") != "label"
-
-
-def layers_of(target: TargetType) -> set[str]:
-    """The layers a target is computed from, by its own parameters; without any, from the logits."""
-    named = {getattr(target, "layer", None), *getattr(target, "layers", ())} - {None}
-    return named or {"logits"}

@@ -168,7 +168,7 @@ def test_logits_that_do_not_fit_their_dtype_name_the_image(experiment):
 
 def made_by_hand():
     """A target that reads `high`, and four images' output: `high` varies, all else is zero."""
-    target = SimpleNamespace(layer="high", uses_labels=True)
+    target = SimpleNamespace(source_layers=lambda: {"high"}, uses_labels=True)
     context = Context(3, (1, 2), (8, 8), {"high": (4, 4)}, {"high": 2})
     high = torch.arange(4 * 2 * 16.0).reshape(4, 2, 4, 4)
     return target, context, Output(torch.zeros(4, 3, 4, 4), {"mid": torch.zeros(4, 1, 8, 8), "high": high})

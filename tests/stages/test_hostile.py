@@ -23,10 +23,10 @@ from pipeline.datasets import apolloscape, camvid, culane
 from pipeline.deployment.outputs import save
 from pipeline.errors import ConfigError, DatasetError, PipelineError, StoreError
 from pipeline.identity import identity_digest
+from pipeline.metrics import base as metrics
 from pipeline.metrics import culane as culane_metric
+from pipeline.metrics.base import Answer
 from pipeline.reporting import study
-from pipeline.scoring import submission
-from pipeline.scoring.predict import Answer
 from pipeline.store import ImageRow, Store
 from pipeline.store.files import images_tsv, parse_images, seal, unseal
 from pipeline.store.verification import verify
@@ -682,7 +682,7 @@ def test_no_writer_of_submissions_takes_an_id_that_leads_out(tmp_path, metric, i
         metric=metric, prediction_path=lambda name: Path(f"{name}.png"), prediction_ids=lambda classes: classes
     )
     with pytest.raises(DatasetError):
-        submission.write(tmp_path / "predictions", image_id, Answer(np.zeros((2, 2), np.uint8), None, None), dataset)
+        metrics.of(dataset).write(tmp_path / "predictions", image_id, Answer(np.zeros((2, 2), np.uint8), None, None))
     with pytest.raises(DatasetError):
         save(
             tmp_path / "predictions",
@@ -707,7 +707,7 @@ def test_submissions_go_through_no_link_out_of_their_folder(tmp_path, outside, m
     )
     answer = Answer(np.zeros((2, 2), np.uint8), np.zeros((5, 300, 1000), np.float32), np.zeros(0))
     with pytest.raises(DatasetError, match="leads out"):
-        submission.write(folder, "a/b", answer, dataset)
+        metrics.of(dataset).write(folder, "a/b", answer)
 
 
 def test_score_reads_no_prediction_through_a_link_out(tmp_path, outside):
@@ -908,7 +908,7 @@ def test_a_target_of_a_store_makes_no_object_but_one_of_the_targets(store, outsi
     """What a foreign store's records can name: a target's type, and plain values for it."""
     path = next(store.glob("passes/affinity-*.json"))
     content = unseal(path.read_bytes(), path)
-    for kind in ("os", "../models/adapter", "_moments", "base", "adapter"):
+    for kind in ("os", "../models/adapter", "_grid", "base", "adapter"):
         record = {**content["record"], "type": kind}
         digest = identity_digest({"name": "affinity", "record": record})[:8]
         (store / f"passes/affinity-{digest}.json").write_bytes(seal({**content, "record": record}))

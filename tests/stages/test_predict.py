@@ -17,7 +17,7 @@ from pipeline import config, weights
 from pipeline.cli import main
 from pipeline.data.frames import canvas
 from pipeline.datasets._images import read_index_png, read_rgb
-from pipeline.scoring import submission
+from pipeline.metrics import llamas
 from pipeline.scoring.predict import overlay
 
 RUN = ("--student", "erfnet", "--method", "plain", "--seed", "0")
@@ -235,8 +235,8 @@ def test_lanes_of_llamas_go_into_one_file_by_label_and_row(student):
 
 def test_rows_of_a_lane_are_straight_between_its_points():
     lane = np.array([[10, 8], [20, 4], [21, 2]], np.int32)  # from the bottom up
-    assert submission.rows(lane, 11).tolist() == [-1, -1, 21, 20, 20, 18, 15, 12, 10, -1, -1]
-    assert submission.rows(np.empty((0, 2), np.int32), 3).tolist() == [-1, -1, -1]
+    assert llamas.rows(lane, 11).tolist() == [-1, -1, 21, 20, 20, 18, 15, 12, 10, -1, -1]
+    assert llamas.rows(np.empty((0, 2), np.int32), 3).tolist() == [-1, -1, -1]
 
 
 @on("student", ["cityscapes"], indirect=True)

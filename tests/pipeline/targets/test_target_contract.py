@@ -17,7 +17,7 @@ import torch
 
 from pipeline.lookup import find_class, names
 from pipeline.models.base import Output, as_float
-from pipeline.targets.base import Context, TargetType
+from pipeline.targets.base import Context, Layer, TargetType
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 REQUIRED = {"layer": "high", "rank": 8, "count": 3, "lanes": 4}  # a value for each key that has no default
@@ -158,6 +158,37 @@ def test_labels_count_only_where_the_target_says_so(target):
 def test_the_record_tells_parameters_apart(target):
     records = [str(other.record("type")) for other in TARGETS.values() if type(other) is type(target)]
     assert records.count(str(target.record("type"))) == 1
+
+
+@each_target
+def test_rows_are_made_from_the_source_layers_and_no_other(target):
+    """What is refused in a broken teacher, and whether it needs logits, goes by `source_layers`."""
+    output, labels_BHW = teacher()
+    labels_BHW[3] = 255  # where some targets look at the prediction
+    maps = {**output.features, "logits": output.logits}
+    shown = target.compute(output, labels_BHW, CONTEXT)
+    read = set()
+    for name in maps:
+        other = maps | {name: maps[name].flip(1, 3)}
+        logits = other.pop("logits")
+        changed = target.compute(Output(logits, other, output.existence), labels_BHW, CONTEXT)
+        if any(not torch.equal(shown[field], changed[field]) for field in shown):
+            read.add(name)
+    assert read == target.source_layers()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfRole(TargetType):
+    """A target whose key for a layer has a name of its own."""
+
+    role: Layer
+    others: tuple[Layer, ...] = ()
+    layer: str = "no layer"
+
+
+def test_a_layer_is_known_by_its_type_and_not_by_the_name_of_its_key():
+    assert OfRole(role="mid").source_layers() == {"mid"}
+    assert OfRole(role="mid", others=("high", "mid")).source_layers() == {"mid", "high"}
 
 
 def golden_output() -> tuple[Output, torch.Tensor]:

@@ -1,0 +1,139 @@
+"""An experiment as the stages open it: a configuration, where its stores and the teacher's weights lie, and what follows.
+
+Each part is made when it is first asked for, and kept: a stage that reads no target makes none.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config, Plugin
+from pipeline.data import prepared
+from pipeline.datasets.base import DatasetBase
+from pipeline.models.base import ModelBase
+from pipeline.store import ImageRow, Pass, Reader, Store
+from pipeline.store.files import AnyPath
+from pipeline.targets.base import Context, TargetType
+from pipeline.teacher import cache
+from pipeline.teacher.online import LiveTargets, live_targets
+
+Named = Mapping[str, tuple[TargetType, Pass]]  # targets by their name in the file, each with where it is stored
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Raises what its parts raise: DatasetError, or StoreError that names what is missing or differs, and what to run."""
+
+    config: Config
+    root: AnyPath  # of the stores
+    weights_file: Path  # the teacher's
+
+    def anywhere(self) -> "Experiment":
+        """The same for a process that stands in another folder, and without what was made already."""
+        dataset = self.config.dataset
+        rooted = replace(dataset, args={**dataset.args, "root": str(Path(dataset.args["root"]).absolute())})
+        return Experiment(replace(self.config, dataset=rooted), self.root.absolute(), self.weights_file.absolute())
+
+    @cached_property
+    def source(self) -> DatasetBase:
+        return self.config.dataset.build()
+
+    def check_views(self) -> None:
+        cache.check_views(self.config.views, self.source, self.config.dataset.name)
+
+    # Prepared images
+
+    @cached_property
+    def sample(self) -> Pass:
+        return prepared.sample_pass(self.config.prepare.size, self.source.lanes)
+
+    @cached_property
+    def pixels(self) -> Store:
+        """The prepared store, whole for the training images."""
+        return self._prepared[0]
+
+    @cached_property
+    def images(self) -> list[ImageRow]:
+        """The training images that are prepared, in the dataset's order."""
+        return list(self._prepared[1])
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return [image.id for image in self.images]
+
+    @cached_property
+    def _prepared(self) -> tuple[Store, list[ImageRow]]:
+        config = self.config
+        store, _, images = prepared.open_whole(self.root, config.dataset, self.source, config.prepare, self.source.ids("train"))
+        return store, images
+
+    def samples(self, **how: Any) -> Reader:
+        """Reads the prepared training images."""
+        return Reader(self.pixels, [self.sample], self.ids, 1, **how)
+
+    # Networks
+
+    @cached_property
+    def context(self) -> Context:
+        """What targets and losses know about the teacher."""
+        return cache.context(self.config.teacher.model, self.source, self.config.prepare.size)
+
+    @cached_property
+    def lanes(self) -> int:
+        """Outputs of a student's existence head; 0 where it has none."""
+        return self.source.lanes if self.config.training.existence_weight else 0
+
+    def student_context(self, student: Plugin) -> Context:
+        return cache.context(student, self.source, self.config.prepare.size, self.lanes)
+
+    def build(self, student: Plugin) -> ModelBase:
+        return student.build(num_classes=len(self.source.classes), size=self.context.size, lanes=self.lanes)
+
+    def load_teacher(self) -> ModelBase:
+        return cache.load_teacher(self.config.teacher, self.source, self.config.prepare.size, self.weights_file)
+
+    # The cache
+
+    @cached_property
+    def targets(self) -> Named:
+        """Every target of the file."""
+        return self.some_targets(self.config.targets)
+
+    def some_targets(self, names: Iterable[str]) -> Named:
+        return cache.target_passes({name: self.config.targets[name] for name in names}, self.context)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Of the cache."""
+        config = self.config
+        digest = cache.weights_digest(config.teacher, self.weights_file)
+        return cache.identity(self.source, config.prepare, config.views, config.teacher, digest)
+
+    def find_cache(self) -> Store:
+        """The cache, whole or not."""
+        return Store.find(self.root, "targets", self.config.dataset.name, self.identity)
+
+    def open_cache(self, targets: Named) -> tuple[Store, list[Pass]]:
+        """The cache and its passes, the matrices first, whole for these targets and the training images."""
+        config = self.config
+        return cache.open_whole(
+            self.root, config.dataset.name, self.identity, self.images, config.views.count, targets, config.path
+        )
+
+    def live_targets(self, names: Iterable[str], samples: Reader, *, batch: int, device: str) -> LiveTargets:
+        """The same from the teacher itself, for these samples."""
+        config = self.config
+        return live_targets(
+            config.teacher,
+            {name: config.targets[name] for name in names},
+            self.source,
+            config.prepare,
+            config.views,
+            self.weights_file,
+            samples,
+            self.sample,
+            batch=batch,
+            device=device,
+        )
