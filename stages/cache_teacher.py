@@ -183,7 +183,7 @@ class Filler:
             )
         self.store.refuse_other_code(pass_ for _, pass_ in self.named.values())
         self.pixels = Store.find(spec.root, "prepared", spec.dataset.name, prepared.identity(source, spec.prepare))
-        self.sample = prepared.sample_pass(spec.prepare.size, source.lanes)
+        self.sample = prepared.sample_pass(spec.prepare.size, source.lanes, spec.prepare.fit)
         self.held: tuple[int, dict] = (-1, {})  # the last block's images, for its other views
 
     def __call__(self, task: plan.Task) -> int:

@@ -56,7 +56,7 @@ def run(
         )
     named = cache.target_passes(targets, context)
     sizes = plan.sizes(count, views.count, {name: pass_ for name, (_, pass_) in named.items()}, cache.MATRIX, context)
-    pixel_bytes = count * plan.row_bytes(prepared.sample_pass(prepare.size, source.lanes))
+    pixel_bytes = count * plan.row_bytes(prepared.sample_pass(prepare.size, source.lanes, prepare.fit))
     lines = [
         f"{count} images x {sizes.num_views} views in {sizes.num_blocks} blocks of {sizes.rows_of_block} rows, "
         f"{sizes.num_files} files",
@@ -126,7 +126,7 @@ def measured(source, prepare, views, teacher, named, context, training, students
     answer_s = timed("the teacher with its targets", lambda: answers.rows(list_of_targets, images, labels, matrices)) / batch
 
     ids = [f"{i}" for i in range(sizes.rows_of_block)]
-    sample = prepared.sample_pass(prepare.size, source.lanes)
+    sample = prepared.sample_pass(prepare.size, source.lanes, prepare.fit)
     with scratch(root) as folder:
         store = new_store(folder, "targets", ids, len(ids))
         for pass_, _ in values.values():

@@ -164,7 +164,7 @@ def mend(
 ) -> tuple[list[str], set[str]]:
     """Mends what can be without the teacher. Returns what was done, and the kinds of store with blocks to fill again."""
     source = dataset.build()
-    sample = prepared.sample_pass(prepare.size, source.lanes)
+    sample = prepared.sample_pass(prepare.size, source.lanes, prepare.fit)
     identity = cache.identity(source, prepare, views, teacher, cache.weights_digest(teacher, weights_file))
     named = cache.target_passes(targets, cache.context(teacher.model, source, prepare.size))
     stores = [
