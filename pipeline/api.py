@@ -75,7 +75,11 @@ class Pixels:
         rows = self.reader.read(self.sample, np.array([position]), np.array([0]))
         found = {name: torch.from_numpy(values) for name, values in rows.items()}
         images, labels, inside = geometry.apply(
-            found["image"], found["label"], matrix_23[None], content=self.content, permutation=self.permutation
+            found["image"],
+            found["label"],
+            matrix_23[None],
+            content=found.get("content", self.content),
+            permutation=self.permutation,
         )
         flags = None
         if self.lane_classes and "existence" in found:
@@ -313,7 +317,7 @@ def _opened_alone(folder: AnyPath, names: Sequence[str] | None, memory: Memory) 
     beside = store_folder(store.folder.absolute().parent.parent, "prepared", store.folder.absolute().parent.name, record)
     pixels = None
     if (beside / "store.json").exists():
-        sample = prepared.sample_pass(tuple(record["size"]), record["lanes"])
+        sample = prepared.sample_pass(tuple(record["size"]), record["lanes"], record.get("fit", "stretch"))
         by_labels = any(caches.by_labels(store.identity["record"], target) for target, _ in stored.values())
         Store.open(beside).check(images, range(1), [(sample, by_labels)])
         mirror = store.identity["record"]["views"]["permutation"]

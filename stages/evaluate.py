@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import Evaluate, Plugin, Prepare, Training
-from pipeline.data.frames import require_rows
+from pipeline.data.frames import require_frame
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import DatasetError
 from pipeline.files import write_json
@@ -49,7 +49,7 @@ def run(
     source = dataset.build()
     network = trained.load(model, source, prepare, training, weights_file, device, flip_average)
     ids, folder = source.ids(evaluate.split), predictions / evaluate.split
-    passed = answer_all(network, source, ids, prepare.size, folder, device=device, batch=batch, workers=workers)
+    passed = answer_all(network, source, ids, prepare, folder, device=device, batch=batch, workers=workers)
     scores = scores_of(source, evaluate.split, ids, folder, passed, workers)
     metric = metrics.of(source)
     if scores["images"] == 0 and not metric.has_files:
@@ -78,7 +78,7 @@ def answer_all(
     network: ModelBase,
     source: DatasetBase,
     ids: list[str],
-    size: tuple[int, int],
+    prepare: Prepare,
     folder: Path,
     *,
     device: str,
@@ -102,8 +102,8 @@ def answer_all(
         return image_id, image.shape[:2], counts, (image, label, answer.classes_HW) if image_id in shown else None
 
     with ThreadPoolExecutor(workers) as pool, Progress("scoring", len(ids), "images") as progress:
-        samples = prediction.ahead(pool, functools.partial(sample, source), ids, 2 * workers)
-        pairs = prediction.answered(network, source, samples, size, device=device, batch=batch)
+        samples = prediction.ahead(pool, functools.partial(sample, source, prepare), ids, 2 * workers)
+        pairs = prediction.answered(network, source, samples, prepare.size, device=device, batch=batch, fit=prepare.fit)
         for image_id, frame_size, counts, picture in prediction.ahead(pool, finish, pairs, workers):
             passed.size = frame_size
             if counts is not None:
@@ -115,9 +115,9 @@ def answer_all(
     return passed
 
 
-def sample(source: DatasetBase, image_id: str) -> prediction.Sample:
+def sample(source: DatasetBase, prepare: Prepare, image_id: str) -> prediction.Sample:
     image = source.image(image_id)
-    require_rows(source.files(image_id)[0], len(image), source.crop_top)
+    require_frame(source.files(image_id)[0], image.shape[:2], source, prepare)
     return prediction.Sample(image_id, image, source.label(image_id))
 
 

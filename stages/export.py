@@ -37,9 +37,9 @@ def run(
     network = trained.load(model, source, prepare, training, weights_file, "cpu", flip_average)
     deployed = exporting.Deployed(network, tuple(prepare.size), takes).eval()
     record = plain({"model": model, "weights": weights.digest(network.state_dict())})
-    described = exporting.metadata(dataset.name, source, deployed, record)
+    described = exporting.metadata(dataset.name, source, deployed, record, prepare.fit)
     proto = exporting.to_onnx(deployed, {**described, "identity": identity_digest(described)})
-    found = exporting.compared(proto.SerializeToString(), deployed, batches(source, split, images, prepare.size))
+    found = exporting.compared(proto.SerializeToString(), deployed, batches(source, split, images, prepare))
     exporting.refuse_disagreement(found, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.tmp")
@@ -49,10 +49,11 @@ def run(
     return f"{out}: {size:.1f} MB, opset {exporting.OPSET}; on {found.images} images {exporting.in_words(found)}"
 
 
-def batches(source: DatasetBase, split: str, images: int, size: tuple[int, int]):
+def batches(source: DatasetBase, split: str, images: int, prepare: Prepare):
     """Frames [B, h, w, 3] evenly from the split: the first alone, the others four at a time."""
     ids = source.ids(split)
     chosen = [ids[number] for number in np.linspace(0, len(ids) - 1, min(images, len(ids))).round().astype(int)]
     for group in (chosen[:1], *(chosen[start : start + 4] for start in range(1, len(chosen), 4))):
-        shown = np.stack([frame(source.image(image_id), None, source.crop_top, size)[0] for image_id in group])
-        yield shown[:, : size[0], : size[1]]
+        frames = [source.image(image_id) for image_id in group]
+        shown = np.stack([frame(one, None, source.rows_cut(len(one)), prepare.size, prepare.fit)[0] for one in frames])
+        yield shown[:, : prepare.size[0], : prepare.size[1]]

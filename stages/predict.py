@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pipeline import weights
 from pipeline.config import Plugin, Prepare, Training
-from pipeline.data.frames import leaves_rows
+from pipeline.data.frames import crop_name, crop_record, leaves_rows, too_stretched
+from pipeline.datasets.base import DatasetBase
 from pipeline.deployment import media as footage
 from pipeline.deployment.outputs import Writer
 from pipeline.errors import DatasetError, PipelineError
@@ -41,7 +42,7 @@ def run(
     """
     source = dataset.build()
     if crop_top is not None:
-        source.crop_top = crop_top
+        source.crop_top, source.crop_bottom_rows, source.crop_top_share = crop_top, None, None
     shown = footage.opened(place, source.picture_bits)
     writer = Writer(out, kinds, source, shown)
     network = trained.load(model, source, prepare, training, weights_file, device, flip_average)
@@ -53,7 +54,8 @@ def run(
             "classes": source.classes,
             "model": model,
             "size": prepare.size,
-            "crop_top": source.crop_top,
+            **crop_record(source),
+            **({"fit": prepare.fit} if prepare.fit != "stretch" else {}),
             "weights": weights.digest(network.state_dict()),
         },
     )
@@ -64,8 +66,8 @@ def run(
         ThreadPoolExecutor(1) as follower,
         Progress("predicting", shown.total, shown.unit) as progress,
     ):
-        samples = readable(shown.read(pool, workers), source.crop_top, bad)
-        pairs = prediction.answered(network, source, samples, prepare.size, device=device, batch=batch)
+        samples = readable(shown.read(pool, workers), source, prepare, bad)
+        pairs = prediction.answered(network, source, samples, prepare.size, device=device, batch=batch, fit=prepare.fit)
         for _ in ahead(follower, writer.follow, ahead(pool, writer.write, pairs, workers), workers):
             written += 1
             progress.reach(written + len(bad), shown.total)
@@ -97,15 +99,20 @@ def claim(out: Path, record: dict) -> None:
     write_json(path, plain(record))
 
 
-def readable(found: Iterable[Sample | DatasetError], crop_top: int, bad: list[str]) -> Iterator[Sample]:
+def readable(found: Iterable[Sample | DatasetError], source: DatasetBase, prepare: Prepare, bad: list[str]) -> Iterator[Sample]:
     """The frames that can be shown; `bad` gets what is wrong with the others."""
     for sample in found:
         if isinstance(sample, DatasetError):
             bad.append(str(sample))
-        elif not leaves_rows(len(sample.image), crop_top):
+            continue
+        rows, columns = sample.image.shape[:2]
+        cut = source.rows_cut(rows)
+        if not leaves_rows(rows, cut) or rows < (source.crop_bottom_rows or 0):
             bad.append(
-                f"{sample.image_id}: has {len(sample.image)} rows, of which {crop_top} would be cut at the top; say how "
+                f"{sample.image_id}: has {rows} rows, of which {cut} would be cut at the top ({crop_name(source)}); say how "
                 f"many with --crop-top"
             )
+        elif fault := too_stretched((rows - cut, columns), prepare):
+            bad.append(f"{sample.image_id}: {fault}, or say with --crop-top how many rows to cut")
         else:
             yield sample

@@ -36,7 +36,7 @@ def run(
     """
     source = dataset.build()
     ids = source.ids("train")
-    sample = prepared.sample_pass(prepare.size, source.lanes)
+    sample = prepared.sample_pass(prepare.size, source.lanes, prepare.fit)
     store = Store.create_or_open(
         root,
         "prepared",
@@ -51,7 +51,7 @@ def run(
 
     def read(image_id: str):
         try:
-            row = prepared.sample(source, image_id, prepare.size)
+            row = prepared.sample(source, image_id, prepare)
         except DatasetError as error:
             return error
         return image_row(image_id, row), row

@@ -58,7 +58,14 @@ def doctor(config, overrides, splits, workers):
 
     cfg = options.load(config, overrides)
     click.echo(
-        stage.run(dataset=cfg.dataset, splits=splits, workers=workers, needs_labels=needs_labels(cfg), scored=cfg.evaluate.split)
+        stage.run(
+            dataset=cfg.dataset,
+            splits=splits,
+            workers=workers,
+            prepare=cfg.prepare,
+            needs_labels=needs_labels(cfg),
+            scored=cfg.evaluate.split,
+        )
     )
     options.say_next("prepare", config, overrides)
 

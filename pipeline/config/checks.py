@@ -17,6 +17,7 @@ def across(sections: Mapping[str, Any]) -> Iterator[Fault]:
     yield from check_students(sections["students"], sections["prepare"])
     yield from check_targets(sections["targets"], sections["prepare"])
     yield from check_teacher(sections["teacher"], sections["teacher_training"])
+    yield from check_multiples(sections["teacher"], sections["students"], sections["prepare"])
     yield from check_split(sections["dataset"], sections["evaluate"].split, "evaluate.split")
     for section in ("students", "methods"):
         for name in sections[section]:
@@ -68,6 +69,23 @@ def check_students(students: Mapping[str, Plugin], prepare: Prepare) -> Iterator
 
             if fault := misfit(find_class("models", student.name), student.args, canvas(prepare.size), student.args["input_scale"]):
                 yield f"students.{name}.input_scale", fault
+
+
+def check_multiples(teacher: Teacher, students: Mapping[str, Plugin], prepare: Prepare) -> Iterator[Fault]:
+    """Networks that can't take the prepared images; `input_scale` has its own check."""
+    from pipeline.models._scaled import own_multiple
+
+    named = {"teacher": teacher.model, **{f"students.{name}": student for name, student in students.items()}}
+    height, width = canvas(prepare.size)
+    for where, plugin in named.items():
+        multiple = own_multiple(find_class("models", plugin.name), plugin.args)
+        if "input_scale" not in plugin.args and (height % multiple or width % multiple):
+            up, across = (-(-side // multiple) * multiple for side in (height, width))
+            yield (
+                where,
+                f"{plugin.name} takes heights and widths that are multiples of {multiple}, and prepare.size gives {height} x "
+                f"{width}; write prepare.size: [{up}, {across}]",
+            )
 
 
 def check_targets(targets: Mapping[str, Plugin], prepare: Prepare) -> Iterator[Fault]:

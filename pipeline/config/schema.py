@@ -57,6 +57,9 @@ class Plugin:
         return {"kind": self.kind, "name": self.name, "args": leave_out(self.args, find_class(self.kind, self.name))}
 
 
+Fit = Literal["stretch", "pad"]
+MAX_STRETCH = 1.25  # 4:3 to 16:9 is 1.33
+
 MULTIPLE = 8  # what every network here asks of height and width
 SCALES = (1.0, 0.5, 0.25)
 
@@ -93,6 +96,16 @@ class Prepare:
     codec: Annotated[
         Literal["raw", "lz4", "zstd"], Field(description="Compression of the prepared images; `raw` is the fastest to read.")
     ]
+    fit: Annotated[
+        Fit,
+        AddedLater("stretch"),
+        Field(description="Frames of another shape than `size` are stretched to it, or keep their aspect and are padded."),
+    ] = "stretch"
+    max_stretch: Annotated[
+        float,
+        AddedLater(MAX_STRETCH),
+        Field(ge=1, description="A frame whose aspect would change by more than this factor is refused; `fit: pad` changes none."),
+    ] = MAX_STRETCH
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

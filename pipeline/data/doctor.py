@@ -10,11 +10,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.data.frames import require_rows
+from pipeline.config import Prepare
+from pipeline.data.frames import require_frame
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError
 
@@ -55,9 +56,11 @@ def check(
     splits: Sequence[str],
     *,
     workers: int,
+    prepare: Prepare | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Reads every image and label of the splits; 1 worker is this process. `progress(done, total)` after each image."""
+    """Reads every image and label of the splits; 1 worker is this process. `prepare` is what frames must suit beside the reader.
+    `progress(done, total)` after each image."""
     report = Report([], {})
     places: list[tuple[str, str]] = []  # (split, image id)
     for split in splits:
@@ -70,7 +73,7 @@ def check(
         places += [(split, image_id) for image_id in ids]
 
     same: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
-    findings = examined(dataset, [image_id for _, image_id in places], workers)
+    findings = examined(dataset, [image_id for _, image_id in places], workers, prepare)
     for done, ((split, image_id), finding) in enumerate(zip(places, findings), 1):
         counts = report.counts[split]
         report.faults += finding.faults
@@ -89,25 +92,26 @@ def check(
     return report
 
 
-def examined(dataset: DatasetBase, ids: list[str], workers: int) -> Iterator[Finding]:
+def examined(dataset: DatasetBase, ids: list[str], workers: int, prepare: Prepare | None = None) -> Iterator[Finding]:
     if workers == 1:
-        yield from (examine(dataset, image_id) for image_id in ids)
+        yield from (examine(dataset, image_id, prepare) for image_id in ids)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of running threads
-    with ProcessPoolExecutor(workers, context, initializer=_hold, initargs=(dataset,)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_hold, initargs=(dataset, prepare)) as pool:
         yield from pool.map(_examine_held, ids, chunksize=max(1, min(16, len(ids) // (4 * workers))))
 
 
-def _hold(dataset: DatasetBase) -> None:
+def _hold(*held: Any) -> None:
     global _held
-    _held = dataset
+    _held = held
 
 
 def _examine_held(image_id: str) -> Finding:
-    return examine(_held, image_id)
+    dataset, prepare = _held
+    return examine(dataset, image_id, prepare)
 
 
-def examine(dataset: DatasetBase, image_id: str) -> Finding:
+def examine(dataset: DatasetBase, image_id: str, prepare: Prepare | None = None) -> Finding:
     faults: list[Fault] = []
 
     def attempt(read):
@@ -121,7 +125,7 @@ def examine(dataset: DatasetBase, image_id: str) -> Finding:
     digest = size = pixels = None
     if image is not None:
         digest, size = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest(), image.shape[:2]
-        attempt(lambda _: require_rows(dataset.files(image_id)[0], size[0], dataset.crop_top))
+        attempt(lambda _: require_frame(dataset.files(image_id)[0], size, dataset, prepare))
     if label is not None:
         found = np.bincount(label.ravel(), minlength=IGNORE + 1)
         pixels = {int(value): int(found[value]) for value in np.flatnonzero(found)}

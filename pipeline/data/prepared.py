@@ -1,7 +1,8 @@
 """The prepared store: every training image once decoded, cropped, resized and padded, so that both stages read equal pixels.
 
 One pass, `sample`, of one view: `image` [H, W, 3] uint8 RGB, `label` [H, W] uint8 (255 = ignored, padded, or unlabelled) and
-`existence` [lanes] uint8 (255 = unknown). H W is the canvas: the prepared size padded at the bottom and right to the
+`existence` [lanes] uint8 (255 = unknown); where frames keep their aspect (`fit: pad`) also `content` [2] int32, the height and
+width that the frame takes. H W is the canvas: the prepared size padded at the bottom and right to the
 networks' multiple.
 """
 
@@ -11,7 +12,8 @@ from hashlib import blake2b
 import numpy as np
 
 from pipeline.config import Plugin, Prepare
-from pipeline.data.frames import VERSION, canvas, frame, require_rows
+from pipeline.config.schema import Fit
+from pipeline.data.frames import VERSION, canvas, content_of, crop_record, frame, require_frame
 from pipeline.data.views import FILL
 from pipeline.datasets._images import READING
 from pipeline.datasets.base import IGNORE, DatasetBase
@@ -26,19 +28,22 @@ from pipeline.targets.base import Field
 AT_A_TIME = 64  # images whose labels `require_labels` looks at before it opens more
 
 
-def sample(dataset: DatasetBase, image_id: str, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """The row of one image. Raises DatasetError from the reader."""
-    image = dataset.image(image_id)
-    require_rows(dataset.files(image_id)[0], len(image), dataset.crop_top)
-    image, label = frame(image, dataset.label(image_id), dataset.crop_top, size)
+def sample(dataset: DatasetBase, image_id: str, prepare: Prepare) -> dict[str, np.ndarray]:
+    """The row of one image. Raises DatasetError from the reader, and on a frame that the settings don't suit."""
+    full = dataset.image(image_id)
+    require_frame(dataset.files(image_id)[0], full.shape[:2], dataset, prepare)
+    cut = dataset.rows_cut(len(full))
+    image, label = frame(full, dataset.label(image_id), cut, prepare.size, prepare.fit)
     row = {"image": image, "label": label}
+    if prepare.fit == "pad":
+        row["content"] = np.array(content_of((len(full) - cut, full.shape[1]), prepare.size, prepare.fit), np.int32)
     if dataset.lanes:
         flags = dataset.existence(image_id)
         row["existence"] = np.full(dataset.lanes, IGNORE, np.uint8) if flags is None else flags.astype(np.uint8)
     return row
 
 
-def sample_pass(size: tuple[int, int], lanes: int) -> Pass:
+def sample_pass(size: tuple[int, int], lanes: int, fit: Fit = "stretch") -> Pass:
     H, W = canvas(size)
     grid = (f"y{H}", f"x{W}")
     fields = {
@@ -47,7 +52,11 @@ def sample_pass(size: tuple[int, int], lanes: int) -> Pass:
     }
     if lanes:
         fields["existence"] = Field((lanes,), "uint8", ("lane",))
-    return Pass("sample", {"type": "sample", "version": VERSION, "size": list(size), "lanes": lanes}, fields)
+    record = {"type": "sample", "version": VERSION, "size": list(size), "lanes": lanes}
+    if fit == "pad":
+        fields["content"] = Field((2,), "int32", ("side",))
+        record["fit"] = fit
+    return Pass("sample", record, fields)
 
 
 def identity(dataset: DatasetBase, prepare: Prepare) -> dict:
@@ -56,10 +65,11 @@ def identity(dataset: DatasetBase, prepare: Prepare) -> dict:
         "version": VERSION,
         "size": list(prepare.size),
         "canvas": list(canvas(prepare.size)),
-        "crop_top": dataset.crop_top,
+        **crop_record(dataset),
         "fill": list(FILL),
         "classes": list(dataset.classes),
         "lanes": dataset.lanes,
+        **({"fit": prepare.fit} if prepare.fit != "stretch" else {}),
     }
 
 
@@ -117,7 +127,7 @@ def require_labels(store: Store, sample: Pass, images: Sequence[ImageRow], datas
     """Raises DatasetError, with `need` (what learns from labels), unless two classes are labelled in these images, or a lane's
     flag is known: of one class alone nothing can be learned. Looks at no more images than it must."""
     shapes = {name: field.shape for name, field in sample.fields.items()}
-    nothing = {name: np.full(shape, IGNORE, np.uint8) for name, shape in shapes.items()}
+    nothing = {name: np.full(shape, IGNORE, np.uint8) for name, shape in shapes.items() if name != "content"}
     unlabelled = image_row("", nothing).label_digest
     labelled = [image.id for image in images if image.label_digest != unlabelled]
     seen: set[int] = set()
@@ -146,7 +156,7 @@ def open_whole(
 ) -> tuple[Store, Pass, list[ImageRow]]:
     """The prepared store, its pass, and the lines of these images, all of them whole, without those that are on record
     as bad (which it says on stderr). Raises StoreError with what to run."""
-    sample = sample_pass(prepare.size, dataset.lanes)
+    sample = sample_pass(prepare.size, dataset.lanes, prepare.fit)
     try:
         store = Store.find(root, "prepared", plugin.name, identity(dataset, prepare))
         bad = skipped(store)

@@ -66,14 +66,14 @@ def apply(
     labels_BHW: Tensor,
     matrices_B23: Tensor,
     *,
-    content: tuple[int, int],
+    content: tuple[int, int] | Tensor,
     permutation: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Images, labels and inside-mask of the views: float32 [B, 3, H, W] in 0..255, uint8 [B, H, W], bool [B, H, W].
 
     Images are bilinear, labels the nearest pixel at floor(x + 1/2), exactly. Outside the image, and outside its `content`
-    (height, width; the rest is padding), pixels have the FILL colour, labels are 255 and `inside` is False. A mirrored view
-    permutes the classes. Runs on the device of `images`, and waits for it nowhere if `matrices` lie on the host.
+    (height, width, or [B, 2] of them; the rest is padding), pixels have the FILL colour, labels are 255 and `inside` is False.
+    A mirrored view permutes the classes. Runs on the device of `images`, and waits for it nowhere if `matrices` lie on the host.
     """
     B, H, W, _ = images_BHW3.shape
     device = images_BHW3.device
@@ -134,7 +134,8 @@ def _coordinates(matrices_B23, H, W):
 
 def _index(x, y, W, content):
     """Flat source index of whole-pixel positions, 0 where they lie outside, and whether they lie inside."""
-    inside = (x >= 0) & (x < content[1]) & (y >= 0) & (y < content[0])
+    height, width = content.T[:, :, None] if isinstance(content, Tensor) else content
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     return torch.where(inside, y * W + x, 0), inside
 
 

@@ -44,7 +44,7 @@ from pipeline.datasets._images import (
     train_ids,
 )
 from pipeline.datasets._lists import by_id, found_files, read_list, require_path, require_split
-from pipeline.datasets.base import IGNORE, CropTop, DatasetBase, Root
+from pipeline.datasets.base import IGNORE, CropBottomRows, CropTop, CropTopShare, DatasetBase, FrameSize, Root, one_crop
 from pipeline.errors import ConfigError, DatasetError
 
 # The row is the train id: official id, name, category, RGB, whether the official evaluator counts it.
@@ -95,6 +95,9 @@ FLAT_FRAME = re.compile(r"ColorImage_(\w+)/([^/\s]+)\.jpg")
 LABEL = re.compile(r"Labels_(\w+)/Label/([^/]+)/(Camera[ _]\d+)/([^/]+?)_bin\.png")
 
 
+EDITIONS = ((2710, 3384), (1710, 3384))  # height, width; of the second the upper 1000 rows are cut off already
+
+
 class Dataset(DatasetBase):
     background = 0
     regions = tuple(range(len(MARKINGS)))
@@ -118,12 +121,18 @@ class Dataset(DatasetBase):
             "road04",
         ),
         crop_top: CropTop = 1700,
+        crop_bottom_rows: CropBottomRows = None,
+        crop_top_share: CropTopShare = None,
+        size: FrameSize = None,
     ):
+        one_crop(crop_bottom_rows, crop_top_share)
         if (val is None) == (lists is None):
             raise ConfigError("dataset: apolloscape needs either 'val' (e.g. [road04/Record015]) or 'lists' (of files)")
         if ignored not in ("class", IGNORE):
             raise ConfigError(f"dataset.ignored: expected 'class' or 255, got {ignored!r}")
         self.root, self.roads, self.crop_top = Path(root), tuple(roads), crop_top
+        self.crop_bottom_rows, self.crop_top_share = crop_bottom_rows, crop_top_share
+        self.frame_sizes = EDITIONS if size is None else (tuple(size),)
         self.val, self.lists = val, lists or {}
         extra = int(ignored == "class")
         self.ignored_as = len(MARKINGS) if extra else IGNORE

@@ -11,9 +11,28 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from pipeline.errors import ConfigError
+from pipeline.later import AddedLater
+
 IGNORE = 255
 Root = Annotated[str, Field(min_length=1, description="Folder of the dataset.")]
 CropTop = Annotated[int, Field(ge=0, description="Rows that are removed at the top of a full frame.")]
+CropBottomRows = Annotated[
+    Annotated[int, Field(ge=1)] | None,
+    AddedLater(None),
+    Field(description="Instead of `crop_top`: so many rows are kept, counted from the bottom of a full frame."),
+]
+CropTopShare = Annotated[
+    Annotated[float, Field(ge=0, lt=1)] | None,
+    AddedLater(None),
+    Field(description="Instead of `crop_top`: the part of a full frame's rows that is removed at the top."),
+]
+Side = Annotated[int, Field(ge=1)]
+FrameSize = Annotated[
+    tuple[Side, Side] | None,
+    AddedLater(None),
+    Field(description="Height and width of the full frames, where they are not the official ones; other frames are refused."),
+]
 
 
 class DatasetBase(ABC):
@@ -21,7 +40,10 @@ class DatasetBase(ABC):
     colours: tuple[tuple[int, int, int], ...]  # RGB by train id
     background: int | None = None  # the class that a background weight means; None: the dataset has none
     regions: tuple[int, ...] | None = None  # classes that are nodes of the affinity graph; None: all
-    crop_top: int = 0  # rows that `prepare` removes at the top of a full frame
+    crop_top: int = 0  # rows that `prepare` removes at the top of a full frame, unless one of the next two is set
+    crop_bottom_rows: int | None = None  # rows that it keeps, counted from the bottom
+    crop_top_share: float | None = None  # part of the rows that it removes at the top
+    frame_sizes: tuple[tuple[int, int], ...] | None = None  # (height, width) that the reader was made for; None: any
     mirror: tuple[int, ...] | None = None  # class c becomes mirror[c] in a mirrored image; None: mirroring is refused
     mirror_lanes: tuple[int, ...] | None = None  # the same for the existence flags
     lanes: int = 0  # number of lane existence flags; 0: the dataset has none
@@ -35,6 +57,14 @@ class DatasetBase(ABC):
     def splits_of(cls, **args: Any) -> tuple[str, ...]:
         """The splits that a dataset with these keys may have, without a look at its files."""
         return cls.splits
+
+    def rows_cut(self, rows: int) -> int:
+        """Rows that are removed at the top of a full frame with so many."""
+        if self.crop_bottom_rows is not None:
+            return max(0, rows - self.crop_bottom_rows)
+        if self.crop_top_share is not None:
+            return round(rows * self.crop_top_share)
+        return self.crop_top
 
     @abstractmethod
     def ids(self, split: str) -> list[str]:
@@ -58,3 +88,9 @@ class DatasetBase(ABC):
     def existence(self, image_id: str) -> np.ndarray | None:
         """[lanes] uint8 flags; None where the dataset has none."""
         return None
+
+
+def one_crop(crop_bottom_rows: int | None, crop_top_share: float | None) -> None:
+    """Raises ConfigError where the two contradict each other."""
+    if crop_bottom_rows is not None and crop_top_share is not None:
+        raise ConfigError("dataset.crop_top_share: crop_bottom_rows says the crop already; write one of them")

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from pipeline.datasets._images import UNKNOWN, image_size, read_index_png, read_rgb, require_size, train_ids
 from pipeline.datasets._lists import by_id, part_of, read_list, require_path, require_split, spelt
-from pipeline.datasets.base import IGNORE, DatasetBase, Root
+from pipeline.datasets.base import IGNORE, DatasetBase, FrameSize, Root
 from pipeline.errors import ConfigError, DatasetError
 
 CLASSES = (
@@ -40,6 +40,7 @@ CLASSES = (
     ("bicyclist", (0, 128, 192)),
 )
 VOID = 11
+OFFICIAL = (360, 480)  # height, width
 TRAIN_IDS = np.full(256, UNKNOWN, np.uint8)
 TRAIN_IDS[:VOID] = range(VOID)
 TRAIN_IDS[VOID] = IGNORE
@@ -56,10 +57,12 @@ class Dataset(DatasetBase):
         *,
         root: Root,
         train_part: Annotated[float, Field(gt=0, le=1, description="The part of the training split that is used.")] = 1.0,
+        size: FrameSize = None,
     ):
         if not 0 < train_part <= 1:
             raise ConfigError(f"dataset.train_part: {train_part} is not above 0 and at most 1")
         self.root, self.train_part = Path(root), train_part
+        self.frame_sizes = (OFFICIAL if size is None else tuple(size),)
         self.official_counts = {**Dataset.official_counts, "train": round(train_part * Dataset.official_counts["train"])}
         self._lists: dict[str, dict[str, list[Path]]] = {}
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.datasets._images import UNKNOWN, image_size, read_index_png, read_rgb, require_size, train_ids
 from pipeline.datasets._lists import found_files, require_split
-from pipeline.datasets.base import IGNORE, DatasetBase, Root
+from pipeline.datasets.base import IGNORE, DatasetBase, FrameSize, Root
 
 # The row is the train id: labelId, name, RGB.
 CLASSES = (
@@ -44,6 +44,7 @@ TRAIN_IDS = np.full(256, UNKNOWN, np.uint8)
 TRAIN_IDS[[*range(34), 255]] = IGNORE  # 255 is -1 (license plate) in 8 bits
 TRAIN_IDS[list(OFFICIAL_IDS)] = range(len(CLASSES))
 
+OFFICIAL = (1024, 2048)  # height, width
 IMAGE, LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 
@@ -65,8 +66,8 @@ class Dataset(DatasetBase):
     metric = "cityscapes"
     official_counts = {"train": 2975, "val": 500, "test": 1525}
 
-    def __init__(self, *, root: Root):
-        self.root = Path(root)
+    def __init__(self, *, root: Root, size: FrameSize = None):
+        self.root, self.frame_sizes = Path(root), (OFFICIAL if size is None else tuple(size),)
 
     def ids(self, split: str) -> list[str]:
         require_split(split, self.splits, self.root)

@@ -21,10 +21,11 @@ import numpy as np
 
 from pipeline.datasets._images import UNKNOWN, image_size, read_index_png, read_rgb, require_size, train_ids
 from pipeline.datasets._lists import by_id, read_list, require_path, require_split, spelt
-from pipeline.datasets.base import DatasetBase, Root
+from pipeline.datasets.base import DatasetBase, FrameSize, Root
 from pipeline.errors import DatasetError
 
 ROWS, CROPPED_ROWS = 590, 240
+OFFICIAL = (ROWS, 1640)  # height, width
 TRAIN_IDS = np.full(256, UNKNOWN, np.uint8)
 TRAIN_IDS[:5] = range(5)
 
@@ -40,8 +41,8 @@ class Dataset(DatasetBase):
     metric = "culane"
     official_counts = {"train": 88_880, "val": 9_675, "test": 34_680}
 
-    def __init__(self, *, root: Root):
-        self.root = Path(root)
+    def __init__(self, *, root: Root, size: FrameSize = None):
+        self.root, self.frame_sizes = Path(root), (OFFICIAL if size is None else tuple(size),)
 
     @cached_property
     def crop_top(self) -> int:

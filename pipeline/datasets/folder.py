@@ -53,7 +53,7 @@ background: background              # the class to be weighted down; null if the
 mirror: [[left line, right line]]   # classes that swap in a mirrored image; [] if none do; without it no mirroring
 crop_top: 0                         # rows to cut off at the top; may be left out
 """
-KEYS = ("classes", "ignore", "background", "mirror", "crop_top", "palette", "picture_bits")  # the last two: docs/datasets.md
+KEYS = ("classes", "ignore", "background", "mirror", "crop_top", "crop_bottom_rows", "crop_top_share", "palette", "picture_bits")
 LEFTOVERS = {"thumbs.db", "desktop.ini"}  # files and folders that systems leave beside pictures
 LEFTOVER_FOLDERS = {"@eadir", "__macosx"}
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -66,6 +66,7 @@ class Dataset(DatasetBase):
         card = read_classes(self.root / "classes.yaml")
         self.classes, self.colours, self.background = card.names, card.colours, card.background
         self.mirror, self.crop_top = card.mirror, card.crop_top
+        self.crop_bottom_rows, self.crop_top_share = card.crop_bottom_rows, card.crop_top_share
         self.palette, self.picture_bits = card.palette, card.picture_bits
         self.reading = f"ignore {sorted(card.ignore)} palette {card.palette} bits {card.picture_bits}"
         self._table = np.full(256, UNKNOWN, np.uint8)
@@ -201,6 +202,8 @@ class Card:
     background: int | None
     mirror: tuple[int, ...] | None
     crop_top: int
+    crop_bottom_rows: int | None
+    crop_top_share: float | None
     palette: Literal["index", "value"] | None
     picture_bits: int | None
 
@@ -234,6 +237,8 @@ def read_classes(path: Path) -> Card:
         background=None if background is None else names.index(background),
         mirror=None if swaps is None else mirrored(names, swaps),
         crop_top=content.get("crop_top", 0),
+        crop_bottom_rows=content.get("crop_bottom_rows"),
+        crop_top_share=content.get("crop_top_share"),
         palette=content.get("palette"),
         picture_bits=content.get("picture_bits"),
     )
@@ -244,7 +249,17 @@ def mirrored(names: tuple[str, ...], swaps: list[list[str]]) -> tuple[int, ...]:
     return tuple(names.index(becomes.get(name, name)) for name in names)
 
 
-def faults_of(classes, ignore, background, mirror=None, crop_top=0, palette=None, picture_bits=None) -> list[str]:
+def faults_of(
+    classes,
+    ignore,
+    background,
+    mirror=None,
+    crop_top=0,
+    crop_bottom_rows=None,
+    crop_top_share=None,
+    palette=None,
+    picture_bits=None,
+) -> list[str]:
     faults = []
     if not isinstance(classes, list) or not 1 <= len(classes) <= UNKNOWN:
         return [f"'classes' must be a list of 1 to {UNKNOWN} classes"]
@@ -271,6 +286,12 @@ def faults_of(classes, ignore, background, mirror=None, crop_top=0, palette=None
         faults += [f"'mirror' names {name!r} twice" for name in dict.fromkeys(swapped) if swapped.count(name) > 1]
     if type(crop_top) is not int or crop_top < 0:
         faults.append(f"'crop_top' must be a number of rows, not {crop_top!r}")
+    if crop_bottom_rows is not None and (type(crop_bottom_rows) is not int or crop_bottom_rows < 1):
+        faults.append(f"'crop_bottom_rows' must be a number of rows to keep, not {crop_bottom_rows!r}")
+    if crop_top_share is not None and (type(crop_top_share) not in (int, float) or not 0 <= crop_top_share < 1):
+        faults.append(f"'crop_top_share' must be a part of the rows, 0 or more and less than 1, not {crop_top_share!r}")
+    if (crop_top != 0) + (crop_bottom_rows is not None) + (crop_top_share is not None) > 1:
+        faults.append("of 'crop_top', 'crop_bottom_rows' and 'crop_top_share' only one may be there")
     if palette not in (None, "index", "value"):
         faults.append(f"'palette' must be index or value, not {palette!r}")
     if picture_bits is not None and (type(picture_bits) is not int or not 8 <= picture_bits <= 16):

@@ -27,7 +27,7 @@ from pydantic import Field
 
 from pipeline.datasets._images import image_size, read_rgb, require_size
 from pipeline.datasets._lists import found_files, require_split
-from pipeline.datasets.base import CropTop, DatasetBase, Root
+from pipeline.datasets.base import CropBottomRows, CropTop, CropTopShare, DatasetBase, Root, one_crop
 from pipeline.errors import ConfigError, DatasetError
 
 LANES = ("l1", "l0", "r0", "r1")  # in order of classes 1..4
@@ -77,10 +77,15 @@ class Dataset(DatasetBase):
         ],
         size: Annotated[tuple[Pixels, Pixels], Field(description="Height and width of the frames.")] = (717, 1276),
         crop_top: CropTop = 333,
+        crop_bottom_rows: CropBottomRows = None,
+        crop_top_share: CropTopShare = None,
     ):
+        one_crop(crop_bottom_rows, crop_top_share)
         if protocol not in ("official", "paper"):
             raise ConfigError(f"dataset.protocol: expected 'official' or 'paper', got {protocol!r}")
         self.root, self.protocol, self.size, self.crop_top = Path(root), protocol, tuple(size), crop_top
+        self.crop_bottom_rows, self.crop_top_share = crop_bottom_rows, crop_top_share
+        self.frame_sizes = (self.size,)
         official = protocol == "official"
         self.splits = self.splits_of(protocol=protocol)
         held_out = {"valid": 20_844, "test": 20_929} if official else {"val": 10_029, "test": 10_815}

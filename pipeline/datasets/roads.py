@@ -38,7 +38,7 @@ class Dataset(culane.Dataset):
             raise ConfigError(f"dataset.difficulty: {difficulty} is not between 0 and 1")
         self.counts = {"train": train, "val": val, "test": test}
         self.settings = Settings(size=(height, width), seed=seed, difficulty=difficulty)
-        self.crop_top = culane.crop_rows(height)
+        self.crop_top, self.frame_sizes = culane.crop_rows(height), ((height, width),)
 
     def generate(self, workers: int, progress: Callable[[int, int], None]) -> None:
         """Writes the frames that are missing, then the lists; `progress` is told (frames done, frames in all)."""

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import __version__
-from pipeline.data.frames import canvas
+from pipeline.config.schema import Fit
+from pipeline.data.frames import canvas, crop_record
 from pipeline.data.views import FILL
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import PipelineError
@@ -87,13 +88,14 @@ def to_onnx(network: Deployed, metadata: dict):
     return proto
 
 
-def metadata(dataset_name: str, dataset: DatasetBase, network: Deployed, record: dict) -> dict:
+def metadata(dataset_name: str, dataset: DatasetBase, network: Deployed, record: dict, fit: Fit = "stretch") -> dict:
     """What a user of the file must know, and what it was made from (`record`)."""
     h, w = network.size
     return {
         "frames": {
-            "crop_top": dataset.crop_top,
+            **crop_record(dataset),
             "size": [h, w],
+            **({"fit": "keep the aspect, upper left corner, the rest in the colour inside.fill"} if fit == "pad" else {}),
             "resize": "area where both axes shrink to less than half, else bilinear (half-pixel centres)",
         },
         "input": {

@@ -21,8 +21,9 @@ def require_probabilities(maps: np.ndarray) -> None:
 def frame_maps(probabilities_Khw: np.ndarray, shape: tuple[int, int], dataset: DatasetBase) -> np.ndarray:
     """[K, H, W] float32: the probabilities resized to the frame; the rows cut at the top are surely background."""
     maps = np.zeros((len(probabilities_Khw), *shape), np.float32)
-    maps[dataset.background or 0, : dataset.crop_top] = 1
-    below_crop = (shape[1], shape[0] - dataset.crop_top)
+    cut = dataset.rows_cut(shape[0])
+    maps[dataset.background or 0, :cut] = 1
+    below_crop = (shape[1], shape[0] - cut)
     for here, map_hw in zip(maps, probabilities_Khw):
-        here[dataset.crop_top :] = cv2.resize(map_hw, below_crop, interpolation=cv2.INTER_LINEAR)
+        here[cut:] = cv2.resize(map_hw, below_crop, interpolation=cv2.INTER_LINEAR)
     return maps

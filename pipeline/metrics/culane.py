@@ -382,7 +382,7 @@ def lanes(answer: Answer, dataset: DatasetBase) -> list[np.ndarray]:
         maps = np.stack([cv2.resize(map_hw, PUBLISHED[::-1], interpolation=cv2.INTER_LINEAR) for map_hw in maps])
     found = []
     for alone in np.diag(existence):
-        lane = probabilities_to_lines(maps, alone, answer.classes_HW.shape, dataset.crop_top)
+        lane = probabilities_to_lines(maps, alone, answer.classes_HW.shape, dataset.rows_cut(len(answer.classes_HW)))
         found.append(lane[0] if lane else np.empty((0, 2), np.int32))
     return found
 

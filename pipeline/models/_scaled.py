@@ -33,8 +33,7 @@ def scaled(model: type[ModelBase], *, size: tuple[int, int], input_scale: float,
 
 def misfit(model: type[ModelBase], args: Mapping[str, Any], size: tuple[int, int], input_scale: float) -> str:
     """Why images of this size cannot be shrunk for this network, and the next size that can; empty if they can."""
-    own = 1 if args.get("input_size") else args.get("multiple", model.multiple)  # an adapter's: it resizes, or says it
-    multiple = own * round(1 / input_scale)
+    multiple = own_multiple(model, args) * round(1 / input_scale)
     if not any(length % multiple for length in size):
         return ""
     height, width = (-(-length // multiple) * multiple for length in size)
@@ -43,6 +42,11 @@ def misfit(model: type[ModelBase], args: Mapping[str, Any], size: tuple[int, int
         f"{model.__module__.rpartition('.')[2]}: both axes must be multiples of {multiple}; prepare images of "
         f"{height} x {width}"
     )
+
+
+def own_multiple(model: type[ModelBase], args: Mapping[str, Any]) -> int:
+    """What height and width of a network's input must be multiples of; an adapter resizes images itself, or says it."""
+    return 1 if args.get("input_size") else int(args.get("multiple", model.multiple))
 
 
 def shrink(factor: int, network: nn.Module, inputs: tuple) -> tuple:

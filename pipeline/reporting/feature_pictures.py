@@ -86,7 +86,7 @@ def look(config: Config, results: Results, runs: Path, weights_file: Path, devic
     measured = [sample for sample in samples if sample.label is not None]
     answers, graphs, features, theirs = {}, {}, {}, {}
     for name, network in _networks(source, config, results, runs, weights_file, device):
-        found = prediction.answered(network, source, shown, prepare.size, device=device, batch=SHOWN)
+        found = prediction.answered(network, source, shown, prepare.size, device=device, batch=SHOWN, fit=prepare.fit)
         answers[name] = [answer.classes_HW for _, answer in found]
         outputs = [_answer(network, sample, source, prepare, device) for sample in measured]
         for layer, target in _affinities(config.targets).items():
@@ -127,7 +127,7 @@ def _networks(source, config, results, runs, weights_file, device):
 @torch.no_grad()
 def _answer(network: ModelBase, sample: Sample, source: DatasetBase, prepare: Prepare, device: str) -> tuple[Output, torch.Tensor]:
     """One image's output and the labels [1, H, W] that belong to it, on the CPU."""
-    image, label = frame(sample.image, sample.label, source.crop_top, prepare.size)
+    image, label = frame(sample.image, sample.label, source.rows_cut(len(sample.image)), prepare.size, prepare.fit)
     labels_1HW = torch.from_numpy(label)[None]
     output = network(
         torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float(), labels_1HW.to(device) if network.uses_labels else None

@@ -56,12 +56,13 @@ def refuse_other_run(record: Path, model: Plugin, prepare: Prepare) -> None:
     made = records.read(record)
     network = {"student": model} if "student" in made else {"teacher": model}
     version = {name: made[name] for name in ("network_version",) if name in made}
+    prepared = made["prepared"]["identity"]["record"]
     there = {
         **{name: made[name] for name in network},
         **version,
-        "prepare": {"size": made["prepared"]["identity"]["record"]["size"]},
+        "prepare": {"size": prepared["size"], "fit": prepared.get("fit", "stretch")},
     }
-    asked = {**network, **version_record(model.name, model.args), "prepare": {"size": prepare.size}}
+    asked = {**network, **version_record(model.name, model.args), "prepare": {"size": prepare.size, "fit": prepare.fit}}
     apart = difference(there, records.recorded(asked))
     if apart:
         raise PipelineError(

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.data.frames import canvas, frame
+from pipeline.config.schema import Fit
+from pipeline.data.frames import canvas, content_of, frame
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import PipelineError
 from pipeline.metrics.base import Answer
@@ -30,12 +31,19 @@ class Sample(NamedTuple):
 
 
 def answered(
-    model: ModelBase, dataset: DatasetBase, samples: Iterable[Sample], size: tuple[int, int], *, device, batch: int
+    model: ModelBase,
+    dataset: DatasetBase,
+    samples: Iterable[Sample],
+    size: tuple[int, int],
+    *,
+    device,
+    batch: int,
+    fit: Fit = "stretch",
 ) -> Iterator[tuple[Sample, Answer]]:
     """Every frame with its answer, in order."""
     waiting = iter(samples)
     while group := list(islice(waiting, batch)):
-        yield from zip(group, answers(model, group, dataset, size, device))
+        yield from zip(group, answers(model, group, dataset, size, device, fit))
 
 
 def ahead(pool: ThreadPoolExecutor, work: Callable, items: Iterable, most: int) -> Iterator:
@@ -50,7 +58,9 @@ def ahead(pool: ThreadPoolExecutor, work: Callable, items: Iterable, most: int) 
 
 
 @torch.no_grad()
-def answers(model: ModelBase, samples: Sequence[Sample], dataset: DatasetBase, size: tuple[int, int], device) -> list[Answer]:
+def answers(
+    model: ModelBase, samples: Sequence[Sample], dataset: DatasetBase, size: tuple[int, int], device, fit: Fit = "stretch"
+) -> list[Answer]:
     """One answer a frame, from one pass of the network; the frames may differ in size."""
     images, unlabelled = [sample.image for sample in samples], [sample.image_id for sample in samples if sample.label is None]
     if model.uses_labels and unlabelled:
@@ -58,14 +68,19 @@ def answers(model: ModelBase, samples: Sequence[Sample], dataset: DatasetBase, s
     shown, labels = (
         torch.from_numpy(np.stack(parts)).to(device)
         for parts in zip(
-            *(frame(sample.image, sample.label if model.uses_labels else None, dataset.crop_top, size) for sample in samples)
+            *(
+                frame(sample.image, sample.label if model.uses_labels else None, dataset.rows_cut(len(sample.image)), size, fit)
+                for sample in samples
+            )
         )
     )
     logits, existence = scores(model, shown.permute(0, 3, 1, 2).float(), size, labels)
     nothing = [None] * len(images)
-    probabilities = logits.softmax(dim=1).cpu().numpy() if dataset.lanes else nothing
+    filled = [content_of((len(image) - dataset.rows_cut(len(image)), image.shape[1]), size, fit) for image in images]
+    logits_of = [one[:, :height, :width] for one, (height, width) in zip(logits, filled)]  # without the padding of `fit: pad`
+    probabilities = [one.softmax(dim=0).cpu().numpy() for one in logits_of] if dataset.lanes else nothing
     flags = nothing if existence is None else existence.cpu().numpy()
-    classes = [class_map(one, image.shape[:2], dataset) for one, image in zip(logits, images)]
+    classes = [class_map(one, image.shape[:2], dataset) for one, image in zip(logits_of, images)]
     return [Answer(*parts) for parts in zip(classes, probabilities, flags)]
 
 
@@ -83,7 +98,8 @@ def scores(
 
 def class_map(logits_Khw: Tensor, shape: tuple[int, int], dataset: DatasetBase) -> np.ndarray:
     """[H, W] uint8: the greatest logit of each pixel. A class at a time: all of an ApolloScape frame take 0.5 GB."""
-    below_crop = (shape[0] - dataset.crop_top, shape[1])
+    cut = dataset.rows_cut(shape[0])
+    below_crop = (shape[0] - cut, shape[1])
     best = torch.full(below_crop, -torch.inf, device=logits_Khw.device)
     classes = torch.zeros(below_crop, dtype=torch.uint8, device=logits_Khw.device)
     for train_id, logits_hw in enumerate(logits_Khw):
@@ -91,7 +107,7 @@ def class_map(logits_Khw: Tensor, shape: tuple[int, int], dataset: DatasetBase) 
         classes.masked_fill_(here > best, train_id)
         torch.maximum(best, here, out=best)
     predicted = np.full(shape, dataset.background or 0, np.uint8)
-    predicted[dataset.crop_top :] = classes.cpu().numpy()
+    predicted[cut:] = classes.cpu().numpy()
     return predicted
 
 

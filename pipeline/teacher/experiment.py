@@ -47,7 +47,7 @@ class Experiment:
 
     @cached_property
     def sample(self) -> Pass:
-        return prepared.sample_pass(self.config.prepare.size, self.source.lanes)
+        return prepared.sample_pass(self.config.prepare.size, self.source.lanes, self.config.prepare.fit)
 
     @cached_property
     def pixels(self) -> Store:

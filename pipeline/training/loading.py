@@ -114,7 +114,7 @@ class Loader:
             self._tensor(rows["image"]),
             self._tensor(rows["label"]),
             matrices,
-            content=self.content,
+            content=self._tensor(rows["content"]) if "content" in rows else self.content,
             permutation=self.dataset.mirror,
         )
         flags = None

@@ -7,9 +7,11 @@ import pytest
 from pipeline.config import Plugin, Prepare, Teacher, Views
 from pipeline.teacher import cache
 
+UNCUT = {"crop_top": 0, "crop_bottom_rows": None, "crop_top_share": None}
+
 
 def identity(mirror, flip_average, permutation, lanes=None):
-    dataset = SimpleNamespace(classes=("a", "b", "c"), crop_top=0, lanes=2, regions=None, mirror=permutation, mirror_lanes=lanes)
+    dataset = SimpleNamespace(classes=("a", "b", "c"), **UNCUT, lanes=2, regions=None, mirror=permutation, mirror_lanes=lanes)
     views = Views(count=2, seed=0, scale=(1.0, 1.0), rotate_deg=0.0, shift=0.0, mirror=mirror)
     teacher = Teacher(
         model=Plugin(kind="models", name="erfnet", args={}),
@@ -35,7 +37,7 @@ def test_the_permutation_of_lanes_counts_where_a_teacher_averages_over_it(flip_a
 
 @pytest.mark.parametrize("dilation, version", [("paper", 1), ("torchvision", 2)])
 def test_the_version_is_that_of_the_option_so_that_other_caches_stay_valid(dilation, version):
-    dataset = SimpleNamespace(classes=("a", "b"), crop_top=0, lanes=0, regions=None, mirror=None, mirror_lanes=None)
+    dataset = SimpleNamespace(classes=("a", "b"), **UNCUT, lanes=0, regions=None, mirror=None, mirror_lanes=None)
     views = Views(count=1, seed=0, scale=(1.0, 1.0), rotate_deg=0.0, shift=0.0, mirror=False)
     model = Plugin(kind="models", name="resnet18", args={"width": 64, "head": "plain", "dilation": dilation})
     teacher = Teacher(model=model, checkpoint=None, backbone=None, precision="fp32")

@@ -23,7 +23,9 @@ def roads(root: Path) -> dict:
 def apolloscape_frames(root: Path) -> dict:
     counts = {"road02/Record001": 3, "road04/Record015": 2, "road05": 1}
     apolloscape.write(root, Settings(size=(136, 170), seed=2, difficulty=0.0), counts)
-    return dict(name="apolloscape", root=str(root), roads=["road02", "road04"], val=["road04/Record015"], crop_top=51)
+    return dict(
+        name="apolloscape", root=str(root), roads=["road02", "road04"], val=["road04/Record015"], crop_top=51, size=[136, 170]
+    )
 
 
 def llamas_frames(root: Path) -> dict:
@@ -50,7 +52,7 @@ def cityscapes_frames(root: Path) -> dict:
             ):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(picture.astype(np.uint8)).save(path)
-    return dict(name="cityscapes", root=str(root))
+    return dict(name="cityscapes", root=str(root), size=[60, 117])
 
 
 def folder_frames(root: Path) -> dict:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline import config, weights
 from pipeline.cli import main
+from pipeline.config import Prepare
 from pipeline.data.frames import canvas, frame
 from pipeline.datasets.roads import Dataset as Roads
 from pipeline.metrics import culane, llamas
@@ -229,7 +230,7 @@ class Oracle(ModelBase):
 def oracle_scores(source, split, size, folder, **keys):
     ids = source.ids(split)
     oracle = Oracle(source, ids, size, **keys)
-    passed = evaluate.answer_all(oracle, source, ids, size, folder, device="cpu", batch=3, workers=2)
+    passed = evaluate.answer_all(oracle, source, ids, Prepare(size=size, codec="raw"), folder, device="cpu", batch=3, workers=2)
     return evaluate.scores_of(source, split, ids, folder, passed, 1)
 
 

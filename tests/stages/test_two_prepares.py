@@ -46,7 +46,7 @@ def wrong(dataset, folder):
     return [
         image_id
         for image_id, pixels in zip(ids, rows["image"], strict=True)
-        if not np.array_equal(pixels, prepared.sample(source, image_id, SIZE.size)["image"])
+        if not np.array_equal(pixels, prepared.sample(source, image_id, SIZE)["image"])
     ]
 
 
@@ -60,7 +60,7 @@ def test_what_another_run_has_put_into_blocks_meanwhile_is_written_where_it_stan
             source = plugin.build()
             grow(
                 Store.open(store.folder),
-                [image_row(image_id, prepared.sample(source, image_id, SIZE.size)) for image_id in source.ids("train")[:taken]],
+                [image_row(image_id, prepared.sample(source, image_id, SIZE)) for image_id in source.ids("train")[:taken]],
             )
         grow(store, rows)
 
