@@ -13,7 +13,7 @@ from pipeline.deployment.outputs import Writer
 from pipeline.errors import DatasetError, PipelineError
 from pipeline.files import plain, read_json, write_json
 from pipeline.identity import difference, listed
-from pipeline.progress import Progress
+from pipeline.progress import Progress, say
 from pipeline.scoring import load as trained
 from pipeline.scoring import predict as prediction
 from pipeline.scoring.predict import Sample, ahead
@@ -100,7 +100,8 @@ def claim(out: Path, record: dict) -> None:
 
 
 def readable(found: Iterable[Sample | DatasetError], source: DatasetBase, prepare: Prepare, bad: list[str]) -> Iterator[Sample]:
-    """The frames that can be shown; `bad` gets what is wrong with the others."""
+    """The frames that can be shown; `bad` gets what is wrong with the others. Says once if one is stretched too far."""
+    told = False
     for sample in found:
         if isinstance(sample, DatasetError):
             bad.append(str(sample))
@@ -112,7 +113,8 @@ def readable(found: Iterable[Sample | DatasetError], source: DatasetBase, prepar
                 f"{sample.image_id}: has {rows} rows, of which {cut} would be cut at the top ({crop_name(source)}); say how "
                 f"many with --crop-top"
             )
-        elif fault := too_stretched((rows - cut, columns), prepare):
-            bad.append(f"{sample.image_id}: {fault}, or say with --crop-top how many rows to cut")
-        else:
-            yield sample
+            continue
+        if not told and (fault := too_stretched((rows - cut, columns), prepare)):
+            say(f"{sample.image_id}: {fault}; it is shown stretched, and so are others of its shape")
+            told = True
+        yield sample

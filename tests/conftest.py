@@ -27,7 +27,7 @@ TRAINING = dict(
 )
 EXPERIMENT = {
     "dataset": dict(name="roads", root="data/toy", train=13, val=2, test=3, size=[148, 410], seed=1, difficulty=0.5),
-    "prepare": dict(size=[44, 125], codec="raw"),
+    "prepare": dict(size=[44, 125], codec="raw", max_stretch=4.0),  # frames are 88 x 410 below the crop
     "views": dict(count=3, seed=0, scale=[0.85, 1.15], rotate_deg=3.0, shift=0.05, mirror=True),
     "teacher": dict(name="resnet18", width=8, head="pyramid", checkpoint=None, backbone=None, precision="fp32"),
     "teacher_training": {**TRAINING, "fresh_views": True},

@@ -33,6 +33,8 @@ class SplitCounts:
     flags: int = 0  # images of which it is known which lanes they have
     sizes: Counter = field(default_factory=Counter)  # (height, width) -> images
     pixels: Counter = field(default_factory=Counter)  # train id (255 = ignored) -> pixels
+    showing: Counter = field(default_factory=Counter)  # train id -> images that show it
+    ignored: list[str] = field(default_factory=list)  # images of which every pixel is ignored
 
 
 @dataclass
@@ -84,6 +86,9 @@ def check(
         if finding.pixels is not None:
             counts.labelled += 1
             counts.pixels.update(finding.pixels)
+            counts.showing.update(finding.pixels.keys())
+            if set(finding.pixels) == {IGNORE}:
+                counts.ignored.append(image_id)
         progress(done, len(places))
 
     report.faults += repeated(dataset, same)

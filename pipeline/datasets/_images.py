@@ -190,21 +190,23 @@ class LabelPng:
         return bool((index != UNKNOWN).all()), bool((value != UNKNOWN).all() and (index != value).any())
 
 
-def read_label_png(path: Path) -> LabelPng:
-    """Raises DatasetError on anything but a whole grey or palette PNG of 8 bits or fewer."""
-    found = read_label(path)
+def read_label_png(path: Path, deep: bool = False) -> LabelPng:
+    """Raises DatasetError on anything but a whole grey or palette PNG of 8 bits or fewer. `deep`: see `read_label`."""
+    found = read_label(path, deep)
     if not isinstance(found, LabelPng):
         raise DatasetError(f"{path}: has 'RGB' pixels; write class values as an 8-bit grey or palette PNG")
     return found
 
 
-def read_label(path: Path) -> LabelPng | np.ndarray:
-    """The same, or [H, W, 3] uint8 of a PNG in colour."""
-    with _opened(path) as (image, _, header):
+def read_label(path: Path, deep: bool = False) -> LabelPng | np.ndarray:
+    """The same, or [H, W, 3] uint8 of a PNG in colour. `deep` takes a grey PNG of 16 bits, too, if no value is above 255."""
+    with _opened(path) as (image, data, header):
         if header is None:
             raise DatasetError(f"{path}: is a {image.format} file, whatever its name; write class values as PNG, from the source")
         if orientation(image) != 1:
             raise DatasetError(f"{path}: is a label with an EXIF orientation; save it upright, without EXIF")
+        if deep and header.depth == 16 and header.colour_type == _png.GREY:
+            return small_values(path, cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
         if header.depth == 16 or header.colour_type == _png.GREY_ALPHA:
             raise DatasetError(f"{path}: has {image.mode!r} pixels; write class values as an 8-bit grey or palette PNG")
         if header.colour_type in (_png.RGB, _png.RGBA):
@@ -217,6 +219,19 @@ def read_label(path: Path) -> LabelPng | np.ndarray:
     if 1 < header.depth < 8:  # Pillow scales them to 0..255
         numbers //= np.uint8(step)
     return LabelPng(path, numbers, None, np.arange(0, 256, step, dtype=np.uint8))
+
+
+def small_values(path: Path, numbers: np.ndarray | None) -> LabelPng:
+    """Of a grey PNG of 16 bits."""
+    if numbers is None or numbers.dtype != np.uint16:
+        raise ValueError("its pixels can't be decoded")
+    if numbers.max() > 255:
+        y, x = np.unravel_index(np.argmax(numbers > 255), numbers.shape)
+        raise DatasetError(
+            f"{path}: has 16 bits a pixel, and value {numbers[y, x]} at x={x}, y={y}; class values must be 0 to 255, write "
+            f"them as an 8-bit grey PNG"
+        )
+    return LabelPng(path, numbers.astype(np.uint8), None, np.arange(256, dtype=np.uint8))
 
 
 def has_palette(path: Path) -> bool:

@@ -32,8 +32,10 @@ from pipeline.datasets._images import (
     LabelPng,
     has_palette,
     image_size,
+    read_label,
     read_label_png,
     read_rgb,
+    reject_unknown,
     require_size,
     train_ids,
     two_readings,
@@ -53,7 +55,12 @@ background: background              # the class to be weighted down; null if the
 mirror: [[left line, right line]]   # classes that swap in a mirrored image; [] if none do; without it no mirroring
 crop_top: 0                         # rows to cut off at the top; may be left out
 """
-KEYS = ("classes", "ignore", "background", "mirror", "crop_top", "crop_bottom_rows", "crop_top_share", "palette", "picture_bits")
+KEYS = (
+    *("classes", "ignore", "background", "mirror"),
+    *("crop_top", "crop_bottom_rows", "crop_top_share"),
+    *("palette", "picture_bits"),  # these, and the next: docs/datasets.md
+    *("image_folder", "label_folder", "image_suffix", "label_suffix", "labels", "ignore_colours"),
+)
 LEFTOVERS = {"thumbs.db", "desktop.ini"}  # files and folders that systems leave beside pictures
 LEFTOVER_FOLDERS = {"@eadir", "__macosx"}
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -68,12 +75,18 @@ class Dataset(DatasetBase):
         self.mirror, self.crop_top = card.mirror, card.crop_top
         self.crop_bottom_rows, self.crop_top_share = card.crop_bottom_rows, card.crop_top_share
         self.palette, self.picture_bits = card.palette, card.picture_bits
+        self._card, self._images, self._labels = card, self.root / card.image_folder, self.root / card.label_folder
         self.reading = f"ignore {sorted(card.ignore)} palette {card.palette} bits {card.picture_bits}"
+        if card.values is not None:
+            self.reading += f" values {card.values}"
+        if card.labels == "colour":
+            self.reading += f" colours {card.colours} {card.ignore_colours}"
         self._table = np.full(256, UNKNOWN, np.uint8)
-        self._table[: len(card.names)] = range(len(card.names))
+        for train_id, values in enumerate(card.values or [(n,) for n in range(len(card.names))]):
+            self._table[list(values)] = train_id
         self._table[list(card.ignore)] = IGNORE
         self._lists = {split: self.root / f"{split}.txt" for split in SPLITS if (self.root / f"{split}.txt").exists()}
-        folders = tuple(split for split in SPLITS if (self.root / "images" / split).is_dir())
+        folders = tuple(split for split in SPLITS if (self._images / split).is_dir())
         self.splits = tuple(self._lists) or folders or ("train",)
         self._by_folder = bool(folders) and not self._lists
         self._listed: dict[str, str] = {}  # id -> list and line, for messages
@@ -93,16 +106,38 @@ class Dataset(DatasetBase):
         image, *labels = self.files(image_id)
         if not labels:
             return None
-        values = self._values(read_label_png(labels[0]))
+        if self._card.labels == "colour":
+            return self._of_colours(labels[0], image)
+        values = self._values(read_label_png(labels[0], deep=True))
         require_size(labels[0], values.shape, image_size(image), image.name)
-        known = f"0..{len(self.classes) - 1} of classes.yaml and its 'ignore'"
+        own = "the values" if self._card.values is not None else f"0..{len(self.classes) - 1}"
+        known = f"{own} of classes.yaml and its 'ignore'"
         return train_ids(values, self._table, labels[0], known)
 
     def files(self, image_id: str) -> list[Path]:
         if image_id not in self._samples:
             where = self._listed.get(image_id, self.root)
-            raise DatasetError(f"{where}: there is no image {image_id!r} below images/; add it, or remove the line")
+            below = f"{self._card.image_folder}/"
+            raise DatasetError(f"{where}: there is no image {image_id!r} below {below}; add it, or remove the line")
         return self._samples[image_id]
+
+    def _of_colours(self, path: Path, image: Path) -> np.ndarray:
+        """[H, W] uint8 train ids of a label in the colours of the classes, as RGB or with a palette."""
+        found = read_label(path)
+        if isinstance(found, LabelPng):
+            palette = np.repeat(np.arange(256)[:, None], 3, axis=1) if found.palette is None else found.palette
+            if found.palette is not None and found.used[-1] >= len(palette):
+                raise DatasetError(f"{path}: has pixels beyond the end of its palette; write it again")
+            colours = palette[found.values() if found.palette is None else found.numbers]
+        else:
+            colours = found
+        require_size(path, colours.shape[:2], image_size(image), image.name)
+        label = np.full(colours.shape[:2], UNKNOWN, np.uint8)
+        packed = colours.astype(np.int32) @ np.array([1, 256, 65536])
+        for train_id, own in [*enumerate(self.colours), *((IGNORE, colour) for colour in self._card.ignore_colours)]:
+            label[packed == np.array(own) @ np.array([1, 256, 65536])] = train_id
+        reject_unknown(label, path, lambda y, x: f"colour {tuple(map(int, colours[y, x]))}", "the colours of classes.yaml")
+        return label
 
     def _values(self, png: LabelPng) -> np.ndarray:
         """[H, W] uint8, or DatasetError where the numbers may mean two things."""
@@ -160,20 +195,28 @@ class Dataset(DatasetBase):
     @cached_property
     def _samples(self) -> dict[str, list[Path]]:
         """id -> image, label if there is one. A label without an image is refused: that image would be unlabelled."""
-        folder, labels = self.root / "images", self.root / "labels"
-        pictures = [path for path in visible_files(folder) if path.suffix.lower() in PICTURES]
+        folder, labels, card = self._images, self._labels, self._card
+        pictures = [path for path in visible_files(folder) if path.suffix.lower() in PICTURES and ends(path, card.image_suffix)]
+        if labels == folder and card.label_suffix:  # beside the pictures, told apart by their suffixes
+            pictures = [path for path in pictures if not ends(path, card.label_suffix)]
+        if not pictures and card.image_suffix:
+            raise DatasetError(f"{folder}: holds no picture whose name ends in {card.image_suffix!r}; correct 'image_suffix'")
         if not pictures:
             raise DatasetError(f"{folder}: holds no picture; put the images there, or correct 'root'")
-        by_id((str(path), nfc(stem(path, folder))) for path in pictures)
-        samples = {stem(path, folder): [path] for path in pictures}
+        by_id((str(path), nfc(stem(path, folder, card.image_suffix))) for path in pictures)
+        samples = {stem(path, folder, card.image_suffix): [path] for path in pictures}
         by_name = {nfc(image_id): image_id for image_id in samples}
-        found = visible_files(labels)
+        found = [path for path in visible_files(labels) if ends(path, card.label_suffix)]
+        if labels == folder:
+            found = [path for path in found if path.suffix.lower() == ".png" and path not in set(pictures)]
+        if not found and card.label_suffix:
+            raise DatasetError(f"{labels}: holds no label whose name ends in {card.label_suffix!r}; correct 'label_suffix'")
         if odd := [path for path in found if path.suffix.lower() != ".png"]:
             raise DatasetError(f"{odd[0]}: is one of {len(odd)} labels that are not .png; convert them from the source")
-        if lone := [path for path in found if nfc(stem(path, labels)) not in by_name]:
+        if lone := [path for path in found if nfc(stem(path, labels, card.label_suffix)) not in by_name]:
             raise DatasetError(f"{lone[0]}: is one of {len(lone)} labels without an image of its name; name both alike")
         for path in found:
-            samples[by_name[nfc(stem(path, labels))]].append(path)
+            samples[by_name[nfc(stem(path, labels, card.label_suffix))]].append(path)
         return samples
 
 
@@ -188,8 +231,13 @@ def visible_files(folder: Path) -> list[Path]:
     return sorted(walk())
 
 
-def stem(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
+def stem(path: Path, folder: Path, suffix: str = "") -> str:
+    return path.relative_to(folder).with_suffix("").as_posix().removesuffix(suffix)
+
+
+def ends(path: Path, suffix: str) -> bool:
+    """Whether a name, without its ending, ends so and says more than that."""
+    return path.stem.endswith(suffix) and path.stem != suffix
 
 
 @dataclass(frozen=True)
@@ -206,6 +254,13 @@ class Card:
     crop_top_share: float | None
     palette: Literal["index", "value"] | None
     picture_bits: int | None
+    values: tuple[tuple[int, ...], ...] | None  # of each class; None: its place
+    labels: Literal["value", "colour"]
+    ignore_colours: tuple[tuple[int, int, int], ...]
+    image_folder: str
+    label_folder: str
+    image_suffix: str
+    label_suffix: str
 
 
 def read_classes(path: Path) -> Card:
@@ -241,6 +296,13 @@ def read_classes(path: Path) -> Card:
         crop_top_share=content.get("crop_top_share"),
         palette=content.get("palette"),
         picture_bits=content.get("picture_bits"),
+        values=tuple(map(values_of, content["classes"])) if "value" in content["classes"][0] else None,
+        labels=content.get("labels", "value"),
+        ignore_colours=tuple(map(tuple, content.get("ignore_colours", ()))),
+        image_folder=content.get("image_folder", "images"),
+        label_folder=content.get("label_folder", "labels"),
+        image_suffix=content.get("image_suffix", ""),
+        label_suffix=content.get("label_suffix", ""),
     )
 
 
@@ -259,12 +321,18 @@ def faults_of(
     crop_top_share=None,
     palette=None,
     picture_bits=None,
+    image_folder="images",
+    label_folder="labels",
+    image_suffix="",
+    label_suffix="",
+    labels="value",
+    ignore_colours=(),
 ) -> list[str]:
     faults = []
     if not isinstance(classes, list) or not 1 <= len(classes) <= UNKNOWN:
         return [f"'classes' must be a list of 1 to {UNKNOWN} classes"]
     for number, entry in enumerate(classes):
-        if not (isinstance(entry, dict) and set(entry) == {"name", "colour"} and isinstance(entry["name"], str)):
+        if not (isinstance(entry, dict) and set(entry) - {"value"} == {"name", "colour"} and isinstance(entry["name"], str)):
             faults.append(f"class {number} must read like {{name: left line, colour: [255, 0, 0]}}, not {entry!r}")
         elif not (isinstance(colour := entry["colour"], list) and len(colour) == 3 and all(map(is_byte, colour))):
             faults.append(f"colour of {entry['name']!r} must be three numbers 0..255, not {colour!r}")
@@ -272,7 +340,10 @@ def faults_of(
         return faults
     names = [entry["name"] for entry in classes]
     faults += [f"class {name!r} comes twice" for name in dict.fromkeys(names) if names.count(name) > 1]
-    for value in ignore if isinstance(ignore, list) else [ignore]:
+    faults += faults_of_values(classes, ignore if isinstance(ignore, list) else [ignore])
+    faults += faults_of_colours(classes, labels, ignore_colours)
+    faults += faults_of_places(image_folder, label_folder, image_suffix, label_suffix)
+    for value in () if any("value" in entry for entry in classes) else ignore if isinstance(ignore, list) else [ignore]:
         if not is_byte(value) or value < len(names):
             faults.append(f"'ignore' must hold values from {len(names)} to 255, not {value!r}")
     if background is not None and background not in names:
@@ -296,6 +367,60 @@ def faults_of(
         faults.append(f"'palette' must be index or value, not {palette!r}")
     if picture_bits is not None and (type(picture_bits) is not int or not 8 <= picture_bits <= 16):
         faults.append(f"'picture_bits' must be a number from 8 to 16, not {picture_bits!r}")
+    return faults
+
+
+def values_of(entry: dict) -> tuple[int, ...]:
+    """The label values of a class that says them."""
+    return tuple(entry["value"]) if isinstance(entry["value"], list) else (entry["value"],)
+
+
+def faults_of_values(classes: list[dict], ignore: list) -> list[str]:
+    """Of classes that say their label values: all must, each value once."""
+    if not any("value" in entry for entry in classes):
+        return []
+    if lone := [entry["name"] for entry in classes if "value" not in entry]:
+        return [f"class {lone[0]!r} has no 'value', but others have; write it for all, or for none"]
+    faults = [
+        f"'value' of {entry['name']!r} must be a number 0..255 or a list of them, not {entry['value']!r}"
+        for entry in classes
+        if not values_of(entry) or not all(map(is_byte, values_of(entry)))
+    ]
+    faults += [f"'ignore' must hold numbers 0..255, not {value!r}" for value in ignore if not is_byte(value)]
+    if faults:
+        return faults
+    used = [value for entry in classes for value in values_of(entry)] + ignore
+    return [f"label value {value} is given twice" for value in sorted(set(used)) if used.count(value) > 1]
+
+
+def faults_of_colours(classes: list[dict], labels: object, ignore_colours: object) -> list[str]:
+    if labels not in ("value", "colour"):
+        return [f"'labels' must be value or colour, not {labels!r}"]
+    ignored = list(ignore_colours) if isinstance(ignore_colours, (list, tuple)) else [ignore_colours]
+    faults = [
+        f"'ignore_colours' must hold colours like [0, 0, 0], not {colour!r}"
+        for colour in ignored
+        if not (isinstance(colour, list) and len(colour) == 3 and all(map(is_byte, colour)))
+    ]
+    if faults or labels == "value":
+        return faults + ["'ignore_colours' is for 'labels: colour'"] * bool(ignored and not faults)
+    used = [tuple(entry["colour"]) for entry in classes] + [tuple(colour) for colour in ignored]
+    twice = [colour for colour in dict.fromkeys(used) if used.count(colour) > 1]
+    faults = [f"colour {list(colour)} is given twice, and labels are read by colour" for colour in twice]
+    return faults + ["'value' is for labels of values, and 'labels' is colour"] * any("value" in entry for entry in classes)
+
+
+def faults_of_places(image_folder: object, label_folder: object, image_suffix: object, label_suffix: object) -> list[str]:
+    faults = [
+        f"{key!r} must be a folder below classes.yaml, not {folder!r}"
+        for key, folder in (("image_folder", image_folder), ("label_folder", label_folder))
+        if not (isinstance(folder, str) and folder) or Path(folder).is_absolute() or ".." in Path(folder).parts
+    ]
+    for key, suffix in (("image_suffix", image_suffix), ("label_suffix", label_suffix)):
+        if not isinstance(suffix, str) or "/" in suffix:
+            faults.append(f"{key!r} must be what names end in before the dot, as _mask, not {suffix!r}")
+    if not faults and image_folder == label_folder and image_suffix == label_suffix:
+        faults.append("pictures and labels lie in one folder and need suffixes that tell them apart")
     return faults
 
 

@@ -1,4 +1,5 @@
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 from pipeline.data.doctor import Fault, SplitCounts, check, fault_of, too_few_classes
 from pipeline.datasets.folder import EXAMPLE, Dataset
 from pipeline.errors import DatasetError
+from stages import doctor as stage
 
 
 def write(root, name, label=None, seed=None, size=(12, 16)):
@@ -153,3 +155,15 @@ def test_a_message_comes_apart_into_file_fault_and_cure():
     assert fault_of(DatasetError("a b/c.png: is cut; off; fetch it")) == Fault("a b/c.png", "is cut; off", "fetch it")
     assert fault_of(DatasetError("a.txt: line 3: is empty")) == Fault("a.txt", "line 3: is empty", "")
     assert fault_of(DatasetError("a.yaml: bad; do:\nx: 1; y")) == Fault("a.yaml", "bad", "do:\nx: 1; y")
+
+
+def test_shares_of_classes_are_shown_and_what_never_occurs_is_told(root):
+    plugin = SimpleNamespace(name="folder", build=lambda: Dataset(root=str(root)))
+    said = stage.run(dataset=plugin, splits=["train", "val"], workers=1)
+    rows = {line.split()[0]: line.split()[-2:] for line in said.splitlines()}
+    labelled = 6 * 192 + 240
+    assert rows["background"] == [f"{(2 * 192 + 240) / labelled:.4%}", "37.5%"]  # 3 of 8 labelled images
+    assert rows["(ignored)"] == [f"{192 / (labelled + 192):.4%}", "12.5%"]
+    assert "train: every pixel is ignored in 1 images (train/6)" in said
+    assert "val: no label shows left line, right line" in said
+    assert said.splitlines()[-1].startswith("folder: nothing wrong (train: 7 images, 7 labelled; val: 2 images, 1 labelled)")
