@@ -29,13 +29,13 @@ from pipeline import config, records
 from pipeline.data import prepared
 from pipeline.data import views as geometry
 from pipeline.errors import ConfigError, StoreError
-from pipeline.identity import difference, listed
+from pipeline.identity import diff, join_names
 from pipeline.later import fill_in
 from pipeline.lookup import did_you_mean, find_class
 from pipeline.losses.base import Batch, LossModule
 from pipeline.models.base import Output
 from pipeline.store import Pass, Reader, Store
-from pipeline.store.files import AnyPath, local, place
+from pipeline.store.files import AnyPath, as_path, local
 from pipeline.store.store import store_folder
 from pipeline.targets.base import Context, Field, TargetType
 from pipeline.teacher import cache as caches
@@ -120,7 +120,7 @@ class Cache(Dataset[Record]):
             )
         if image_id not in self._positions:
             raise StoreError(
-                f"{self.folder}: no image {image_id!r}{did_you_mean(image_id, self.ids)}; there are {listed(self.ids)}"
+                f"{self.folder}: no image {image_id!r}{did_you_mean(image_id, self.ids)}; there are {join_names(self.ids)}"
             )
         if not 0 <= view < self.num_views:
             raise StoreError(f"{self.folder}: no view {view} of {image_id!r}; there are 0 to {self.num_views - 1}")
@@ -215,7 +215,7 @@ def open_cache(
     where they fit). Raises a PipelineError, naming what differs, if the config asks for another teacher, other pixels,
     labels, views or targets, or if rows are missing.
     """
-    folder = place(os.fspath(where))
+    folder = as_path(os.fspath(where))
     if not local(folder) or folder.is_dir():
         return _opened_alone(folder, targets, memory)
     return _opened_by_config(config.load(Path(where), overrides), root, targets, memory)
@@ -276,7 +276,7 @@ def _context_of(student: nn.Module, cache: Cache) -> Context:
 def _opened_by_config(
     cfg: config.Config, root: str | os.PathLike[str] | None, names: Sequence[str] | None, memory: Memory
 ) -> Cache:
-    top = place(os.fspath(root or os.environ.get("PIPELINE_CACHE_ROOT", "cache")))
+    top = as_path(os.fspath(root or os.environ.get("PIPELINE_CACHE_ROOT", "cache")))
     experiment = Experiment(cfg, top, Path("teachers") / f"{cfg.name}.safetensors")
     experiment.check_views()
     source, ids = experiment.source, experiment.ids
@@ -332,8 +332,8 @@ def _stored_target(store: Store, folder: str) -> tuple[TargetType, Pass]:
     record, kind = content["record"], content["record"]["type"]
     args = {key: value for key, value in record.items() if key not in ("type", "version", "uses_labels")}
     target = config.plugin("targets", kind, fill_in(args, find_class("targets", kind))).build()
-    if apart := difference(record, target.record(kind)):
-        raise StoreError(f"{store.folder}: {folder} was stored by other code: {listed(apart)}; leave it out (targets=[...])")
+    if apart := diff(record, target.record(kind)):
+        raise StoreError(f"{store.folder}: {folder} was stored by other code: {join_names(apart)}; leave it out (targets=[...])")
     fields = {name: Field(tuple(field["shape"]), field["dtype"], tuple(field["dims"])) for name, field in content["fields"].items()}
     pass_ = Pass(content["name"], record, fields, records.target_code(kind))
     store.refuse_other_code([pass_])

@@ -15,7 +15,7 @@ from pipeline.data import prepared
 from pipeline.data import views as geometry
 from pipeline.errors import StoreError
 from pipeline.files import write_json
-from pipeline.identity import listed
+from pipeline.identity import join_names
 from pipeline.models.base import set_precision
 from pipeline.progress import Progress
 from pipeline.stopping import Stopped
@@ -157,7 +157,7 @@ class Filler:
         if self.store.folder != spec.store or folders != spec.passes:
             raise StoreError(
                 f"{spec.store}: is to be filled, but this worker would answer for {self.store.folder} "
-                f"({listed(sorted(folders))}); start it again with the same code and weights file"
+                f"({join_names(sorted(folders))}); start it again with the same code and weights file"
             )
         self.store.refuse_other_code(pass_ for _, pass_ in self.named.values())
         self.pixels = Store.find(experiment.root, "prepared", config.dataset.name, prepared.identity(source, config.prepare))
@@ -211,7 +211,7 @@ class Filler:
             image = self.store.block_images(task.block)[bad.image]
             names = [name for name, (target, _) in self.named.items() if target in [targets[i] for i in bad.targets]]
             raise StoreError(
-                f"{self.store.folder}: image {image.id!r}, view {task.view}, target {listed(names)}: "
+                f"{self.store.folder}: image {image.id!r}, view {task.view}, target {join_names(names)}: "
                 f"{bad.what}; check the teacher's weights and teacher.precision (nothing of this block "
                 f"was written)"
             ) from None
@@ -229,4 +229,4 @@ class Filler:
 def blocks(tasks: list[plan.Task]) -> str:
     """Their numbers in words: "blocks 0-3, 7"."""
     numbers = sorted({task.block for task in tasks})
-    return "blocks " + listed([f"{first}-{last}" if first < last else f"{first}" for first, last in runs(numbers)])
+    return "blocks " + join_names([f"{first}-{last}" if first < last else f"{first}" for first, last in runs(numbers)])

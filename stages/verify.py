@@ -10,7 +10,7 @@ from pipeline.errors import StoreError
 from pipeline.models.base import set_precision
 from pipeline.progress import Progress
 from pipeline.store import Reader, Store
-from pipeline.store.files import AnyPath, locked, note
+from pipeline.store.files import AnyPath, append_history, locked
 from pipeline.store.verification import gaps, repair, table, unvouched, verify
 from pipeline.teacher import cache, parity
 from pipeline.teacher.experiment import Experiment
@@ -103,7 +103,7 @@ def run(experiment: Experiment, *, recompute: int, device: str, batch: int, work
     if changed := store.other_code(pass_ for pass_, _ in passes):
         with locked(store.folder):
             store.vouch_for_code(changed)
-            note(store.folder, "code", passes=[pass_.folder for pass_ in changed])
+            append_history(store.folder, "code", passes=[pass_.folder for pass_ in changed])
         lines += [
             "",
             f"{store.folder}: the code of {', '.join(pass_.folder for pass_ in changed)} has changed since, and {recompute} rows "

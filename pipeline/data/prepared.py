@@ -16,7 +16,7 @@ from pipeline.data.views import FILL
 from pipeline.datasets._images import READING
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError, StoreError
-from pipeline.identity import listed, sha256
+from pipeline.identity import join_names, sha256
 from pipeline.progress import say
 from pipeline.store import ImageRow, Pass, Reader, Store, image_row
 from pipeline.store.files import AnyPath, locked, write
@@ -152,7 +152,10 @@ def open_whole(
         bad = skipped(store)
         left_out = [image_id for image_id in ids if image_id in bad]
         if left_out:
-            say(f"{store.folder}: {len(left_out)} of {len(ids)} images are left out, as skipped.tsv there says: {listed(left_out)}")
+            say(
+                f"{store.folder}: {len(left_out)} of {len(ids)} images are left out, as skipped.tsv there says: "
+                f"{join_names(left_out)}"
+            )
         ids = [image_id for image_id in ids if image_id not in bad]
         store.check_ids(ids)
         known = known_files(store.path("sources.tsv"))
@@ -160,7 +163,7 @@ def open_whole(
         touched = [image_id for image_id in ids if now[image_id] and known.get(image_id) != now[image_id]]
         if touched:  # where the files are not at hand, the store speaks for them
             raise StoreError(
-                f"{store.folder}: the files of {len(touched)} images were touched since ({listed(touched)}), "
+                f"{store.folder}: the files of {len(touched)} images were touched since ({join_names(touched)}), "
                 f"which copying them does too, or were read by another version's rule; nothing is filled or "
                 f"trained again if their content is the same"
             )
@@ -168,7 +171,7 @@ def open_whole(
         earlier = [image_id for image_id in ids if image_id in known and known[image_id].split(" ")[0] != rule]
         if earlier:
             raise StoreError(
-                f"{store.folder}: {len(earlier)} images were read by another version's rule ({listed(earlier)}), and "
+                f"{store.folder}: {len(earlier)} images were read by another version's rule ({join_names(earlier)}), and "
                 f"their files are not here to be compared; where they are, update the store and bring it here again"
             )
         images = [store.images[store.row_of[image_id]] for image_id in ids]

@@ -25,7 +25,7 @@ from google_crc32c import value as crc32c
 
 from pipeline.errors import StoreError
 from pipeline.paths import below
-from pipeline.store.files import AnyPath, Array, each, local, read, row_crcs, view_name
+from pipeline.store.files import AnyPath, Array, local, map_concurrently, read, row_crcs, view_name
 
 if TYPE_CHECKING:
     import torch
@@ -199,7 +199,7 @@ class Reader:
             wanted.setdefault((array.path, row // array.chunk_rows), []).append(i)
         held = {key: self._held.get(*key) for key in wanted}
         paths = [arrays[wanted[key][0]].chunk_path(key[1]) for key in wanted if held[key] is None]
-        fresh = each(self._chunk, paths, self.folder)
+        fresh = map_concurrently(self._chunk, paths, self.folder)
         for key, places in wanted.items():
             array, decoded = arrays[places[0]], held[key]
             if decoded is None:
@@ -247,7 +247,7 @@ class Reader:
         for view in range(self.num_views):
             array, crcs = self._arrays[folder][view][name], self._crcs[folder][name][view]
             paths = [array.chunk_path(int(chunks[positions[0]])) for positions in parts]
-            for positions, data in zip(parts, each(self._chunk, paths, self.folder)):
+            for positions, data in zip(parts, map_concurrently(self._chunk, paths, self.folder)):
                 decoded = array.decode(data)
                 rows = decoded[self._rows[positions] % array.chunk_rows]
                 wrong = np.flatnonzero(row_crcs(rows) != crcs[positions])

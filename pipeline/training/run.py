@@ -27,7 +27,7 @@ import torch
 from pipeline import records, weights
 from pipeline.errors import PipelineError
 from pipeline.files import write_text, write_tsv
-from pipeline.identity import difference, listed
+from pipeline.identity import diff, join_names
 from pipeline.progress import Progress, say
 from pipeline.stopping import Stopped, in_order
 from pipeline.training import distributed
@@ -54,7 +54,7 @@ class Run:
         """Notes in `apart` where the run that is there was made from something else."""
         path = self.folder / "run.json"
         if path.exists():
-            self.apart = difference(records.read(path), self.record)
+            self.apart = diff(records.read(path), self.record)
         else:
             self.apart = ["run.json: nothing here"] if (self.folder / "checkpoint.pt").exists() else []
 
@@ -66,7 +66,10 @@ class Run:
         if self.apart:
             aside = _free_name(self.folder)
             os.rename(self.folder, aside)
-            say(f"{self.folder}: was made from something else ({listed(self.apart)}); set aside as {aside.name}, starting afresh")
+            say(
+                f"{self.folder}: was made from something else ({join_names(self.apart)}); "
+                f"set aside as {aside.name}, starting afresh"
+            )
             if self._locks:
                 self._locks.append(self._lock())
                 if (self.folder / "run.json").exists():

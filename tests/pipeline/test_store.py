@@ -13,7 +13,7 @@ from google_crc32c import value as crc32c
 from toy_store import GRAPH, MATRIX, PASSES, RECORD, VIEWS, create, fill, filled, images, tree, values
 
 from pipeline.errors import StoreError
-from pipeline.identity import difference, digest_array, identity_digest
+from pipeline.identity import diff, digest_array, identity_digest
 from pipeline.store import ImageRow, Pass, Store
 from pipeline.store.files import Array, codec_chain, row_crcs
 from pipeline.store.verification import verify
@@ -116,10 +116,8 @@ def test_digests_tell_dtype_shape_and_content_apart():
 
 def test_a_difference_names_the_path_and_both_values():
     here = {"teacher": {"weights": "1a", "width": 64}, "size": [1, 2]}
-    assert difference(here, {"teacher": {"weights": "9f", "width": 64}, "size": (1, 2)}) == [
-        "teacher.weights: '1a' here, '9f' asked for"
-    ]
-    assert difference(here, {"teacher": {"weights": "1a"}, "size": (1, 2), "fill": None}) == [
+    assert diff(here, {"teacher": {"weights": "9f", "width": 64}, "size": (1, 2)}) == ["teacher.weights: '1a' here, '9f' asked for"]
+    assert diff(here, {"teacher": {"weights": "1a"}, "size": (1, 2), "fill": None}) == [
         "teacher.width: 64 here, nothing asked for",
         "fill: nothing here, None asked for",
     ]

@@ -74,7 +74,7 @@ def test_a_block_that_others_mended_while_a_repair_looked_is_left_to_them(tmp_pa
     store = filled(tmp_path, 8)
     chunk = store.folder / store.arrays("v000", GRAPH.folder)["graph"].chunk_path(1)
     chunk.write_bytes(b"?" * len(chunk.read_bytes()))
-    mark, claimed = store.mark_path("v000", GRAPH.folder, 1), verification.claimed
+    mark, claimed = store.mark_path("v000", GRAPH.folder, 1), verification.claim_block
 
     def after_others(path):
         if faster == "fill":
@@ -83,6 +83,6 @@ def test_a_block_that_others_mended_while_a_repair_looked_is_left_to_them(tmp_pa
             path.unlink()
         return claimed(path)
 
-    monkeypatch.setattr(verification, "claimed", after_others)
+    monkeypatch.setattr(verification, "claim_block", after_others)
     assert verification.repair(store) == []
     assert mark.exists() == (faster == "fill") and not mark.with_name(mark.name + ".tmp").exists()
