@@ -34,13 +34,13 @@ from pipeline.later import fill_in
 from pipeline.lookup import did_you_mean, find_class
 from pipeline.losses.base import Batch, LossModule
 from pipeline.models.base import Output
-from pipeline.store import Pass, Reader, Store
+from pipeline.store import ArrayGroup, Reader, Store
 from pipeline.store.files import AnyPath, as_path, local
 from pipeline.store.store import store_folder
 from pipeline.targets.base import Context, Field, TargetType
 from pipeline.teacher import cache as caches
 from pipeline.teacher.experiment import Experiment
-from pipeline.training.loading import permutation, surveyed
+from pipeline.training.loading import permutation, scan_order
 
 Memory = Literal["auto", "ram", "disk"]
 
@@ -64,7 +64,7 @@ class Pixels:
     """The prepared images that the teacher saw, for the cache's ids."""
 
     reader: Reader
-    sample: Pass
+    sample: ArrayGroup
     content: tuple[int, int]  # height, width without the padding
     permutation: tuple[int, ...] | None  # of the classes in a mirrored view
     lane_classes: tuple[int, ...] = ()
@@ -89,7 +89,7 @@ class Cache(Dataset[Record]):
     def __init__(
         self,
         store: Store,
-        targets: dict[str, tuple[TargetType, Pass]],
+        targets: dict[str, tuple[TargetType, ArrayGroup]],
         ids: Sequence[str],
         num_views: int,
         pixels: Pixels | None,
@@ -131,7 +131,7 @@ class Cache(Dataset[Record]):
         seen = self._pixels.seen(position, matrix_23) if self._pixels else (None, None, None, None)
         return Record(image_id, view, matrix_23, targets, *seen)
 
-    def _read(self, pass_: Pass, position: int, view: int) -> dict[str, Tensor]:
+    def _read(self, pass_: ArrayGroup, position: int, view: int) -> dict[str, Tensor]:
         rows = self._reader.read(pass_, np.array([position]), np.array([view]))
         return {field: torch.from_numpy(values) for field, values in rows.items()}
 
@@ -244,10 +244,10 @@ def make_loss(name: str, cache: Cache, *, student: nn.Module, reads: Sequence[st
     loss: LossModule = plugin.build(
         reads={target: cache.targets[target] for target in reads}, context=cache.context, student=_context_of(student, cache)
     )
-    if loss.needs_survey:
-        loss.survey(
+    if loss.needs_scan:
+        loss.scan(
             {name: cache.targets[name].decode(cache._read(cache._passes[name], position, 0)) for name in reads}
-            for position in surveyed(cache.ids)
+            for position in scan_order(cache.ids)
         )
     return loss
 
@@ -326,7 +326,7 @@ def _opened_alone(folder: AnyPath, names: Sequence[str] | None, memory: Memory) 
     return Cache(store, stored, ids, len(views), pixels, memory)
 
 
-def _stored_target(store: Store, folder: str) -> tuple[TargetType, Pass]:
+def _stored_target(store: Store, folder: str) -> tuple[TargetType, ArrayGroup]:
     """A pass as its file describes it. Raises StoreError if this version of the code would read other numbers from it."""
     content = store.pass_file(folder)
     record, kind = content["record"], content["record"]["type"]
@@ -335,7 +335,7 @@ def _stored_target(store: Store, folder: str) -> tuple[TargetType, Pass]:
     if apart := diff(record, target.record(kind)):
         raise StoreError(f"{store.folder}: {folder} was stored by other code: {join_names(apart)}; leave it out (targets=[...])")
     fields = {name: Field(tuple(field["shape"]), field["dtype"], tuple(field["dims"])) for name, field in content["fields"].items()}
-    pass_ = Pass(content["name"], record, fields, records.target_code(kind))
+    pass_ = ArrayGroup(content["name"], record, fields, records.target_code(kind))
     store.refuse_other_code([pass_])
     return target, pass_
 

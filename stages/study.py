@@ -109,7 +109,7 @@ class Cells:
         config, images = experiment.config, experiment.images
         some = experiment.ids[: config.training.batch]
         samples = Reader(experiment.pixels, [experiment.sample], some, 1)
-        targets = experiment.live_targets(reads(arm), samples, batch=len(some), device=self.device)
+        targets = experiment.online_targets(reads(arm), samples, batch=len(some), device=self.device)
         for _ in range(2):  # the first makes ready
             began = clock()
             targets.rows(np.arange(len(some)), np.zeros(len(some), int), None)

@@ -39,7 +39,7 @@ def run(experiment: Experiment, *, recompute: int, device: str, batch: int, work
 
     set_precision(config.teacher.precision)
     samples = experiment.samples()
-    live = experiment.live_targets(config.targets, samples, batch=batch, device=device)
+    live = experiment.online_targets(config.targets, samples, batch=batch, device=device)
     cached = CachedTargets(Reader(store, [pass_ for pass_, _ in passes], ids, views.count), cache.MATRIX, named)
     positions, numbers = parity.choose(len(ids), views.count, recompute)
 
@@ -89,8 +89,8 @@ def run(experiment: Experiment, *, recompute: int, device: str, batch: int, work
             output = network(read.images_B3HW)
             for i, term in enumerate(terms):
                 loss = term.loss.build(reads={n: wanted[n][0] for n in term.reads}, context=context, student=own).to(device)
-                if loss.needs_survey:
-                    loss.survey(loader.survey())
+                if loss.needs_scan:
+                    loss.scan(loader.scan())
                 differences.append(parity.loss_error(f"{student} {method} {term_name(terms, i)}", loss, output, read, answered))
     lines += ["", parity.loss_table(differences)]
     wrong = [error.target for error in errors if not error.holds]

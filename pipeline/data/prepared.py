@@ -18,7 +18,7 @@ from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError, StoreError
 from pipeline.identity import join_names, sha256
 from pipeline.progress import say
-from pipeline.store import ImageRow, Pass, Reader, Store, image_row
+from pipeline.store import ArrayGroup, ImageRow, Reader, Store, image_row
 from pipeline.store.files import AnyPath, locked, write
 from pipeline.store.notes import rows_of
 from pipeline.targets.base import Field
@@ -38,7 +38,7 @@ def sample(dataset: DatasetBase, image_id: str, size: tuple[int, int]) -> dict[s
     return row
 
 
-def sample_pass(size: tuple[int, int], lanes: int) -> Pass:
+def sample_pass(size: tuple[int, int], lanes: int) -> ArrayGroup:
     H, W = canvas(size)
     grid = (f"y{H}", f"x{W}")
     fields = {
@@ -47,7 +47,7 @@ def sample_pass(size: tuple[int, int], lanes: int) -> Pass:
     }
     if lanes:
         fields["existence"] = Field((lanes,), "uint8", ("lane",))
-    return Pass("sample", {"type": "sample", "version": VERSION, "size": list(size), "lanes": lanes}, fields)
+    return ArrayGroup("sample", {"type": "sample", "version": VERSION, "size": list(size), "lanes": lanes}, fields)
 
 
 def identity(dataset: DatasetBase, prepare: Prepare) -> dict:
@@ -102,7 +102,7 @@ def known_files(path: AnyPath) -> dict[str, str]:
     return rows_of(path)
 
 
-def on_record(store: Store, sample: Pass, images: Sequence[ImageRow]) -> dict:
+def on_record(store: Store, sample: ArrayGroup, images: Sequence[ImageRow]) -> dict:
     """What a run's record says of the images it is trained on, in this order: the order decides the batches."""
     order = sha256("\n".join(image.id for image in images).encode("utf-8", "surrogateescape"))[:16]
     return {"identity": store.identity, "digest": store.digest_of(list(images), range(1), [sample]), "order": order}
@@ -113,7 +113,7 @@ def meaning(dataset: DatasetBase) -> dict:
     return {name: getattr(dataset, name) for name in ("classes", "background", "regions", "mirror", "mirror_lanes", "lane_classes")}
 
 
-def require_labels(store: Store, sample: Pass, images: Sequence[ImageRow], dataset: DatasetBase, need: str) -> None:
+def require_labels(store: Store, sample: ArrayGroup, images: Sequence[ImageRow], dataset: DatasetBase, need: str) -> None:
     """Raises DatasetError, with `need` (what learns from labels), unless two classes are labelled in these images, or a lane's
     flag is known: of one class alone nothing can be learned. Looks at no more images than it must."""
     shapes = {name: field.shape for name, field in sample.fields.items()}
@@ -143,7 +143,7 @@ def require_labels(store: Store, sample: Pass, images: Sequence[ImageRow], datas
 
 def open_whole(
     root: AnyPath, plugin: Plugin, dataset: DatasetBase, prepare: Prepare, ids: Sequence[str]
-) -> tuple[Store, Pass, list[ImageRow]]:
+) -> tuple[Store, ArrayGroup, list[ImageRow]]:
     """The prepared store, its pass, and the lines of these images, all of them whole, without those that are on record
     as bad (which it says on stderr). Raises StoreError with what to run."""
     sample = sample_pass(prepare.size, dataset.lanes)

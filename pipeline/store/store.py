@@ -73,7 +73,7 @@ PADDING = ImageRow("", "-", "-")
 
 
 @dataclass(frozen=True)
-class Pass:
+class ArrayGroup:
     """Arrays written together, a block at a time: a target; the prepared `sample`; a view's `matrix`."""
 
     name: str
@@ -270,7 +270,7 @@ class Store:
 
     # Passes and views
 
-    def add_pass(self, pass_: Pass, views: Iterable[int]) -> None:
+    def add_pass(self, pass_: ArrayGroup, views: Iterable[int]) -> None:
         """Makes the arrays of a pass in these views. StoreError if the pass is here with other fields."""
         names = [view_name(view) for view in views]
         marks = [self.path(f"done/{view}") for view in names]
@@ -291,7 +291,7 @@ class Store:
                 make_folder(path)
                 self.write_metadata(view, pass_.folder)
 
-    def write_pass(self, pass_: Pass) -> None:
+    def write_pass(self, pass_: ArrayGroup) -> None:
         """Its file, which follows from the pass and the store."""
         content = {
             "format": FORMAT,
@@ -302,7 +302,7 @@ class Store:
         }
         write([(self.pass_path(pass_.folder), with_checksum(content))])
 
-    def has_pass(self, pass_: Pass) -> bool:
+    def has_pass(self, pass_: ArrayGroup) -> bool:
         """Whether the pass was ever added. StoreError if it was, with other fields."""
         if not self.pass_path(pass_.folder).exists():
             return False
@@ -334,13 +334,13 @@ class Store:
             raise StoreError(f"{path}: does not say which code stored which pass; {ELSEWHERE}")
         return passes
 
-    def other_code(self, passes: Iterable[Pass]) -> list[Pass]:
+    def other_code(self, passes: Iterable[ArrayGroup]) -> list[ArrayGroup]:
         """Those that other code stored than computes them now."""
         passes = [pass_ for pass_ in passes if pass_.code]
         known = self.codes() if passes else {}
         return [pass_ for pass_ in passes if known.get(pass_.folder, pass_.code) != pass_.code]
 
-    def refuse_other_code(self, passes: Iterable[Pass]) -> None:
+    def refuse_other_code(self, passes: Iterable[ArrayGroup]) -> None:
         """Raises CodeChanged: whether the rows are what this code would store, only a second look at some of them can tell."""
         for pass_ in self.other_code(passes):
             raise CodeChanged(
@@ -349,7 +349,7 @@ class Store:
                 f"let `pipeline verify CONFIG --recompute 32` compare rows and take the new code"
             )
 
-    def vouch_for_code(self, passes: Iterable[Pass]) -> None:
+    def vouch_for_code(self, passes: Iterable[ArrayGroup]) -> None:
         """Notes that these passes' rows are what their code gives. Under the lock."""
         known = self.codes() | {pass_.folder: pass_.code for pass_ in passes if pass_.code}
         write([(self.path("code.json"), with_checksum({"format": FORMAT, "store": self.identity["digest"], "passes": known}))])
@@ -419,7 +419,7 @@ class Store:
             self._layouts[folder] = self.pass_file(folder)["fields"]
         return self._layouts[folder]
 
-    def _new_layout(self, pass_: Pass) -> dict:
+    def _new_layout(self, pass_: ArrayGroup) -> dict:
         fields = {}
         divisors = [n for n in range(1, self.block_rows + 1) if self.block_rows % n == 0]
         for name, field in pass_.fields.items():
@@ -528,13 +528,13 @@ class Store:
             return str(error)
         return None
 
-    def missing(self, pass_: Pass, view: int, deep: bool = False) -> list[int]:
+    def missing(self, pass_: ArrayGroup, view: int, deep: bool = False) -> list[int]:
         """The blocks to fill."""
         view_folder = view_name(view), pass_.folder
         faults = map_concurrently(lambda block: self.fault(*view_folder, block, deep), range(self.num_blocks), self.folder)
         return [block for block, fault in enumerate(faults) if fault]
 
-    def write_block(self, pass_: Pass, view: int, block: int, rows: Mapping[str, np.ndarray]) -> None:
+    def write_block(self, pass_: ArrayGroup, view: int, block: int, rows: Mapping[str, np.ndarray]) -> None:
         """Writes one block: [n, ...] for each field, n the number of its images; nothing if it is whole already.
 
         Any number of processes may write, even the same block. StoreError names the field and images that do not fit.
@@ -579,7 +579,7 @@ class Store:
                 for chunk, piece in zip(array.block_chunks(block, self.block_rows), array.split(padded)):
                     yield chunk, array.encode(piece)
 
-    def _refuse_bad(self, pass_: Pass, block: int, rows: Mapping[str, np.ndarray]) -> None:
+    def _refuse_bad(self, pass_: ArrayGroup, block: int, rows: Mapping[str, np.ndarray]) -> None:
         images = self.block_images(block)
         where = f"{self.folder}: block {block} of {pass_.folder}"
         if set(rows) != set(pass_.fields):
@@ -623,7 +623,7 @@ class Store:
     # What a run asks for
 
     def check(
-        self, rows: list[ImageRow], views: Iterable[int], passes: Iterable[tuple[Pass, bool]], any_code: bool = False
+        self, rows: list[ImageRow], views: Iterable[int], passes: Iterable[tuple[ArrayGroup, bool]], any_code: bool = False
     ) -> None:
         """Refuses, naming the difference, unless the passes (each with: does it use labels?) are whole for them, and stored by
         the code that would compute them now (`any_code`: or by other code)."""
@@ -648,7 +648,7 @@ class Store:
                         f"{view}, are not filled (first: {faults[0]})"
                     )
 
-    def _nearest(self, pass_: Pass) -> str:
+    def _nearest(self, pass_: ArrayGroup) -> str:
         stored = [self.pass_file(folder) for folder in self.stored_passes() if folder[:-9] == pass_.name]
         apart = [diff(content["record"], pass_.record) for content in stored]
         return f" (nearest: {join_names(min(apart, key=len))})" if apart else ""
@@ -674,7 +674,7 @@ class Store:
                 found[name][here] = crcs[rows[here] % self.block_rows]
         return found
 
-    def digest_of(self, rows: list[ImageRow], views: Iterable[int], passes: Iterable[Pass]) -> str:
+    def digest_of(self, rows: list[ImageRow], views: Iterable[int], passes: Iterable[ArrayGroup]) -> str:
         """One digest of just these images and their rows, whatever else is stored, and where."""
         rows, names = sorted(rows, key=lambda row: row.id), [view_name(view) for view in views]
         index = np.array([self.row_of[row.id] for row in rows])

@@ -36,7 +36,7 @@ from pipeline.store.notes import NOTES, note_faults, rows_of
 from pipeline.store.store import VIEW, is_pass
 
 if TYPE_CHECKING:
-    from pipeline.store.store import Pass, Store
+    from pipeline.store.store import ArrayGroup, Store
 
 
 @dataclass
@@ -283,7 +283,7 @@ def _strays(store: Store) -> Iterator[str]:
 # Repair
 
 
-def repair(store: Store, passes: Sequence[Pass] = (), workers: int = 1) -> list[str]:
+def repair(store: Store, passes: Sequence[ArrayGroup] = (), workers: int = 1) -> list[str]:
     """Mends what can be without a teacher, and makes the damaged blocks missing, so that the next fill writes them, and
     only them. Returns what was done.
 

@@ -61,7 +61,7 @@ class Run:
     def open(self) -> None:
         """Sets aside what was made from something else, and writes the record. A training does so once it has made a step that
         went well: a value that is refused before leaves a finished run where it is."""
-        if self.opened or not distributed.first():
+        if self.opened or not distributed.is_main_process():
             return
         if self.apart:
             aside = _free_name(self.folder)
@@ -146,7 +146,7 @@ class Run:
                 f"{self.folder}: step {steps - 1}: the weights are not finite any more; lower the learning rate "
                 f"(the last checkpoint is from before)"
             )
-        if not distributed.first():
+        if not distributed.is_main_process():
             return
         state = {
             **step.state(),
@@ -176,7 +176,7 @@ class Run:
 
     def note(self, first: int, last: int, seconds: float, device: torch.device) -> None:
         """Steps first..last-1 took so long, and are kept: a checkpoint holds them."""
-        if not distributed.first():
+        if not distributed.is_main_process():
             return
         line = {
             "first": first,
@@ -190,7 +190,7 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
     def finish(self, step: Step) -> None:
-        if not distributed.first():
+        if not distributed.is_main_process():
             return
         self._write_curves()  # again: DVC deletes a stage's outs before it runs a finished one
         shutil.rmtree(self.folder / "curves", ignore_errors=True)
@@ -209,7 +209,7 @@ def fit(run: Run, step: Step, loader: Loader, what: str) -> None:
     SIGTERM and Ctrl-C, where they are `stoppable`, raise Stopped with the last step kept; not so among several processes, which
     would have to agree on a step: those go on from the last checkpoint.
     """
-    if distributed.share()[1] > 1:
+    if distributed.rank_and_world_size()[1] > 1:
         return _fit(run, step, loader, what, nullcontext([]))
     with run.alone():
         _fit(run, step, loader, what, in_order())
@@ -226,7 +226,7 @@ def _fit(run: Run, step: Step, loader: Loader, what: str, signals) -> None:
         steps = range(begin, training.steps)
         for number, batch in zip(steps, ahead(loader, steps)):
             values, norms = step(batch)
-            if not run.opened and distributed.first():
+            if not run.opened and distributed.is_main_process():
                 _refuse_step(run, step, number, values)
                 run.open()
             run.pending.append((number, values))  # they stay on the device until a window ends: reading one waits for it

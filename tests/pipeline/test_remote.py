@@ -21,7 +21,7 @@ from pipeline.store import Reader, Store
 from pipeline.store.files import as_path, check_and_parse, with_checksum
 from pipeline.store.remote import RemoteError, RemotePath
 from pipeline.store.verification import verify
-from pipeline.training.loading import windowed
+from pipeline.training.loading import block_shuffled
 from stages import cache as stage
 
 s3fs = pytest.importorskip("s3fs", reason="reads s3://; pip install '.[s3]'")
@@ -120,7 +120,7 @@ def test_loader_workers_read_from_there(bucket, start):
 
 def test_an_order_by_blocks_fetches_each_file_there_once_an_epoch(bucket, monkeypatch):
     store = filled(bucket)
-    reader, order = Reader(store, [GRAPH], IDS, len(VIEWS), memory="disk"), windowed(0, 0, np.arange(COUNT) // 4, 1)
+    reader, order = Reader(store, [GRAPH], IDS, len(VIEWS), memory="disk"), block_shuffled(0, 0, np.arange(COUNT) // 4, 1)
     meant, requests, whole = reader.read(GRAPH, order, order % 2)["graph"], [], RemotePath.read_bytes
     monkeypatch.setattr(RemotePath, "read_bytes", lambda path: requests.append(path.key) or whole(path))
     monkeypatch.setattr(RemotePath, "read_ranges", None)  # no row is asked for by itself

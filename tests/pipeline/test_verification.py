@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from toy_store import GRAPH, MATRIX, VIEWS, create, fill, filled, images, values
 
-from pipeline.store import Pass, verification
+from pipeline.store import ArrayGroup, verification
 from pipeline.targets.base import Field
 
 
@@ -42,7 +42,7 @@ def test_threads_find_the_same_in_the_same_order(tmp_path, codec):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "uint8", "int32"])
 def test_the_ranges_are_those_of_the_rows(tmp_path, dtype):
-    pass_ = Pass("numbers", {"type": "numbers"}, {"x": Field((5, 3), dtype, ("y", "x"))})
+    pass_ = ArrayGroup("numbers", {"type": "numbers"}, {"x": Field((5, 3), dtype, ("y", "x"))})
     store = create(tmp_path)
     store.grow(images(10))
     fill(store, [pass_])
@@ -55,7 +55,7 @@ def test_the_ranges_are_those_of_the_rows(tmp_path, dtype):
 
 
 def test_rows_that_are_all_zero_are_counted_and_three_are_named(tmp_path):
-    pass_ = Pass("numbers", {"type": "numbers"}, {"x": Field((4,), "float16", ("x",))})
+    pass_ = ArrayGroup("numbers", {"type": "numbers"}, {"x": Field((4,), "float16", ("x",))})
     store = create(tmp_path)
     store.grow(images(9))
     store.add_pass(pass_, range(1))
