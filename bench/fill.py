@@ -23,7 +23,7 @@ from pipeline.data import views as geometry
 from pipeline.store import Store, plan
 from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment
-from stages.cache_teacher import Filler, Spec
+from stages.cache_teacher import BlockFiller, Spec
 
 
 def main():
@@ -52,7 +52,7 @@ def main():
         )
         views = iter(range(10**6))
 
-        def filler() -> tuple[Filler, Store]:
+        def filler() -> tuple[BlockFiller, Store]:
             store = Store.create_or_open(root, "targets", cfg.dataset.name, identity, block_rows=args.rows, card={})
             store.grow(images)
             spec = Spec(
@@ -64,7 +64,7 @@ def main():
             )
             for pass_ in passes:
                 store.add_pass(pass_, range(1))
-            return Filler(spec, device), store
+            return BlockFiller(spec, device), store
 
         work, store = filler()
 
@@ -134,7 +134,7 @@ def main():
     )
 
 
-def staged(work: Filler, task: plan.Task, device: str) -> dict[str, float]:
+def staged(work: BlockFiller, task: plan.Task, device: str) -> dict[str, float]:
     """Seconds of each stage of a block, alone."""
     clock, found = [time.perf_counter()], {}
 

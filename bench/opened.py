@@ -35,7 +35,7 @@ class Opened:
     def _live(self):
         """All targets of the file, computed again by the teacher."""
         set_precision(self.cfg.teacher.precision)
-        return self.experiment.live_targets(self.cfg.targets, self._samples, batch=self.cfg.training.batch, device=self.device)
+        return self.experiment.online_targets(self.cfg.targets, self._samples, batch=self.cfg.training.batch, device=self.device)
 
     def loader(self, reads: Sequence[str] = ()) -> Loader:
         """Batches as a run of seed 0 sees them, with the stored rows of these targets."""
@@ -70,6 +70,6 @@ class Opened:
         own = self.experiment.student_context(student)
         reads = {name: self.experiment.targets[name][0] for name in term.reads}
         loss = term.loss.build(reads=reads, context=self.experiment.context, student=own)
-        if loss.needs_survey:
-            loss.survey(self.loader(term.reads).survey())
+        if loss.needs_scan:
+            loss.scan(self.loader(term.reads).scan())
         return loss.to(self.device)

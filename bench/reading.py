@@ -28,7 +28,7 @@ import torch
 
 from bench.needs import need
 from bench.page import insert
-from pipeline.store import ImageRow, Pass, Reader, Store
+from pipeline.store import ArrayGroup, ImageRow, Reader, Store
 from pipeline.targets.base import Field
 
 ATTENTION, GRAPH = (2, 26, 122), (2, 3, 5, 5)
@@ -141,8 +141,8 @@ class TinyVit:
 class FromDisk:
     name, memory = "this store, rows from disk", "disk"
     passes = [
-        Pass("attention", {"version": 1}, {"energy": Field(ATTENTION, "float16", ("layer", "y26", "x122"))}),
-        Pass("affinity", {"version": 1}, {"graph": Field(GRAPH, "float16", ("layer", "moment", "region", "other"))}),
+        ArrayGroup("attention", {"version": 1}, {"energy": Field(ATTENTION, "float16", ("layer", "y26", "x122"))}),
+        ArrayGroup("affinity", {"version": 1}, {"graph": Field(GRAPH, "float16", ("layer", "moment", "region", "other"))}),
     ]
 
     @classmethod

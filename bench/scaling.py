@@ -32,12 +32,12 @@ from pipeline.data import prepared
 from pipeline.lookup import find_class
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output
-from pipeline.store import ImageRow, Pass, Reader, Store, executors, plan
+from pipeline.store import ArrayGroup, ImageRow, Reader, Store, executors, plan
 from pipeline.store.verification import verify
 from pipeline.targets.base import Context
 from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment
-from stages.cache_teacher import Filler, Spec
+from stages.cache_teacher import BlockFiller, Spec
 from stages.plan import settled
 
 CONFIG = Path("bench/step.yaml")
@@ -119,10 +119,10 @@ def images(args, folder: Path) -> list[dict]:
     return rows
 
 
-def passes(classes: int) -> list[Pass]:
+def passes(classes: int) -> list[ArrayGroup]:
     context = Context(classes, tuple(range(classes)), (208, 976), GRIDS, TEACHER)
     target = find_class("targets", "affinity")(layer="high")
-    return [cache.MATRIX, Pass("affinity", target.record("affinity"), target.fields(context))]
+    return [cache.MATRIX, ArrayGroup("affinity", target.record("affinity"), target.fields(context))]
 
 
 def listed(folder: Path, count: int, block_rows: int) -> Store:
@@ -131,7 +131,7 @@ def listed(folder: Path, count: int, block_rows: int) -> Store:
     return store
 
 
-def write(store: Store, every: list[Pass], view: int = 0) -> None:
+def write(store: Store, every: list[ArrayGroup], view: int = 0) -> None:
     rng = np.random.default_rng(view)
     for pass_ in every:
         store.add_pass(pass_, [view])
@@ -324,7 +324,7 @@ class Site:
             rows="",
         )
         start, ends = time.perf_counter(), []
-        for _ in executors.processes(tasks, Filler, spec, device=self.args.device, workers=workers):
+        for _ in executors.processes(tasks, BlockFiller, spec, device=self.args.device, workers=workers):
             ends.append(time.perf_counter() - start)
         store.finalise()
         return ends[0], (ends[-1] - ends[0]) / (len(ends) - 1), store

@@ -21,7 +21,7 @@ from pipeline.data import prepared
 from pipeline.models.base import set_precision
 from pipeline.store import Reader, Store
 from pipeline.teacher import cache
-from pipeline.teacher.online import live_targets
+from pipeline.teacher.online import online_targets
 from pipeline.training import step as steps
 from pipeline.training.loading import CachedTargets, Loader, ahead
 
@@ -57,7 +57,7 @@ def main():
     cached = CachedTargets(Reader(store, passes, ids, cfg.views.count, device=device, host=[cache.MATRIX]), cache.MATRIX, named)
     print(f"images: {samples.strategy}; rows: {cached.reader.strategy}")
     set_precision(cfg.training.precision)
-    live = live_targets(
+    live = online_targets(
         cfg.teacher,
         {name: cfg.targets[name] for name in named},
         source,
@@ -95,8 +95,8 @@ def main():
         model = cfg.student(args.student).build(num_classes=len(source.classes), size=context.size, lanes=lanes).to(device)
         losses = [t.loss.build(reads={n: named[n][0] for n in t.reads}, context=context, student=own).to(device) for t in terms]
         for loss in losses:
-            if loss.needs_survey:
-                loss.survey(cached_loader.survey())
+            if loss.needs_scan:
+                loss.scan(cached_loader.scan())
         return steps.Step(model, terms, losses, cfg.training, weights_K, 0)
 
     plain_step, cached_step, online_step = student(()), student(method), student(method)

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.store import ImageRow, Pass, Store, plan, verification
+from pipeline.store import ArrayGroup, ImageRow, Store, plan, verification
 from pipeline.targets.base import Field
 
-MAPS = Pass("attention", {"type": "attention"}, {"energy": Field((26, 122), "float16", ("y26", "x122"))})
-NUMBERS = Pass("number", {"type": "number"}, {"number": Field((), "float32", ())})
+MAPS = ArrayGroup("attention", {"type": "attention"}, {"energy": Field((26, 122), "float16", ("y26", "x122"))})
+NUMBERS = ArrayGroup("number", {"type": "number"}, {"number": Field((), "float32", ())})
 
 
 def timed(work) -> float:

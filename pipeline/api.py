@@ -29,18 +29,18 @@ from pipeline import config, records
 from pipeline.data import prepared
 from pipeline.data import views as geometry
 from pipeline.errors import ConfigError, StoreError
-from pipeline.identity import difference, listed
+from pipeline.identity import diff, join_names
 from pipeline.later import fill_in
 from pipeline.lookup import did_you_mean, find_class
 from pipeline.losses.base import Batch, LossModule
 from pipeline.models.base import Output
-from pipeline.store import Pass, Reader, Store
-from pipeline.store.files import AnyPath, local, place
+from pipeline.store import ArrayGroup, Reader, Store
+from pipeline.store.files import AnyPath, as_path, local
 from pipeline.store.store import store_folder
 from pipeline.targets.base import Context, Field, TargetType
 from pipeline.teacher import cache as caches
 from pipeline.teacher.experiment import Experiment
-from pipeline.training.loading import permutation, surveyed
+from pipeline.training.loading import permutation, scan_order
 
 Memory = Literal["auto", "ram", "disk"]
 
@@ -64,7 +64,7 @@ class Pixels:
     """The prepared images that the teacher saw, for the cache's ids."""
 
     reader: Reader
-    sample: Pass
+    sample: ArrayGroup
     content: tuple[int, int]  # height, width without the padding
     permutation: tuple[int, ...] | None  # of the classes in a mirrored view
     lane_classes: tuple[int, ...] = ()
@@ -93,7 +93,7 @@ class Cache(Dataset[Record]):
     def __init__(
         self,
         store: Store,
-        targets: dict[str, tuple[TargetType, Pass]],
+        targets: dict[str, tuple[TargetType, ArrayGroup]],
         ids: Sequence[str],
         num_views: int,
         pixels: Pixels | None,
@@ -124,7 +124,7 @@ class Cache(Dataset[Record]):
             )
         if image_id not in self._positions:
             raise StoreError(
-                f"{self.folder}: no image {image_id!r}{did_you_mean(image_id, self.ids)}; there are {listed(self.ids)}"
+                f"{self.folder}: no image {image_id!r}{did_you_mean(image_id, self.ids)}; there are {join_names(self.ids)}"
             )
         if not 0 <= view < self.num_views:
             raise StoreError(f"{self.folder}: no view {view} of {image_id!r}; there are 0 to {self.num_views - 1}")
@@ -135,7 +135,7 @@ class Cache(Dataset[Record]):
         seen = self._pixels.seen(position, matrix_23) if self._pixels else (None, None, None, None)
         return Record(image_id, view, matrix_23, targets, *seen)
 
-    def _read(self, pass_: Pass, position: int, view: int) -> dict[str, Tensor]:
+    def _read(self, pass_: ArrayGroup, position: int, view: int) -> dict[str, Tensor]:
         rows = self._reader.read(pass_, np.array([position]), np.array([view]))
         return {field: torch.from_numpy(values) for field, values in rows.items()}
 
@@ -219,7 +219,7 @@ def open_cache(
     where they fit). Raises a PipelineError, naming what differs, if the config asks for another teacher, other pixels,
     labels, views or targets, or if rows are missing.
     """
-    folder = place(os.fspath(where))
+    folder = as_path(os.fspath(where))
     if not local(folder) or folder.is_dir():
         return _opened_alone(folder, targets, memory)
     return _opened_by_config(config.load(Path(where), overrides), root, targets, memory)
@@ -248,10 +248,10 @@ def make_loss(name: str, cache: Cache, *, student: nn.Module, reads: Sequence[st
     loss: LossModule = plugin.build(
         reads={target: cache.targets[target] for target in reads}, context=cache.context, student=_context_of(student, cache)
     )
-    if loss.needs_survey:
-        loss.survey(
+    if loss.needs_scan:
+        loss.scan(
             {name: cache.targets[name].decode(cache._read(cache._passes[name], position, 0)) for name in reads}
-            for position in surveyed(cache.ids)
+            for position in scan_order(cache.ids)
         )
     return loss
 
@@ -280,7 +280,7 @@ def _context_of(student: nn.Module, cache: Cache) -> Context:
 def _opened_by_config(
     cfg: config.Config, root: str | os.PathLike[str] | None, names: Sequence[str] | None, memory: Memory
 ) -> Cache:
-    top = place(os.fspath(root or os.environ.get("PIPELINE_CACHE_ROOT", "cache")))
+    top = as_path(os.fspath(root or os.environ.get("PIPELINE_CACHE_ROOT", "cache")))
     experiment = Experiment(cfg, top, Path("teachers") / f"{cfg.name}.safetensors")
     experiment.check_views()
     source, ids = experiment.source, experiment.ids
@@ -330,16 +330,16 @@ def _opened_alone(folder: AnyPath, names: Sequence[str] | None, memory: Memory) 
     return Cache(store, stored, ids, len(views), pixels, memory)
 
 
-def _stored_target(store: Store, folder: str) -> tuple[TargetType, Pass]:
+def _stored_target(store: Store, folder: str) -> tuple[TargetType, ArrayGroup]:
     """A pass as its file describes it. Raises StoreError if this version of the code would read other numbers from it."""
     content = store.pass_file(folder)
     record, kind = content["record"], content["record"]["type"]
     args = {key: value for key, value in record.items() if key not in ("type", "version", "uses_labels")}
     target = config.plugin("targets", kind, fill_in(args, find_class("targets", kind))).build()
-    if apart := difference(record, target.record(kind)):
-        raise StoreError(f"{store.folder}: {folder} was stored by other code: {listed(apart)}; leave it out (targets=[...])")
+    if apart := diff(record, target.record(kind)):
+        raise StoreError(f"{store.folder}: {folder} was stored by other code: {join_names(apart)}; leave it out (targets=[...])")
     fields = {name: Field(tuple(field["shape"]), field["dtype"], tuple(field["dims"])) for name, field in content["fields"].items()}
-    pass_ = Pass(content["name"], record, fields, records.target_code(kind))
+    pass_ = ArrayGroup(content["name"], record, fields, records.target_code(kind))
     store.refuse_other_code([pass_])
     return target, pass_
 

@@ -26,7 +26,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def difference(here: dict, asked: dict) -> list[str]:
+def diff(here: dict, asked: dict) -> list[str]:
     """Where two records differ: ["teacher.weights: '1a2b' here, '9f8e' asked for"]. A tuple is a list, as in JSON."""
 
     def compare(mine: object, theirs: object, path: list[str]) -> Iterator[str]:
@@ -44,6 +44,6 @@ def short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def listed(items: list[str]) -> str:
+def join_names(items: list[str]) -> str:
     """The first three, and how many more."""
     return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")

@@ -7,11 +7,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.errors import StoreError
-from pipeline.identity import difference, listed
+from pipeline.identity import diff, join_names
 from pipeline.paths import below, name_fault
 from pipeline.progress import Progress
 from pipeline.store import Store
-from pipeline.store.files import FORMAT, AnyPath, each, local, locked, make_folder, note, read, seal, write, writing
+from pipeline.store.files import (
+    FORMAT,
+    AnyPath,
+    append_history,
+    local,
+    locked,
+    make_folder,
+    map_concurrently,
+    read,
+    with_checksum,
+    write,
+    writing,
+)
 from pipeline.store.notes import NOTES, note_faults
 
 NAME = re.compile(r"(prepared|targets)-[0-9a-f]{12}")
@@ -165,7 +177,7 @@ def pull_one(theirs: Store, folder: AnyPath, num_views: int | None) -> str:
     keys = [(view, pass_, block) for block in range(theirs.num_blocks) for view, pass_ in groups]
     taken = 0
     with Progress(f"pulling {folder.name}", len(keys), "blocks") as progress:
-        for count in each(take, keys, theirs.folder if local(folder) else folder, at_once=BLOCKS_AT_ONCE):
+        for count in map_concurrently(take, keys, theirs.folder if local(folder) else folder, at_once=BLOCKS_AT_ONCE):
             taken += count
             progress.advance()
     ours.finalise()
@@ -188,12 +200,14 @@ def same_extent(theirs: Store, folder: AnyPath, groups: list[tuple[str, str]]) -
             make_folder(below(folder, name))
     with locked(folder):
         if (folder / "store.json").exists():
-            apart = difference(Store.open(folder).head(), theirs.head())
+            apart = diff(Store.open(folder).head(), theirs.head())
             if apart:
-                raise StoreError(f"{folder}: is another store than {theirs.folder}: {listed(apart)}; pull into another root")
+                raise StoreError(f"{folder}: is another store than {theirs.folder}: {join_names(apart)}; pull into another root")
         places = [below(folder, str(path.relative_to(theirs.folder))) for path in copied]
         new = {
-            here: data for here, data in zip(places, each(read, copied, theirs.folder)) if not here.exists() or read(here) != data
+            here: data
+            for here, data in zip(places, map_concurrently(read, copied, theirs.folder))
+            if not here.exists() or read(here) != data
         }
         for here in new:
             if here.exists():
@@ -207,14 +221,14 @@ def same_extent(theirs: Store, folder: AnyPath, groups: list[tuple[str, str]]) -
             known = Store.open(folder).codes() if (folder / "store.json").exists() else {}
             if known != codes | known:
                 head = {"format": FORMAT, "store": theirs.identity["digest"]}
-                write([(below(folder, "code.json"), seal(head | {"passes": codes | known}))])
+                write([(below(folder, "code.json"), with_checksum(head | {"passes": codes | known}))])
         if not (folder / "store.json").exists():
-            write([(below(folder, "store.json"), seal(theirs.head()))])
+            write([(below(folder, "store.json"), with_checksum(theirs.head()))])
         ours = Store.open(folder)
         for view, pass_ in groups:
             make_folder(ours.path(f"done/{view}"))
             ours.write_metadata(view, pass_)
-        note(folder, "pull", source=str(theirs.folder))
+        append_history(folder, "pull", source=str(theirs.folder))
     return ours
 
 

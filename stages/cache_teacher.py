@@ -1,6 +1,6 @@
 """Stage one: run the teacher once over the prepared images and their views, and store its targets.
 
-`run` decides: it opens the stores, lists the blocks that are missing, and hands them to an executor. A `Filler` acts:
+`run` decides: it opens the stores, lists the blocks that are missing, and hands them to an executor. A `BlockFiller` acts:
 there is one in each process, with a teacher in memory, and it fills one block of one view at a time.
 """
 
@@ -15,11 +15,11 @@ from pipeline.data import prepared
 from pipeline.data import views as geometry
 from pipeline.errors import StoreError
 from pipeline.files import write_json
-from pipeline.identity import listed
+from pipeline.identity import join_names
 from pipeline.models.base import set_precision
 from pipeline.progress import Progress
 from pipeline.stopping import Stopped
-from pipeline.store import Pass, Reader, Store, executors, plan
+from pipeline.store import ArrayGroup, Reader, Store, executors, plan
 from pipeline.store.files import locked, view_name
 from pipeline.store.store import runs
 from pipeline.teacher import cache
@@ -92,7 +92,7 @@ def run(
     with Progress("teacher", sum(len(store.block_images(task.block)) for task in tasks), "views") as progress:
         try:
             for count in executors.processes(
-                tasks, Filler, spec, device=device, workers=workers, num_threads=threads, scheduler=scheduler
+                tasks, BlockFiller, spec, device=device, workers=workers, num_threads=threads, scheduler=scheduler
             ):
                 progress.advance(count)
         except Stopped as stopped:
@@ -128,7 +128,7 @@ def run(
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What a process is told to become a Filler. Paths are absolute, since a worker may have been started elsewhere."""
+    """What a process is told to become a BlockFiller. Paths are absolute, since a worker may have been started elsewhere."""
 
     experiment: Experiment
     batch: int
@@ -137,7 +137,7 @@ class Spec:
     rows: str  # digest of the prepared rows: a worker that stays must not answer from older ones
 
 
-class Filler:
+class BlockFiller:
     """A teacher and both stores in one process; called with a task, it fills the block and returns the number of views.
 
     It finds the cache by what *it* would answer from, so a worker with other weights or other code refuses to write.
@@ -149,7 +149,7 @@ class Filler:
         set_precision(config.teacher.precision)
         model = experiment.load_teacher()
         self.views, self.context, self.named = config.views, experiment.context, experiment.targets
-        self.answers = cache.Answers(
+        self.answers = cache.TeacherRunner(
             model, source, self.context, config.prepare.size, precision=config.teacher.precision, batch=spec.batch, device=device
         )
         self.store = experiment.find_cache()
@@ -157,7 +157,7 @@ class Filler:
         if self.store.folder != spec.store or folders != spec.passes:
             raise StoreError(
                 f"{spec.store}: is to be filled, but this worker would answer for {self.store.folder} "
-                f"({listed(sorted(folders))}); start it again with the same code and weights file"
+                f"({join_names(sorted(folders))}); start it again with the same code and weights file"
             )
         self.store.refuse_other_code(pass_ for _, pass_ in self.named.values())
         self.pixels = Store.find(experiment.root, "prepared", config.dataset.name, prepared.identity(source, config.prepare))
@@ -192,7 +192,7 @@ class Filler:
             answers = ask(*inputs) if ask else functools.partial(self.answers.rows, *inputs)
 
         def write() -> int:
-            answered: list[tuple[Pass, dict]] = []
+            answered: list[tuple[ArrayGroup, dict]] = []
             if cache.MATRIX.folder in passes:
                 answered.append((cache.MATRIX, {"matrix": matrices}))
             if wanted:
@@ -203,15 +203,15 @@ class Filler:
 
         return write
 
-    def checked(self, task: plan.Task, wanted, answers: Callable[[], list[dict]]) -> list[tuple[Pass, dict]]:
+    def checked(self, task: plan.Task, wanted, answers: Callable[[], list[dict]]) -> list[tuple[ArrayGroup, dict]]:
         targets = [target for target, _ in wanted]
         try:
             found = answers()
-        except cache.BadAnswer as bad:
+        except cache.BadTeacherOutput as bad:
             image = self.store.block_images(task.block)[bad.image]
             names = [name for name, (target, _) in self.named.items() if target in [targets[i] for i in bad.targets]]
             raise StoreError(
-                f"{self.store.folder}: image {image.id!r}, view {task.view}, target {listed(names)}: "
+                f"{self.store.folder}: image {image.id!r}, view {task.view}, target {join_names(names)}: "
                 f"{bad.what}; check the teacher's weights and teacher.precision (nothing of this block "
                 f"was written)"
             ) from None
@@ -229,4 +229,4 @@ class Filler:
 def blocks(tasks: list[plan.Task]) -> str:
     """Their numbers in words: "blocks 0-3, 7"."""
     numbers = sorted({task.block for task in tasks})
-    return "blocks " + listed([f"{first}-{last}" if first < last else f"{first}" for first, last in runs(numbers)])
+    return "blocks " + join_names([f"{first}-{last}" if first < last else f"{first}" for first, last in runs(numbers)])

@@ -7,7 +7,7 @@ from pipeline.config import Plugin, Prepare
 from pipeline.data import doctor
 from pipeline.datasets.base import IGNORE
 from pipeline.errors import DatasetError
-from pipeline.identity import listed
+from pipeline.identity import join_names
 from pipeline.metrics import base as metrics
 from pipeline.progress import Progress, say
 
@@ -72,6 +72,6 @@ def warnings(classes: Sequence[str], counts: Mapping[str, doctor.SplitCounts]) -
     for split, found in counts.items():
         missing = [name for number, name in enumerate(classes) if not found.pixels[number]]
         if found.labelled and missing:
-            yield f"{split}: no label shows {listed(missing)}"
+            yield f"{split}: no label shows {join_names(missing)}"
         if found.ignored:
-            yield f"{split}: every pixel is ignored in {len(found.ignored)} images ({listed(found.ignored)})"
+            yield f"{split}: every pixel is ignored in {len(found.ignored)} images ({join_names(found.ignored)})"

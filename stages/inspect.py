@@ -10,7 +10,7 @@ from pipeline.config import Views
 from pipeline.data import prepared
 from pipeline.data import views as geometry
 from pipeline.errors import StoreError
-from pipeline.identity import listed
+from pipeline.identity import join_names
 from pipeline.lookup import did_you_mean
 from pipeline.reporting import record_pictures as pictures
 from pipeline.store import Reader, Store, plan
@@ -27,7 +27,7 @@ def run(experiment: Experiment, *, image_id: str | None, view: int, out: Path) -
     if image_id not in store.row_of:
         raise StoreError(
             f"{store.folder}: no image {image_id!r}{did_you_mean(image_id, store.row_of)}; there are "
-            f"{listed([image.id for image in store.images if image.id])}"
+            f"{join_names([image.id for image in store.images if image.id])}"
         )
     if view >= views.count:
         raise StoreError(f"--view {view}: there are {views.count} views, counted from 0; ask for one of 0..{views.count - 1}")

@@ -102,7 +102,7 @@ def measured(experiment: Experiment, sizes: plan.Sizes, device: str, batch: int)
     }
     model = settled(cache.build_teacher(teacher, source, prepare.size, source.lanes), pixels["image"])
     model = cache.as_it_answers(model, teacher, source)
-    answers = cache.Answers(model, source, context, prepare.size, precision=teacher.precision, batch=batch, device=device)
+    answers = cache.TeacherRunner(model, source, context, prepare.size, precision=teacher.precision, batch=batch, device=device)
     images, labels = pixels["image"][:batch], pixels["label"][:batch]
     matrices = np.stack([geometry.draw(config.views, f"{i}", config.views.count - 1, context.size) for i in range(batch)])
     list_of_targets = [target for target, _ in named.values()]

@@ -12,7 +12,7 @@ from pipeline.deployment import media as footage
 from pipeline.deployment.outputs import Writer
 from pipeline.errors import DatasetError, PipelineError
 from pipeline.files import plain, read_json, write_json
-from pipeline.identity import difference, listed
+from pipeline.identity import diff, join_names
 from pipeline.progress import Progress, say
 from pipeline.scoring import load as trained
 from pipeline.scoring import predict as prediction
@@ -90,9 +90,9 @@ def claim(out: Path, record: dict) -> None:
     """Puts `record` on the folder. Raises PipelineError if it is another's, or holds files of unknown origin."""
     path = out / "predict.json"
     if path.exists():
-        if apart := difference(read_json(path), plain(record)):
+        if apart := diff(read_json(path), plain(record)):
             raise PipelineError(
-                f"{out}: holds predictions of something else ({listed(apart)}); choose another --out, or remove that folder"
+                f"{out}: holds predictions of something else ({join_names(apart)}); choose another --out, or remove that folder"
             )
     elif out.exists() and any(out.iterdir()):
         raise PipelineError(f"{out}: holds files that `pipeline predict` did not write; choose another --out")

@@ -22,7 +22,7 @@ import numpy as np
 from pipeline.config import Config, Evaluate, Plugin, Training
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import read_json, write_json, write_text, write_tsv
-from pipeline.identity import listed, sha256
+from pipeline.identity import join_names, sha256
 from pipeline.progress import Progress
 from pipeline.reporting.study import Arm, Study, asked, otherwise, remarks, table, verdict
 from pipeline.stopping import Stopped, stoppable
@@ -109,7 +109,7 @@ class Cells:
         config, images = experiment.config, experiment.images
         some = experiment.ids[: config.training.batch]
         samples = Reader(experiment.pixels, [experiment.sample], some, 1)
-        targets = experiment.live_targets(reads(arm), samples, batch=len(some), device=self.device)
+        targets = experiment.online_targets(reads(arm), samples, batch=len(some), device=self.device)
         for _ in range(2):  # the first makes ready
             began = clock()
             targets.rows(np.arange(len(some)), np.zeros(len(some), int), None)
@@ -219,7 +219,7 @@ def answered(study: Study, scores: Path, arm: Arm, seed: int) -> dict | None:
         return cell
     if arm.study != study.name:
         raise ConfigError(
-            f"{path}: was scored for something else than {study.name} asks of its arm {arm.name!r}: {listed(found)}; "
+            f"{path}: was scored for something else than {study.name} asks of its arm {arm.name!r}: {join_names(found)}; "
             f"take `study: {arm.study}` out of the arm"
         )
     return None

@@ -10,8 +10,7 @@ from pipeline.models import _scaled
 from pipeline.models.base import set_precision
 from pipeline.progress import detail
 from pipeline.store import Reader
-from pipeline.teacher import cache
-from pipeline.teacher import online as live_module
+from pipeline.teacher import cache, online
 from pipeline.teacher.experiment import Experiment
 from pipeline.training import distributed
 from pipeline.training import run as runs
@@ -57,7 +56,7 @@ def run(experiment: Experiment, *, student: str, method: str, seed: int, folder:
     targets = experiment.some_targets(names)
     if names and live:
         record["live"] = {"teacher": experiment.identity, "targets": {name: config.targets[name] for name in names}}
-        cached = experiment.live_targets(names, experiment.samples(), batch=training.batch, device=device)
+        cached = experiment.online_targets(names, experiment.samples(), batch=training.batch, device=device)
     elif names:
         store, passes = experiment.open_cache(targets)
         record["cache"] = {"identity": store.identity, "rows": store.digest_of(images, range(config.views.count), passes)}
@@ -72,7 +71,7 @@ def run(experiment: Experiment, *, student: str, method: str, seed: int, folder:
         *([_scaled] if "input_scale" in plugin.args else []),
     ]
     if live:
-        plugins += [live_module, cache, lookup.find("models", config.teacher.model.name)]
+        plugins += [online, cache, lookup.find("models", config.teacher.model.name)]
     record["code"] = records.code_digest(sys.modules[__name__], *plugins)
     record |= records.code_outside(plugins[0].Model, plugin.args)
     set_precision(training.precision)
@@ -95,11 +94,11 @@ def run(experiment: Experiment, *, student: str, method: str, seed: int, folder:
         seed=seed,
         device=device,
         cached=cached,
-        share=distributed.share(),
+        share=distributed.rank_and_world_size(),
     )
     for loss in losses:
-        if loss.needs_survey:
-            loss.survey(loader.survey())
+        if loss.needs_scan:
+            loss.scan(loader.scan())
     shares_K = loader.class_shares() if training.class_weights == "enet" else None
     step = steps.Step(model, terms, losses, training, steps.class_weights(source, training, device, shares_K), seed)
     run = runs.Run(folder, record, config.text)

@@ -46,7 +46,7 @@ def run(experiment: Experiment, *, folder: Path, report: Path, device: str) -> s
         )
         _train(experiment, model, config.teacher_training, folder, device)
         line = f"{weights_file}: {teacher.model.name}, {config.teacher_training.steps} steps"
-    if not distributed.first():
+    if not distributed.is_main_process():
         return line
     weights_file.parent.mkdir(parents=True, exist_ok=True)
     weights.save_file(weights_file, model.state_dict())
@@ -88,7 +88,7 @@ def _train(experiment: Experiment, model: ModelBase, training: Training, folder:
         training=training,
         seed=0,
         device=device,
-        share=distributed.share(),
+        share=distributed.rank_and_world_size(),
     )
     shares_K = loader.class_shares() if training.class_weights == "enet" else None
     step = steps.Step(model, [], [], training, steps.class_weights(source, training, device, shares_K), seed=0)

@@ -10,7 +10,7 @@ from pipeline.errors import StoreError
 from pipeline.models.base import set_precision
 from pipeline.progress import Progress
 from pipeline.store import Reader, Store
-from pipeline.store.files import AnyPath, locked, note
+from pipeline.store.files import AnyPath, append_history, locked
 from pipeline.store.verification import gaps, repair, table, unvouched, verify
 from pipeline.teacher import cache, parity
 from pipeline.teacher.experiment import Experiment
@@ -39,7 +39,7 @@ def run(experiment: Experiment, *, recompute: int, device: str, batch: int, work
 
     set_precision(config.teacher.precision)
     samples = experiment.samples()
-    live = experiment.live_targets(config.targets, samples, batch=batch, device=device)
+    live = experiment.online_targets(config.targets, samples, batch=batch, device=device)
     cached = CachedTargets(Reader(store, [pass_ for pass_, _ in passes], ids, views.count), cache.MATRIX, named)
     positions, numbers = parity.choose(len(ids), views.count, recompute)
 
@@ -89,8 +89,8 @@ def run(experiment: Experiment, *, recompute: int, device: str, batch: int, work
             output = network(read.images_B3HW)
             for i, term in enumerate(terms):
                 loss = term.loss.build(reads={n: wanted[n][0] for n in term.reads}, context=context, student=own).to(device)
-                if loss.needs_survey:
-                    loss.survey(loader.survey())
+                if loss.needs_scan:
+                    loss.scan(loader.scan())
                 differences.append(parity.loss_error(f"{student} {method} {term_name(terms, i)}", loss, output, read, answered))
     lines += ["", parity.loss_table(differences)]
     wrong = [error.target for error in errors if not error.holds]
@@ -103,7 +103,7 @@ def run(experiment: Experiment, *, recompute: int, device: str, batch: int, work
     if changed := store.other_code(pass_ for pass_, _ in passes):
         with locked(store.folder):
             store.vouch_for_code(changed)
-            note(store.folder, "code", passes=[pass_.folder for pass_ in changed])
+            append_history(store.folder, "code", passes=[pass_.folder for pass_ in changed])
         lines += [
             "",
             f"{store.folder}: the code of {', '.join(pass_.folder for pass_ in changed)} has changed since, and {recompute} rows "

@@ -32,18 +32,18 @@ def command(name):
     return wrap
 
 
-def place(text: str):
+def as_path(text: str):
     """A path, or a URL of object storage, which pathlib would spoil."""
     if "://" not in str(text):
         return Path(text)
-    from pipeline.store.files import place
+    from pipeline.store.files import as_path
 
-    return place(text)
+    return as_path(text)
 
 
 root = click.option(
     "--root",
-    type=place,
+    type=as_path,
     metavar="FOLDER|URL",
     envvar="PIPELINE_CACHE_ROOT",
     default="cache",
@@ -189,6 +189,6 @@ def say_next(command, config, overrides=(), root=None, *arguments):
     if "DVC_STAGE" in os.environ:
         return
     words = ["pipeline", command, str(config), *map(str, arguments), *(word for text in overrides for word in ("--set", text))]
-    if root is not None and root != place(os.environ.get("PIPELINE_CACHE_ROOT", "cache")):
+    if root is not None and root != as_path(os.environ.get("PIPELINE_CACHE_ROOT", "cache")):
         words += ["--root", str(root)]
     say(f"took {duration(time.monotonic() - click.get_current_context().find_root().obj)}; next: {shlex.join(words)}")

@@ -38,7 +38,7 @@ def verify(what, overrides, root, device, recompute, repair, batch, workers):
     from pipeline.errors import StoreError
     from stages import verify as stage
 
-    folder = options.place(what)
+    folder = options.as_path(what)
     if "://" in what or folder.is_dir():
         if recompute:
             raise click.UsageError("--recompute needs the config: a store by itself knows no teacher")
@@ -138,8 +138,8 @@ def cache_pull(source, root, views):
     from stages import cache as stage
 
     with options.stoppable():
-        click.echo(stage.pull(source=options.place(source), root=options.place(root), num_views=views))
-        options.say_next("cache", "list", (), options.place(root))
+        click.echo(stage.pull(source=options.as_path(source), root=options.as_path(root), num_views=views))
+        options.say_next("cache", "list", (), options.as_path(root))
 
 
 @cache.command("rm")
@@ -155,7 +155,7 @@ def cache_rm(folder, yes):
     """
     from stages import cache as stage
 
-    folder = options.place(folder)
+    folder = options.as_path(folder)
     found = stage.check_is_store(folder)
     if not yes:
         click.confirm(f"Remove {folder} ({found.num_files} files, {stage.words(found.num_bytes)})?", abort=True)

@@ -18,9 +18,9 @@ from pipeline.data.views import FILL
 from pipeline.datasets._images import READING
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError, StoreError
-from pipeline.identity import listed, sha256
+from pipeline.identity import join_names, sha256
 from pipeline.progress import say
-from pipeline.store import ImageRow, Pass, Reader, Store, image_row
+from pipeline.store import ArrayGroup, ImageRow, Reader, Store, image_row
 from pipeline.store.files import AnyPath, locked, write
 from pipeline.store.notes import rows_of
 from pipeline.targets.base import Field
@@ -43,7 +43,7 @@ def sample(dataset: DatasetBase, image_id: str, prepare: Prepare) -> dict[str, n
     return row
 
 
-def sample_pass(size: tuple[int, int], lanes: int, fit: Fit = "stretch") -> Pass:
+def sample_pass(size: tuple[int, int], lanes: int, fit: Fit = "stretch") -> ArrayGroup:
     H, W = canvas(size)
     grid = (f"y{H}", f"x{W}")
     fields = {
@@ -56,7 +56,7 @@ def sample_pass(size: tuple[int, int], lanes: int, fit: Fit = "stretch") -> Pass
     if fit == "pad":
         fields["content"] = Field((2,), "int32", ("side",))
         record["fit"] = fit
-    return Pass("sample", record, fields)
+    return ArrayGroup("sample", record, fields)
 
 
 def identity(dataset: DatasetBase, prepare: Prepare) -> dict:
@@ -112,7 +112,7 @@ def known_files(path: AnyPath) -> dict[str, str]:
     return rows_of(path)
 
 
-def on_record(store: Store, sample: Pass, images: Sequence[ImageRow]) -> dict:
+def on_record(store: Store, sample: ArrayGroup, images: Sequence[ImageRow]) -> dict:
     """What a run's record says of the images it is trained on, in this order: the order decides the batches."""
     order = sha256("\n".join(image.id for image in images).encode("utf-8", "surrogateescape"))[:16]
     return {"identity": store.identity, "digest": store.digest_of(list(images), range(1), [sample]), "order": order}
@@ -123,7 +123,7 @@ def meaning(dataset: DatasetBase) -> dict:
     return {name: getattr(dataset, name) for name in ("classes", "background", "regions", "mirror", "mirror_lanes", "lane_classes")}
 
 
-def require_labels(store: Store, sample: Pass, images: Sequence[ImageRow], dataset: DatasetBase, need: str) -> None:
+def require_labels(store: Store, sample: ArrayGroup, images: Sequence[ImageRow], dataset: DatasetBase, need: str) -> None:
     """Raises DatasetError, with `need` (what learns from labels), unless two classes are labelled in these images, or a lane's
     flag is known: of one class alone nothing can be learned. Looks at no more images than it must."""
     shapes = {name: field.shape for name, field in sample.fields.items()}
@@ -153,7 +153,7 @@ def require_labels(store: Store, sample: Pass, images: Sequence[ImageRow], datas
 
 def open_whole(
     root: AnyPath, plugin: Plugin, dataset: DatasetBase, prepare: Prepare, ids: Sequence[str]
-) -> tuple[Store, Pass, list[ImageRow]]:
+) -> tuple[Store, ArrayGroup, list[ImageRow]]:
     """The prepared store, its pass, and the lines of these images, all of them whole, without those that are on record
     as bad (which it says on stderr). Raises StoreError with what to run."""
     sample = sample_pass(prepare.size, dataset.lanes, prepare.fit)
@@ -162,7 +162,10 @@ def open_whole(
         bad = skipped(store)
         left_out = [image_id for image_id in ids if image_id in bad]
         if left_out:
-            say(f"{store.folder}: {len(left_out)} of {len(ids)} images are left out, as skipped.tsv there says: {listed(left_out)}")
+            say(
+                f"{store.folder}: {len(left_out)} of {len(ids)} images are left out, as skipped.tsv there says: "
+                f"{join_names(left_out)}"
+            )
         ids = [image_id for image_id in ids if image_id not in bad]
         store.check_ids(ids)
         known = known_files(store.path("sources.tsv"))
@@ -170,7 +173,7 @@ def open_whole(
         touched = [image_id for image_id in ids if now[image_id] and known.get(image_id) != now[image_id]]
         if touched:  # where the files are not at hand, the store speaks for them
             raise StoreError(
-                f"{store.folder}: the files of {len(touched)} images were touched since ({listed(touched)}), "
+                f"{store.folder}: the files of {len(touched)} images were touched since ({join_names(touched)}), "
                 f"which copying them does too, or were read by another version's rule; nothing is filled or "
                 f"trained again if their content is the same"
             )
@@ -178,7 +181,7 @@ def open_whole(
         earlier = [image_id for image_id in ids if image_id in known and known[image_id].split(" ")[0] != rule]
         if earlier:
             raise StoreError(
-                f"{store.folder}: {len(earlier)} images were read by another version's rule ({listed(earlier)}), and "
+                f"{store.folder}: {len(earlier)} images were read by another version's rule ({join_names(earlier)}), and "
                 f"their files are not here to be compared; where they are, update the store and bring it here again"
             )
         images = [store.images[store.row_of[image_id]] for image_id in ids]

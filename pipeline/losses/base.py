@@ -69,7 +69,7 @@ class Batch:
 
 class LossModule(nn.Module):
     reads_types: ClassVar[tuple[str, ...]] = ()  # target types it can read, e.g. ("affinity",)
-    needs_survey: bool = False  # whether `survey` must be called before the first `forward`
+    needs_scan: bool = False  # whether `scan` must be called before the first `forward`
 
     def __init__(self, *, reads: Mapping[str, TargetType], context: Context | None, student: Context):
         super().__init__()
@@ -84,7 +84,7 @@ class LossModule(nn.Module):
         """Raises ConfigError if no such loss can be made, told when a file is read: `args` are its keys, each of which is right
         by its annotation."""
 
-    def survey(self, rows: Iterable[Mapping[str, Mapping[str, Tensor]]]) -> None:
+    def scan(self, rows: Iterable[Mapping[str, Mapping[str, Tensor]]]) -> None:
         """Looks through the dataset once before the first step, and keeps what it needs of it in buffers. `rows` are decoded as
         in Batch, some images at a time, of the plain view, in an order that follows from the images' ids alone."""
         raise NotImplementedError

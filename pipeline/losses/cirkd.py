@@ -11,7 +11,7 @@ CVPR 2022, and its official code. All three terms are KL(teacher || student) of 
 `mini_batch`, `memory_pixel` and `memory_region` are their weights inside this loss.
 
 The paper's memory is a queue that batches fill. A frozen teacher's queue is a sample of what never changes, so it is
-drawn once: `survey` reads the rows of some images and keeps, of each class, up to `bank_pixels` embeddings, at most
+drawn once: `scan` reads the rows of some images and keeps, of each class, up to `bank_pixels` embeddings, at most
 `per_image` of one image, and `bank_regions` means. From this bank each step draws a contrast set, by the step's number
 alone. Anchors are those the cache holds (targets/anchors.py), not all cells. `sampling: published` fills the bank as
 the official code does, which takes the first cells of an image, as many as the class has, for cells of the class.
@@ -65,8 +65,8 @@ class Loss(LossModule):
         self.mini_batch, self.temperature, self.sampling, self.seed = mini_batch, temperature, sampling, seed
         self.bank_images, self.per_image = bank_images, per_image
         self.memory = {"pixels": (memory_pixel, contrast_pixels), "regions": (memory_region, contrast_regions)}
-        self.needs_survey = bool(memory_pixel or memory_region)
-        if self.needs_survey:
+        self.needs_scan = bool(memory_pixel or memory_region)
+        if self.needs_scan:
             channels, K = self.target.width(context.channels[self.target.layer]), context.num_classes
             self.projection = nn.Sequential(
                 nn.Linear(student.channels[self.target.layer], channels, bias=False),
@@ -94,7 +94,7 @@ class Loss(LossModule):
         if self.mini_batch:
             mine_BNC = at(self.target.embeddings(output, self.context), place_BN)
             total = total + self.mini_batch * relations(mine_BNC, theirs_BND, valid_BN, self.temperature)
-        if self.needs_survey and valid_BN.sum() > 1:  # batch norm knows no variance of one
+        if self.needs_scan and valid_BN.sum() > 1:  # batch norm knows no variance of one
             mine_BND = self.projected(at(features_BChw.flatten(2).mT, place_BN), valid_BN)
             for kind, (weight, size) in self.memory.items():
                 if weight:
@@ -118,7 +118,7 @@ class Loss(LossModule):
         contrast_KMD = bank_KRD.gather(1, drawn_KM[..., None].expand(-1, -1, bank_KRD.shape[2]))
         return contrast_KMD.flatten(0, 1).float(), (lots_KM < 2).flatten()
 
-    def survey(self, rows: Iterable[Mapping[str, Mapping[str, Tensor]]]) -> None:
+    def scan(self, rows: Iterable[Mapping[str, Mapping[str, Tensor]]]) -> None:
         self.num_pixels.zero_(), self.num_regions.zero_()
         left = self.bank_images
         for several in rows:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline import records
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
-from pipeline.identity import difference, sha256
+from pipeline.identity import diff, sha256
 from pipeline.paths import below, name_fault
 
 RECIPE = ("student", "training", "views", "dataset", "prepared")  # of run.json: what two runs must share to be compared
@@ -198,6 +198,6 @@ def _filled_in(history: Path) -> float | None:
 
 def apart(mine: dict | None, theirs: dict | None) -> list[str]:
     """The settings in which two recipes differ, by name; none where one is not known."""
-    found = [line.split(":")[0] for line in difference(mine, theirs)] if mine and theirs else []
+    found = [line.split(":")[0] for line in diff(mine, theirs)] if mine and theirs else []
     noted = all("order" in (recipe or {}).get("prepared", {}) for recipe in (mine, theirs))
     return [name for name in found if noted or name != "prepared.order"]  # runs from before it was noted have none

@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.config import Config, load, read_yaml
 from pipeline.config.checks import check_split
 from pipeline.errors import ConfigError
-from pipeline.identity import difference
+from pipeline.identity import diff
 from pipeline.later import AddedLater, leave_out
 from pipeline.paths import name_fault, path_fault
 from pipeline.reporting.statistics import compare, gap_closed
@@ -243,4 +243,4 @@ def asked(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
 def otherwise(cell: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Where what a cell was scored for differs from what is asked now; such a cell is run again."""
     before = cell["asked"]
-    return difference(before, {key: value for key, value in now.items() if key in before or key not in LATER_KEYS})
+    return diff(before, {key: value for key, value in now.items() if key in before or key not in LATER_KEYS})

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import Term
-from pipeline.identity import listed
+from pipeline.identity import join_names
 from pipeline.reporting.results import Results, Run, apart
 from pipeline.reporting.statistics import LEAST_GAP, Difference, compare, gap_closed, spread
 
@@ -64,7 +64,7 @@ def lines(results: Results, metric: str, methods: Mapping[str, Sequence[Term]]) 
             why = "other settings"
             notes.append(
                 f"{student} {method} is not compared with {plain}, since they were trained with different settings: "
-                f"{listed(differing)}."
+                f"{join_names(differing)}."
             )
         else:
             against = compare(list(known.values()), list(theirs.values()))

@@ -9,7 +9,7 @@ from pipeline.config import Plugin, Prepare, Training
 from pipeline.data.frames import canvas
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import PipelineError
-from pipeline.identity import difference, listed
+from pipeline.identity import diff, join_names
 from pipeline.lookup import version_record
 from pipeline.models._flipped import FlipAveraged
 from pipeline.models.base import ModelBase, set_precision
@@ -63,9 +63,9 @@ def refuse_other_run(record: Path, model: Plugin, prepare: Prepare) -> None:
         "prepare": {"size": prepared["size"], "fit": prepared.get("fit", "stretch")},
     }
     asked = {**network, **version_record(model.name, model.args), "prepare": {"size": prepare.size, "fit": prepare.fit}}
-    apart = difference(there, records.recorded(asked))
+    apart = diff(there, records.recorded(asked))
     if apart:
         raise PipelineError(
-            f"{record.parent}: was trained with something else ({listed(apart)}); use it with the same "
+            f"{record.parent}: was trained with something else ({join_names(apart)}); use it with the same "
             "settings (its config.yaml has them), or train it again"
         )

@@ -6,6 +6,6 @@ them, `remote` is object storage, `plan` the arithmetic of a fill, `executors` r
 
 from pipeline.store.files import ImageRow, image_row
 from pipeline.store.reader import Reader
-from pipeline.store.store import Pass, Store
+from pipeline.store.store import ArrayGroup, Store
 
-__all__ = ["ImageRow", "Pass", "Reader", "Store", "image_row"]
+__all__ = ["ImageRow", "ArrayGroup", "Reader", "Store", "image_row"]

@@ -52,12 +52,12 @@ def view_name(view: int) -> str:
 # Sealed JSON
 
 
-def seal(content: dict, indent: int | None = 1) -> bytes:
+def with_checksum(content: dict, indent: int | None = 1) -> bytes:
     body = json.dumps(content, indent=indent, sort_keys=True, allow_nan=False)[:-1].rstrip()
     return f'{body}, "checksum": "{sha256(body.encode())}"}}\n'.encode()
 
 
-def unseal(data: bytes, path: Path) -> dict:
+def check_and_parse(data: bytes, path: Path) -> dict:
     """The content without its checksum. Raises StoreError if any byte was changed, or if no store writes such a thing."""
     body, _, end = data.rpartition(b', "checksum": "')
     if end != f'{sha256(body)}"}}\n'.encode():
@@ -74,7 +74,7 @@ def unseal(data: bytes, path: Path) -> dict:
 # Reading and writing files
 
 
-def place(where: "str | Path | RemotePath") -> AnyPath:
+def as_path(where: "str | Path | RemotePath") -> AnyPath:
     """A path on this machine, or one of object storage if it is a URL."""
     text = str(where)
     if text.startswith("file://"):
@@ -90,7 +90,7 @@ def local(path: AnyPath) -> bool:
     return isinstance(path, Path)
 
 
-def each(work: Callable, items: Sequence, folder: AnyPath, at_once: int = 32) -> Iterator:
+def map_concurrently(work: Callable, items: Sequence, folder: AnyPath, at_once: int = 32) -> Iterator:
     """`work(item)` for each, in order; many at a time where each waits for a network."""
     if local(folder):
         yield from map(work, items)
@@ -219,7 +219,7 @@ class Claim:
     def __init__(self, mark: AnyPath, file=None):
         self.mark, self.file = mark, file
 
-    def give_up(self) -> None:
+    def release(self) -> None:
         if self.file:
             os.unlink(self.file.name)
 
@@ -236,7 +236,7 @@ class Claim:
 
 
 @contextlib.contextmanager
-def claimed(mark: AnyPath) -> Iterator[Claim]:
+def claim_block(mark: AnyPath) -> Iterator[Claim]:
     """The mark's unfinished file, held, so that two fills of one store cannot mix their bytes in a block.
 
     The hold ends with its process; what a killed one left behind is taken over. Other blocks wait for nothing. Object
@@ -259,11 +259,11 @@ def claimed(mark: AnyPath) -> Iterator[Claim]:
                 return
 
 
-def note(folder: AnyPath, action: str, **details) -> None:
+def append_history(folder: AnyPath, action: str, **details) -> None:
     """Appends a line to the history. Under the lock."""
     versions = {"python": platform.python_version(), **{name: version(name) for name in ("numpy", "torch", "zarr")}}
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    line = seal({"action": action, "time": now, "host": platform.node(), "versions": versions, **details}, indent=None)
+    line = with_checksum({"action": action, "time": now, "host": platform.node(), "versions": versions, **details}, indent=None)
     append(below(folder, "history.jsonl"), line)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.store.store import MAX_CHUNK_BYTES, Pass
+from pipeline.store.store import MAX_CHUNK_BYTES, ArrayGroup
 
 if TYPE_CHECKING:
     from pipeline.targets.base import Field  # imports torch, which arithmetic can do without
@@ -29,12 +29,12 @@ def field_bytes(field: Field) -> int:
     return int(np.prod(field.shape, dtype=np.int64)) * np.dtype(field.dtype).itemsize
 
 
-def row_bytes(pass_: Pass) -> int:
+def row_bytes(pass_: ArrayGroup) -> int:
     """Bytes of one (image, view): the fields and a crc for each."""
     return sum(field_bytes(field) + 4 for field in pass_.fields.values())
 
 
-def block_rows(num_images: int, passes: Sequence[Pass]) -> int:
+def block_rows(num_images: int, passes: Sequence[ArrayGroup]) -> int:
     """Rows of a block: a power of two from 8 to 128, so that the largest file reaches 1-16 MB where the data allows, and a
     small dataset still has about 16 blocks to resume from. From two million images on up to 1,024, since every block is a
     file or more in the same few folders; a fill holds the images of a block in memory."""
@@ -82,7 +82,7 @@ class Sizes:
         return self.num_blocks * self.rows_of_block * self.num_views * self.row_bytes
 
 
-def sizes(num_images: int, num_views: int, named: Mapping[str, Pass], always: Pass, context) -> Sizes:
+def sizes(num_images: int, num_views: int, named: Mapping[str, ArrayGroup], always: ArrayGroup, context) -> Sizes:
     """`named` target passes beside the one that is `always` there (the views' matrices)."""
     passes = {pass_.folder: pass_ for pass_ in (always, *named.values())}
     target_bytes, counted = {always.name: row_bytes(always)}, {always.folder}

@@ -25,12 +25,12 @@ from google_crc32c import value as crc32c
 
 from pipeline.errors import StoreError
 from pipeline.paths import below
-from pipeline.store.files import AnyPath, Array, each, local, read, row_crcs, view_name
+from pipeline.store.files import AnyPath, Array, local, map_concurrently, read, row_crcs, view_name
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.store.store import Pass, Store
+    from pipeline.store.store import ArrayGroup, Store
 
 RAM_SHARE = 0.25  # of what is free now; beyond it rows stay on disk
 DEVICE_SHARE = 0.5  # of the GPU's free memory; the rest is the networks'
@@ -49,14 +49,14 @@ class Reader:
     def __init__(
         self,
         store: Store,
-        passes: Sequence[Pass],
+        passes: Sequence[ArrayGroup],
         ids: Sequence[str],
         num_views: int,
         *,
         memory: Literal["auto", "ram", "disk", "device"] = "auto",
         limit_bytes: int | None = None,
         device: str | torch.device | None = None,
-        host: Sequence[Pass] = (),
+        host: Sequence[ArrayGroup] = (),
     ):
         store.check_ids(ids)
         self.ids, self.num_views = list(ids), num_views
@@ -79,7 +79,7 @@ class Reader:
                     check_metadata(store.folder, array)
                 self._arrays[folder].append({name: arrays[name] for name in fields})
         room = limit_bytes if limit_bytes is not None else int(RAM_SHARE * free_bytes())
-        self._files, self._held = OpenFiles(), HeldChunks(0)
+        self._files, self._held = OpenFiles(), ChunkCache(0)
         self._device, self._on_device, self._in_ram = device, [], []
         device_room = free_device_bytes(device) * DEVICE_SHARE if memory == "auto" else 0
         hosted = {pass_.folder for pass_ in host}
@@ -95,8 +95,8 @@ class Reader:
 
     def hold(self, num_rows: int) -> None:
         """From now on what is not resident is read a whole chunk at a time, and of each array the chunks last used are kept,
-        as many as hold these rows. For an order that stays among so many rows before it goes on, such as loading.windowed."""
-        self._held = HeldChunks(num_rows)
+        as many as hold these rows. For an order that stays among so many rows before it goes on, such as loading.block_shuffled."""
+        self._held = ChunkCache(num_rows)
 
     @property
     def resident(self) -> bool:
@@ -123,7 +123,7 @@ class Reader:
             for folder in self._arrays
         )
 
-    def read(self, pass_: Pass, positions: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray | torch.Tensor]:
+    def read(self, pass_: ArrayGroup, positions: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray | torch.Tensor]:
         """[B, ...] of each field for these (position, view) pairs. StoreError if a row is not what was written."""
         folder = pass_.folder
         if folder in self._on_device:
@@ -199,7 +199,7 @@ class Reader:
             wanted.setdefault((array.path, row // array.chunk_rows), []).append(i)
         held = {key: self._held.get(*key) for key in wanted}
         paths = [arrays[wanted[key][0]].chunk_path(key[1]) for key in wanted if held[key] is None]
-        fresh = each(self._chunk, paths, self.folder)
+        fresh = map_concurrently(self._chunk, paths, self.folder)
         for key, places in wanted.items():
             array, decoded = arrays[places[0]], held[key]
             if decoded is None:
@@ -247,7 +247,7 @@ class Reader:
         for view in range(self.num_views):
             array, crcs = self._arrays[folder][view][name], self._crcs[folder][name][view]
             paths = [array.chunk_path(int(chunks[positions[0]])) for positions in parts]
-            for positions, data in zip(parts, each(self._chunk, paths, self.folder)):
+            for positions, data in zip(parts, map_concurrently(self._chunk, paths, self.folder)):
                 decoded = array.decode(data)
                 rows = decoded[self._rows[positions] % array.chunk_rows]
                 wrong = np.flatnonzero(row_crcs(rows) != crcs[positions])
@@ -340,7 +340,7 @@ class OpenFiles:
         return OpenFiles, ()
 
 
-class HeldChunks:
+class ChunkCache:
     """Chunks as they were decoded, of each array those used last, as many as hold `num_rows` rows; 0 keeps none. Threads
     may share it. A spawned worker begins with none."""
 
@@ -363,4 +363,4 @@ class HeldChunks:
                 chunks.popitem(last=False)
 
     def __reduce__(self):
-        return HeldChunks, (self.num_rows,)
+        return ChunkCache, (self.num_rows,)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import CodeChanged, StoreError
-from pipeline.identity import difference, identity_digest, listed, sha256, short
+from pipeline.identity import diff, identity_digest, join_names, sha256, short
 from pipeline.paths import below, id_fault, name_fault
 from pipeline.store.files import (
     CRC,
@@ -39,26 +39,26 @@ from pipeline.store.files import (
     AnyPath,
     Array,
     ImageRow,
-    claimed,
+    append_history,
+    as_path,
+    check_and_parse,
+    claim_block,
     codec_chain,
-    each,
     finite,
     images_tsv,
     local,
     locked,
     make_folder,
-    note,
+    map_concurrently,
     parse_images,
-    place,
     read,
     read_chunk,
     remove,
     row_crcs,
-    seal,
     size_of,
     stored_crc,
-    unseal,
     view_name,
+    with_checksum,
     write,
     writing,
 )
@@ -73,7 +73,7 @@ PADDING = ImageRow("", "-", "-")
 
 
 @dataclass(frozen=True)
-class Pass:
+class ArrayGroup:
     """Arrays written together, a block at a time: a target; the prepared `sample`; a view's `matrix`."""
 
     name: str
@@ -98,8 +98,8 @@ class Store:
     """A store that exists; `create_or_open`, `open` and `find` give one."""
 
     def __init__(self, folder: AnyPath):
-        self.folder = place(folder)
-        content = unseal(read(self.path("store.json")), self.folder / "store.json")
+        self.folder = as_path(folder)
+        content = check_and_parse(read(self.path("store.json")), self.folder / "store.json")
         if content.get("format") != FORMAT:
             raise StoreError(f"{self.folder}: format {content.get('format')}, but this version reads format {FORMAT}")
         if fault := head_fault(content):
@@ -158,8 +158,8 @@ class Store:
                         "card": card,
                     }
                     write([(below(folder, f"{kind}.zarr/zarr.json"), GROUP)])
-                    note(folder, "create")
-                    write([(below(folder, "store.json"), seal(content))])
+                    append_history(folder, "create")
+                    write([(below(folder, "store.json"), with_checksum(content))])
         return cls(folder)._of(identity_record)
 
     @classmethod
@@ -176,14 +176,14 @@ class Store:
         others = [cls(path.parent) for path in sorted(folder.parent.glob(f"{kind}-*/store.json"))]
         if not others:
             raise StoreError(f"{folder.parent}: there is no {kind} store")
-        apart = {other: difference(other.identity["record"], identity_record) for other in others}
+        apart = {other: diff(other.identity["record"], identity_record) for other in others}
         nearest = min(others, key=lambda other: len(apart[other]))
-        raise StoreError(f"{nearest.folder}: made from something else: {listed(apart[nearest])}")
+        raise StoreError(f"{nearest.folder}: made from something else: {join_names(apart[nearest])}")
 
     def _of(self, identity_record: dict) -> Store:
-        apart = difference(self.identity["record"], identity_record)
+        apart = diff(self.identity["record"], identity_record)
         if apart:
-            raise StoreError(f"{self.folder}: is not what its name says: {listed(apart)}; move it away")
+            raise StoreError(f"{self.folder}: is not what its name says: {join_names(apart)}; move it away")
         return self
 
     # Images
@@ -228,7 +228,7 @@ class Store:
     def check_ids(self, ids: Sequence[str]) -> None:
         unknown = [repr(image_id) for image_id in ids if image_id not in self.row_of]
         if unknown:
-            raise StoreError(f"{self.folder}: {len(unknown)} of {len(ids)} images are not in it: {listed(unknown)}")
+            raise StoreError(f"{self.folder}: {len(unknown)} of {len(ids)} images are not in it: {join_names(unknown)}")
 
     def grow(self, rows: list[ImageRow]) -> None:
         """Adds unknown images in new blocks. StoreError if a known one has other pixels; another label is fine here."""
@@ -242,7 +242,7 @@ class Store:
             self._load_images()
             for group in self.stored_groups():
                 self.write_metadata(*group)
-            note(self.folder, "grow", images=len(unknown))
+            append_history(self.folder, "grow", images=len(unknown))
 
     def _unknown(self, rows: list[ImageRow]) -> list[ImageRow]:
         seen: set[str] = set()
@@ -270,7 +270,7 @@ class Store:
 
     # Passes and views
 
-    def add_pass(self, pass_: Pass, views: Iterable[int]) -> None:
+    def add_pass(self, pass_: ArrayGroup, views: Iterable[int]) -> None:
         """Makes the arrays of a pass in these views. StoreError if the pass is here with other fields."""
         names = [view_name(view) for view in views]
         marks = [self.path(f"done/{view}") for view in names]
@@ -291,7 +291,7 @@ class Store:
                 make_folder(path)
                 self.write_metadata(view, pass_.folder)
 
-    def write_pass(self, pass_: Pass) -> None:
+    def write_pass(self, pass_: ArrayGroup) -> None:
         """Its file, which follows from the pass and the store."""
         content = {
             "format": FORMAT,
@@ -300,9 +300,9 @@ class Store:
             "record": pass_.record,
             "fields": self._new_layout(pass_),
         }
-        write([(self.pass_path(pass_.folder), seal(content))])
+        write([(self.pass_path(pass_.folder), with_checksum(content))])
 
-    def has_pass(self, pass_: Pass) -> bool:
+    def has_pass(self, pass_: ArrayGroup) -> bool:
         """Whether the pass was ever added. StoreError if it was, with other fields."""
         if not self.pass_path(pass_.folder).exists():
             return False
@@ -310,10 +310,10 @@ class Store:
         def meaning(layout):
             return {name: {key: field[key] for key in ("shape", "dtype", "dims")} for name, field in layout.items()}
 
-        apart = difference(meaning(self.layout(pass_.folder)), meaning(self._new_layout(pass_)))
+        apart = diff(meaning(self.layout(pass_.folder)), meaning(self._new_layout(pass_)))
         if apart:
             raise StoreError(
-                f"{self.folder}: {pass_.folder} has other fields: {listed(apart)}; a {pass_.name} that "
+                f"{self.folder}: {pass_.folder} has other fields: {join_names(apart)}; a {pass_.name} that "
                 "stores something else needs another version"
             )
         return True
@@ -326,7 +326,7 @@ class Store:
         path = self.path("code.json")
         if not path.exists():
             return {}
-        content = unseal(read(path), path)
+        content = check_and_parse(read(path), path)
         if content.get("store") != self.identity["digest"]:
             raise StoreError(f"{path}: belongs to another store; move it away")
         passes = content.get("passes")
@@ -334,13 +334,13 @@ class Store:
             raise StoreError(f"{path}: does not say which code stored which pass; {ELSEWHERE}")
         return passes
 
-    def other_code(self, passes: Iterable[Pass]) -> list[Pass]:
+    def other_code(self, passes: Iterable[ArrayGroup]) -> list[ArrayGroup]:
         """Those that other code stored than computes them now."""
         passes = [pass_ for pass_ in passes if pass_.code]
         known = self.codes() if passes else {}
         return [pass_ for pass_ in passes if known.get(pass_.folder, pass_.code) != pass_.code]
 
-    def refuse_other_code(self, passes: Iterable[Pass]) -> None:
+    def refuse_other_code(self, passes: Iterable[ArrayGroup]) -> None:
         """Raises CodeChanged: whether the rows are what this code would store, only a second look at some of them can tell."""
         for pass_ in self.other_code(passes):
             raise CodeChanged(
@@ -349,10 +349,10 @@ class Store:
                 f"let `pipeline verify CONFIG --recompute 32` compare rows and take the new code"
             )
 
-    def vouch_for_code(self, passes: Iterable[Pass]) -> None:
+    def vouch_for_code(self, passes: Iterable[ArrayGroup]) -> None:
         """Notes that these passes' rows are what their code gives. Under the lock."""
         known = self.codes() | {pass_.folder: pass_.code for pass_ in passes if pass_.code}
-        write([(self.path("code.json"), seal({"format": FORMAT, "store": self.identity["digest"], "passes": known}))])
+        write([(self.path("code.json"), with_checksum({"format": FORMAT, "store": self.identity["digest"], "passes": known}))])
 
     def stored_passes(self) -> list[str]:
         return sorted(path.stem for path in self.path("passes").glob("*.json") if is_pass(path.stem))
@@ -371,7 +371,7 @@ class Store:
     def pass_file(self, folder: str) -> dict:
         """Name, record and fields of a stored pass. StoreError if the file is missing, damaged, or another store's."""
         path = self.pass_path(folder)
-        content = unseal(read(path), path)
+        content = check_and_parse(read(path), path)
         name, record = content.get("name"), content.get("record")
         if (
             content.get("store") != self.identity["digest"]
@@ -419,7 +419,7 @@ class Store:
             self._layouts[folder] = self.pass_file(folder)["fields"]
         return self._layouts[folder]
 
-    def _new_layout(self, pass_: Pass) -> dict:
+    def _new_layout(self, pass_: ArrayGroup) -> dict:
         fields = {}
         divisors = [n for n in range(1, self.block_rows + 1) if self.block_rows % n == 0]
         for name, field in pass_.fields.items():
@@ -483,16 +483,16 @@ class Store:
             raise StoreError(f"{path}: no mark") from None
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from error
-        content = unseal(data, path)
+        content = check_and_parse(data, path)
         files = content.pop("files", None)
-        apart = difference(content, self._mark_head(view, folder, block))
+        apart = diff(content, self._mark_head(view, folder, block))
         if apart:
-            raise StoreError(f"{path}: the mark of something else: {listed(apart)}")
+            raise StoreError(f"{path}: the mark of something else: {join_names(apart)}")
         meant = self.block_files(view, folder, block)
         if not isinstance(files, dict) or set(files) != set(meant):
             others = sorted(set(files) ^ set(meant)) if isinstance(files, dict) else ["no files"]
             raise StoreError(
-                f"{path}: names other files than those of its block: {listed([short(name) for name in others])}; {ELSEWHERE}"
+                f"{path}: names other files than those of its block: {join_names([short(name) for name in others])}; {ELSEWHERE}"
             )
         for chunk, found in files.items():
             if not fits_chunk(found, meant[chunk]):
@@ -528,13 +528,13 @@ class Store:
             return str(error)
         return None
 
-    def missing(self, pass_: Pass, view: int, deep: bool = False) -> list[int]:
+    def missing(self, pass_: ArrayGroup, view: int, deep: bool = False) -> list[int]:
         """The blocks to fill."""
         view_folder = view_name(view), pass_.folder
-        faults = each(lambda block: self.fault(*view_folder, block, deep), range(self.num_blocks), self.folder)
+        faults = map_concurrently(lambda block: self.fault(*view_folder, block, deep), range(self.num_blocks), self.folder)
         return [block for block, fault in enumerate(faults) if fault]
 
-    def write_block(self, pass_: Pass, view: int, block: int, rows: Mapping[str, np.ndarray]) -> None:
+    def write_block(self, pass_: ArrayGroup, view: int, block: int, rows: Mapping[str, np.ndarray]) -> None:
         """Writes one block: [n, ...] for each field, n the number of its images; nothing if it is whole already.
 
         Any number of processes may write, even the same block. StoreError names the field and images that do not fit.
@@ -545,7 +545,7 @@ class Store:
     def copy_block(self, other: Store, view: str, folder: str, block: int) -> None:
         """Takes a block of another store of this identity, where it holds the same images, as it is."""
         files = other.marked_files(view, folder, block)
-        parts = each(lambda chunk: read_chunk(other.path(chunk), *files[chunk]), list(files), other.folder)
+        parts = map_concurrently(lambda chunk: read_chunk(other.path(chunk), *files[chunk]), list(files), other.folder)
         self._put(view, folder, block, zip(files, parts))
 
     def _put(self, view: str, folder: str, block: int, chunks: Iterable[tuple[str, bytes]]) -> None:
@@ -557,16 +557,16 @@ class Store:
                 files[chunk] = (len(data), stored_crc(data))
                 yield self.path(chunk), data
 
-        with writing(self.folder), claimed(mark) as claim:
+        with writing(self.folder), claim_block(mark) as claim:
             if mark.exists():
                 if self.fault(view, folder, block, deep=True) is None:
-                    claim.give_up()
+                    claim.release()
                     return
                 remove(mark)  # before any of its files changes
             write(noted())
             for chunk, (size, crc) in files.items():  # what the disk has against what was meant
                 read_chunk(self.path(chunk), size, crc)
-            claim.finish(seal(self._mark_head(view, folder, block) | {"files": files}, indent=None))
+            claim.finish(with_checksum(self._mark_head(view, folder, block) | {"files": files}, indent=None))
 
     def _chunks(self, view: str, folder: str, block: int, rows: Mapping[str, np.ndarray]) -> Iterator[tuple[str, bytes]]:
         """A block's files one after the other."""
@@ -579,7 +579,7 @@ class Store:
                 for chunk, piece in zip(array.block_chunks(block, self.block_rows), array.split(padded)):
                     yield chunk, array.encode(piece)
 
-    def _refuse_bad(self, pass_: Pass, block: int, rows: Mapping[str, np.ndarray]) -> None:
+    def _refuse_bad(self, pass_: ArrayGroup, block: int, rows: Mapping[str, np.ndarray]) -> None:
         images = self.block_images(block)
         where = f"{self.folder}: block {block} of {pass_.folder}"
         if set(rows) != set(pass_.fields):
@@ -591,7 +591,7 @@ class Store:
                     f"{where}: field {name!r} is {given.dtype} {given.shape}, not {field.dtype} {meant} "
                     f"(images {images[0].id!r} to {images[-1].id!r})"
                 )
-            bad = listed([repr(image.id) for image, fine in zip(images, finite(given)) if not fine])
+            bad = join_names([repr(image.id) for image, fine in zip(images, finite(given)) if not fine])
             if bad:
                 raise StoreError(f"{where}: field {name!r} is not finite for image {bad}")
 
@@ -605,25 +605,25 @@ class Store:
             data = self._manifest()
             if not path.exists() or path.read_bytes() != data:
                 write([(path, data)])
-                note(self.folder, "finalise", images=len(self.row_of))
+                append_history(self.folder, "finalise", images=len(self.row_of))
 
     def _manifest(self) -> bytes:
         passes: dict[str, dict] = {}
         for view, folder in self.stored_groups():
-            faults = each(lambda block: self.fault(view, folder, block), range(self.num_blocks), self.folder)
+            faults = map_concurrently(lambda block: self.fault(view, folder, block), range(self.num_blocks), self.folder)
             whole = [block for block, fault in enumerate(faults) if fault is None]
             marks = self.digest_of_marks(view, folder, whole)
             passes.setdefault(folder, {})[view] = {"blocks": runs(whole), "marks": marks}
-        return seal({"format": FORMAT, "store": self.identity["digest"], "images": len(self.row_of), "passes": passes})
+        return with_checksum({"format": FORMAT, "store": self.identity["digest"], "images": len(self.row_of), "passes": passes})
 
     def digest_of_marks(self, view: str, folder: str, blocks: Iterable[int]) -> str:
         marks = [self.mark_path(view, folder, block) for block in blocks]
-        return sha256(b"".join(each(read, marks, self.folder)))
+        return sha256(b"".join(map_concurrently(read, marks, self.folder)))
 
     # What a run asks for
 
     def check(
-        self, rows: list[ImageRow], views: Iterable[int], passes: Iterable[tuple[Pass, bool]], any_code: bool = False
+        self, rows: list[ImageRow], views: Iterable[int], passes: Iterable[tuple[ArrayGroup, bool]], any_code: bool = False
     ) -> None:
         """Refuses, naming the difference, unless the passes (each with: does it use labels?) are whole for them, and stored by
         the code that would compute them now (`any_code`: or by other code)."""
@@ -634,24 +634,24 @@ class Store:
         self._refuse_changed(rows, "image")
         users = [pass_.folder for pass_, uses_labels in passes if uses_labels]
         if users:
-            self._refuse_changed(rows, "label", f" (used by {listed(users)})")
+            self._refuse_changed(rows, "label", f" (used by {join_names(users)})")
         blocks = sorted({self.row_of[row.id] // self.block_rows for row in rows})
         for pass_, _ in passes:
             if not self.has_pass(pass_):
                 raise StoreError(f"{self.folder}: {pass_.folder} was never stored{self._nearest(pass_)}")
             for view in views:
                 key = view_name(view), pass_.folder
-                faults = [fault for fault in each(lambda block: self.fault(*key, block), blocks, self.folder) if fault]
+                faults = [fault for fault in map_concurrently(lambda block: self.fault(*key, block), blocks, self.folder) if fault]
                 if faults:
                     raise StoreError(
                         f"{self.folder}: {len(faults)} of {len(blocks)} blocks of {pass_.folder}, view "
                         f"{view}, are not filled (first: {faults[0]})"
                     )
 
-    def _nearest(self, pass_: Pass) -> str:
+    def _nearest(self, pass_: ArrayGroup) -> str:
         stored = [self.pass_file(folder) for folder in self.stored_passes() if folder[:-9] == pass_.name]
-        apart = [difference(content["record"], pass_.record) for content in stored]
-        return f" (nearest: {listed(min(apart, key=len))})" if apart else ""
+        apart = [diff(content["record"], pass_.record) for content in stored]
+        return f" (nearest: {join_names(min(apart, key=len))})" if apart else ""
 
     def stored_crcs(self, view: str, folder: str, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Of each field the crc of these rows, vouched for by the marks. StoreError where a block is not whole."""
@@ -669,12 +669,12 @@ class Store:
         found = {name: np.empty(len(rows), CRC) for name in names}
         numbers, counts = np.unique(blocks, return_counts=True)
         parts = np.split(np.argsort(blocks, kind="stable"), np.cumsum(counts)[:-1])  # where the rows of each are
-        for here, stored in zip(parts, each(of_block, numbers.tolist(), self.folder)):
+        for here, stored in zip(parts, map_concurrently(of_block, numbers.tolist(), self.folder)):
             for name, crcs in zip(names, stored):
                 found[name][here] = crcs[rows[here] % self.block_rows]
         return found
 
-    def digest_of(self, rows: list[ImageRow], views: Iterable[int], passes: Iterable[Pass]) -> str:
+    def digest_of(self, rows: list[ImageRow], views: Iterable[int], passes: Iterable[ArrayGroup]) -> str:
         """One digest of just these images and their rows, whatever else is stored, and where."""
         rows, names = sorted(rows, key=lambda row: row.id), [view_name(view) for view in views]
         index = np.array([self.row_of[row.id] for row in rows])
@@ -689,7 +689,7 @@ class Store:
 def store_folder(root: AnyPath, kind: str, dataset: str, identity_record: dict) -> AnyPath:
     if fault := name_fault(dataset):
         raise StoreError(f"{root}: the dataset {dataset!r} {fault}; rename it")
-    return place(root) / dataset / f"{kind}-{identity_digest(identity_record)[:12]}"
+    return as_path(root) / dataset / f"{kind}-{identity_digest(identity_record)[:12]}"
 
 
 # What store.json, a pass and a mark can say; anything else was written by no store

@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import StoreError
-from pipeline.identity import listed
+from pipeline.identity import join_names
 from pipeline.progress import Progress
 from pipeline.store.executors import threads
 from pipeline.store.files import (
-    claimed,
+    append_history,
+    check_and_parse,
+    claim_block,
     finite,
     image_row,
     local,
     locked,
-    note,
     parse_images,
     read,
     read_chunk,
     remove,
     row_crcs,
-    unseal,
     write,
     writing,
 )
@@ -36,7 +36,7 @@ from pipeline.store.notes import NOTES, note_faults, rows_of
 from pipeline.store.store import VIEW, is_pass
 
 if TYPE_CHECKING:
-    from pipeline.store.store import Pass, Store
+    from pipeline.store.store import ArrayGroup, Store
 
 
 @dataclass
@@ -140,8 +140,8 @@ def unvouched(store: Store) -> list[str]:
 
 
 def _faults_of_metadata(store: Store) -> Iterator[str]:
-    checks = [(unseal, store.path("store.json")), *((parse_images, path) for path in store.image_files())]
-    checks += [(unseal, path) for path in [store.path("manifest.json"), store.path("code.json")] if path.exists()]
+    checks = [(check_and_parse, store.path("store.json")), *((parse_images, path) for path in store.image_files())]
+    checks += [(check_and_parse, path) for path in [store.path("manifest.json"), store.path("code.json")] if path.exists()]
     for check, path in checks:
         try:
             check(read(path), path)
@@ -150,7 +150,7 @@ def _faults_of_metadata(store: Store) -> Iterator[str]:
     history = store.path("history.jsonl")
     for number, line in enumerate(read(history).splitlines(keepends=True) if history.exists() else [], start=1):
         try:
-            unseal(line, history)
+            check_and_parse(line, history)
         except StoreError as error:
             yield f"{error} (line {number})"
     for folder in sorted({*store.stored_passes(), *(folder for _, folder in store.stored_groups())}):
@@ -165,7 +165,7 @@ def _broken_promises(store: Store) -> Iterator[str]:
     """What the manifest calls whole and is not."""
     path = store.path("manifest.json")
     try:
-        content = unseal(read(path), path)
+        content = check_and_parse(read(path), path)
     except StoreError:  # never finalised, or reported already
         return
     promised = extents(content, store.num_blocks)
@@ -250,7 +250,7 @@ def _faults_of_block(store: Store, view: str, folder: str, block: int, deep: boo
     for name in store.layout(folder):
         if name in rows and f"{name}_crc" in rows:
             fine = (row_crcs(rows[name]) == rows[f"{name}_crc"]) & finite(rows[name])
-            bad = listed([repr(image.id) for image, good in zip(images, fine) if not good])
+            bad = join_names([repr(image.id) for image, good in zip(images, fine) if not good])
             if held is not None and fine.any():
                 ids = [image.id for image, good in zip(images, fine) if good]
                 held[name] = Values.of(rows[name][fine] if bad else rows[name], ids)
@@ -258,7 +258,7 @@ def _faults_of_block(store: Store, view: str, folder: str, block: int, deep: boo
                 yield f"{store.folder}: {name!r} differs from its crc, or is not finite, for image {bad}"
     if store.kind == "prepared" and all(name in rows for name in store.layout(folder)):
         made = [image_row(image.id, {name: rows[name][i] for name in store.layout(folder)}) for i, image in enumerate(images)]
-        if other := listed([repr(image.id) for image, found in zip(images, made) if found != image]):
+        if other := join_names([repr(image.id) for image, found in zip(images, made) if found != image]):
             yield f"{store.folder}: the rows are not those of the digest in the list of images, for image {other}"
 
 
@@ -283,7 +283,7 @@ def _strays(store: Store) -> Iterator[str]:
 # Repair
 
 
-def repair(store: Store, passes: Sequence[Pass] = (), workers: int = 1) -> list[str]:
+def repair(store: Store, passes: Sequence[ArrayGroup] = (), workers: int = 1) -> list[str]:
     """Mends what can be without a teacher, and makes the damaged blocks missing, so that the next fill writes them, and
     only them. Returns what was done.
 
@@ -299,7 +299,7 @@ def repair(store: Store, passes: Sequence[Pass] = (), workers: int = 1) -> list[
             write([(history, b"".join(fine))])
             done.append(f"{history}: {len(lines) - len(fine)} damaged lines dropped")
         if not lines:
-            note(store.folder, "repair", history="begun again")
+            append_history(store.folder, "repair", history="begun again")
             done.append(f"{history}: begun again")
         code = store.path("code.json")
         if code.exists() and not _fine(read(code), code):
@@ -317,14 +317,14 @@ def repair(store: Store, passes: Sequence[Pass] = (), workers: int = 1) -> list[
         for block, (faults, _) in enumerate(_blocks(store, view, folder, True, workers)):
             if faults:
                 mark = store.mark_path(view, folder, block)
-                with writing(store.folder), claimed(mark) as claim:  # a fill, or another repair, may have been faster
+                with writing(store.folder), claim_block(mark) as claim:  # a fill, or another repair, may have been faster
                     if mark.exists() and any(_faults_of_block(store, view, folder, block, True, None)):
                         remove(mark)
                         done.append(f"{store.folder}: block {block} of {folder}, {view}, is to be filled again")
-                    claim.give_up()
+                    claim.release()
     if done:
         with locked(store.folder):
-            note(store.folder, "repair", done=len(done))
+            append_history(store.folder, "repair", done=len(done))
     begun = store.path("manifest.json").exists()
     store.finalise()
     return done if begun else [*done, f"{store.folder / 'manifest.json'}: written again"]
@@ -332,7 +332,7 @@ def repair(store: Store, passes: Sequence[Pass] = (), workers: int = 1) -> list[
 
 def _fine(line: bytes, path) -> bool:
     try:
-        unseal(line, path)
+        check_and_parse(line, path)
     except StoreError:
         return False
     return True

@@ -23,11 +23,13 @@ from pipeline.later import leave_out
 from pipeline.lookup import find_class
 from pipeline.models._flipped import FlipAveraged
 from pipeline.models.base import ModelBase, Output, as_float, shapes
-from pipeline.store import ImageRow, Pass, Store
+from pipeline.store import ArrayGroup, ImageRow, Store
 from pipeline.store.files import AnyPath
 from pipeline.targets.base import Context, Field, TargetType
 
-MATRIX = Pass("matrix", {"type": "matrix", "version": geometry.VERSION}, {"matrix": Field((2, 3), "float64", ("row", "column"))})
+MATRIX = ArrayGroup(
+    "matrix", {"type": "matrix", "version": geometry.VERSION}, {"matrix": Field((2, 3), "float64", ("row", "column"))}
+)
 
 
 def build_teacher(teacher: Teacher, dataset: DatasetBase, size: tuple[int, int], lanes: int = 0) -> ModelBase:
@@ -97,7 +99,7 @@ def check_views(views: Views, dataset: DatasetBase, where: str) -> None:
         raise ConfigError(f"{where}: views.mirror: this dataset has no class permutation for mirrored images; write false")
 
 
-def target_passes(targets: Mapping[str, Plugin], context: Context) -> dict[str, tuple[TargetType, Pass]]:
+def target_passes(targets: Mapping[str, Plugin], context: Context) -> dict[str, tuple[TargetType, ArrayGroup]]:
     """Each named target with where it is stored. Equal targets under two names share one pass."""
     result = {}
     for name, plugin in targets.items():
@@ -109,7 +111,7 @@ def target_passes(targets: Mapping[str, Plugin], context: Context) -> dict[str, 
             )
         result[name] = (
             target,
-            Pass(plugin.name, target.record(plugin.name), target.fields(context), records.target_code(plugin.name)),
+            ArrayGroup(plugin.name, target.record(plugin.name), target.fields(context), records.target_code(plugin.name)),
         )
     return result
 
@@ -143,9 +145,9 @@ def open_whole(
     identity_record: dict,
     images: Sequence[ImageRow],
     num_views: int,
-    named: Mapping[str, tuple[TargetType, Pass]],
+    named: Mapping[str, tuple[TargetType, ArrayGroup]],
     config: Path,
-) -> tuple[Store, list[Pass]]:
+) -> tuple[Store, list[ArrayGroup]]:
     """The cache of this identity and its passes, the matrices first, all of them whole for these images and views. Raises
     StoreError with what to run."""
     passes = {pass_.folder: (pass_, by_labels(identity_record, target)) for target, pass_ in named.values()}
@@ -181,7 +183,7 @@ def weights_digest(teacher: Teacher, path: Path) -> str:
     return digest
 
 
-class BadAnswer(StoreError):
+class BadTeacherOutput(StoreError):
     """A teacher's answer from which nothing can be learned: for which of the images and targets, and what is wrong."""
 
     def __init__(self, image: int, targets: Sequence[int], what: str):
@@ -189,7 +191,7 @@ class BadAnswer(StoreError):
         self.image, self.targets, self.what = image, list(targets), what
 
 
-class Answers:
+class TeacherRunner:
     """A teacher in eval mode that answers one block's view at a time, in batches of one fixed size.
 
     Batches never cross a block and the last is filled up with repeats, so a row does not depend on what else is filled.
@@ -228,7 +230,7 @@ class Answers:
     def rows(
         self, targets: Sequence[TargetType], images: np.ndarray, labels: np.ndarray, matrices: np.ndarray
     ) -> list[dict[str, np.ndarray]]:
-        """For each target, its encoded fields [n, ...] for these n images. Raises BadAnswer."""
+        """For each target, its encoded fields [n, ...] for these n images. Raises BadTeacherOutput."""
         return joined([self._batch(targets, images, labels, matrices, start) for start in range(0, len(images), self.batch)])
 
     def begin(
@@ -289,7 +291,7 @@ def computed(target: TargetType, output: Output, labels_BHW: torch.Tensor, conte
 
 
 def refuse_output(output: Output, targets: Sequence[TargetType], start: int) -> None:
-    """Raises BadAnswer at NaN, infinity, or a map that is the same everywhere, in the layers that the targets read."""
+    """Raises BadTeacherOutput at NaN, infinity, or a map that is the same everywhere, in the layers that the targets read."""
     maps = output.features if output.logits is None else {**output.features, "logits": output.logits}
     for role, map_BChw in maps.items():
         readers = [number for number, target in enumerate(targets) if role in target.source_layers()]
@@ -301,22 +303,22 @@ def refuse_output(output: Output, targets: Sequence[TargetType], start: int) -> 
             if bad_B.any():
                 image = int(bad_B.nonzero()[0])
                 what = "the same at all positions" if finite_B[image] else "not finite"
-                raise BadAnswer(start + image, readers, f"the teacher's {role!r} is {what}")
+                raise BadTeacherOutput(start + image, readers, f"the teacher's {role!r} is {what}")
 
 
 def refuse_values(
     values: Mapping[str, torch.Tensor], target: TargetType, number: int, labels_BHW: torch.Tensor, context: Context, start: int
 ) -> None:
-    """Raises BadAnswer at what is not finite, or all zero for every image of a batch that shows a region: one alone may
+    """Raises BadTeacherOutput at what is not finite, or all zero for every image of a batch that shows a region: one alone may
     well be, e.g. where no labelled cell responds."""
     for name, value in values.items():
         if value.is_floating_point():
             flat_BN = value.flatten(1)
             finite_B, zero_B = torch.stack([flat_BN.isfinite().all(dim=1), (flat_BN == 0).all(dim=1)]).cpu()
             if not finite_B.all():
-                raise BadAnswer(start + int((~finite_B).nonzero()[0]), [number], f"its {name} is not finite")
+                raise BadTeacherOutput(start + int((~finite_B).nonzero()[0]), [number], f"its {name} is not finite")
             if zero_B.any() and (shows_B := regions_shown(labels_BHW, target, context)).any() and zero_B[shows_B].all():
-                raise BadAnswer(start + int(shows_B.nonzero()[0]), [number], f"its {name} is all zero")
+                raise BadTeacherOutput(start + int(shows_B.nonzero()[0]), [number], f"its {name} is all zero")
 
 
 def regions_shown(labels_BHW: torch.Tensor, target: TargetType, context: Context) -> torch.Tensor:
@@ -341,5 +343,5 @@ def encoded(values: Mapping[str, torch.Tensor], target: TargetType, number: int,
             try:
                 target.encode({name: value[image : image + 1] for name, value in values.items()})
             except OverflowError:
-                raise BadAnswer(start + image, [number], str(error)) from None
+                raise BadTeacherOutput(start + image, [number], str(error)) from None
         raise

@@ -3,7 +3,7 @@
 Each part is made when it is first asked for, and kept: a stage that reads no target makes none.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +13,13 @@ from pipeline.config import Config, Plugin
 from pipeline.data import prepared
 from pipeline.datasets.base import DatasetBase
 from pipeline.models.base import ModelBase
-from pipeline.store import ImageRow, Pass, Reader, Store
+from pipeline.store import ArrayGroup, ImageRow, Reader, Store
 from pipeline.store.files import AnyPath
 from pipeline.targets.base import Context, TargetType
 from pipeline.teacher import cache
-from pipeline.teacher.online import LiveTargets, live_targets
+from pipeline.teacher.online import OnlineTargets, online_targets
 
-Named = Mapping[str, tuple[TargetType, Pass]]  # targets by their name in the file, each with where it is stored
+Named = dict[str, tuple[TargetType, ArrayGroup]]  # targets by their name in the file, each with where it is stored
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Experiment:
     # Prepared images
 
     @cached_property
-    def sample(self) -> Pass:
+    def sample(self) -> ArrayGroup:
         return prepared.sample_pass(self.config.prepare.size, self.source.lanes, self.config.prepare.fit)
 
     @cached_property
@@ -115,17 +115,17 @@ class Experiment:
         """The cache, whole or not."""
         return Store.find(self.root, "targets", self.config.dataset.name, self.identity)
 
-    def open_cache(self, targets: Named) -> tuple[Store, list[Pass]]:
+    def open_cache(self, targets: Named) -> tuple[Store, list[ArrayGroup]]:
         """The cache and its passes, the matrices first, whole for these targets and the training images."""
         config = self.config
         return cache.open_whole(
             self.root, config.dataset.name, self.identity, self.images, config.views.count, targets, config.path
         )
 
-    def live_targets(self, names: Iterable[str], samples: Reader, *, batch: int, device: str) -> LiveTargets:
+    def online_targets(self, names: Iterable[str], samples: Reader, *, batch: int, device: str) -> OnlineTargets:
         """The same from the teacher itself, for these samples."""
         config = self.config
-        return live_targets(
+        return online_targets(
             config.teacher,
             {name: config.targets[name] for name in names},
             self.source,

@@ -6,7 +6,7 @@ fresh ones too.
 
     store, sample, images = prepared.open_whole(root, config.dataset, dataset, config.prepare, dataset.ids("train"))
     samples = Reader(store, [sample], [image.id for image in images], 1)
-    targets = live_targets(config.teacher, config.targets, dataset, config.prepare, config.views, weights_file, samples, sample,
+    targets = online_targets(config.teacher, config.targets, dataset, config.prepare, config.views, weights_file, samples, sample,
                            batch=8, device="cpu")
     loader = Loader(samples, sample, samples.ids, ..., cached=targets)
 """
@@ -22,20 +22,20 @@ from torch import Tensor
 from pipeline.config import Plugin, Prepare, Teacher, Views
 from pipeline.data import views as geometry
 from pipeline.datasets.base import DatasetBase
-from pipeline.store import Pass, Reader
+from pipeline.store import ArrayGroup, Reader
 from pipeline.targets.base import TargetType
 from pipeline.teacher import cache
 
 
 @dataclass(frozen=True)
-class LiveTargets:
+class OnlineTargets:
     """`samples` holds the prepared images on the host. The teacher answers `answers.batch` views at a time."""
 
-    answers: cache.Answers
+    answers: cache.TeacherRunner
     samples: Reader
-    sample: Pass
+    sample: ArrayGroup
     views: Views
-    targets: Mapping[str, tuple[TargetType, Pass]]
+    targets: Mapping[str, tuple[TargetType, ArrayGroup]]
 
     def matrices(self, positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """[B, 2, 3], drawn as the fill draws them."""
@@ -65,7 +65,7 @@ class LiveTargets:
         }  # as stored rows lie, or sums are taken in another order
 
 
-def live_targets(
+def online_targets(
     teacher: Teacher,
     targets: Mapping[str, Plugin],
     dataset: DatasetBase,
@@ -73,13 +73,13 @@ def live_targets(
     views: Views,
     weights_file: Path,
     samples: Reader,
-    sample: Pass,
+    sample: ArrayGroup,
     *,
     batch: int,
     device,
-) -> LiveTargets:
+) -> OnlineTargets:
     """What this teacher makes of the samples, with its weights from the file."""
     model = cache.load_teacher(teacher, dataset, prepare.size, weights_file)
     context = cache.context(teacher.model, dataset, prepare.size)
-    answers = cache.Answers(model, dataset, context, prepare.size, precision=teacher.precision, batch=batch, device=device)
-    return LiveTargets(answers, samples, sample, views, cache.target_passes(targets, context))
+    answers = cache.TeacherRunner(model, dataset, context, prepare.size, precision=teacher.precision, batch=batch, device=device)
+    return OnlineTargets(answers, samples, sample, views, cache.target_passes(targets, context))

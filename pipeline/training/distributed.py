@@ -28,24 +28,24 @@ def start(device: str) -> str:
     return device
 
 
-def share() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """This process's number, and how many there are."""
     return (group.get_rank(), group.get_world_size()) if group.is_initialized() else (0, 1)
 
 
-def first() -> bool:
-    return share()[0] == 0
+def is_main_process() -> bool:
+    return rank_and_world_size()[0] == 0
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all are here."""
     if group.is_initialized():
         group.barrier()
 
 
-def average(tensors: Iterable[Tensor]) -> None:
+def all_reduce_mean(tensors: Iterable[Tensor]) -> None:
     """Each tensor becomes its mean over the processes."""
-    count = share()[1]
+    count = rank_and_world_size()[1]
     if count > 1 and (tensors := list(tensors)):
         flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
         group.all_reduce(flat)
@@ -55,4 +55,4 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     """The same modules, with batch norms that look at all processes' images."""
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if share()[1] > 1 and device.type == "cuda" else model
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if rank_and_world_size()[1] > 1 and device.type == "cuda" else model

@@ -24,12 +24,12 @@ from pipeline.errors import ConfigError
 from pipeline.losses.base import Batch
 from pipeline.progress import say
 from pipeline.seeds import text_digest
-from pipeline.store import Pass, Reader
+from pipeline.store import ArrayGroup, Reader
 from pipeline.store.files import local
 from pipeline.targets.base import TargetType
 
 if TYPE_CHECKING:
-    from pipeline.teacher.online import LiveTargets
+    from pipeline.teacher.online import OnlineTargets
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class CachedTargets:
     """The targets a method reads: `reader` holds their rows and the views' matrices, for the same ids as the samples'."""
 
     reader: Reader
-    matrix: Pass
-    targets: Mapping[str, tuple[TargetType, Pass]]
+    matrix: ArrayGroup
+    targets: Mapping[str, tuple[TargetType, ArrayGroup]]
 
     def matrices(self, positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         return self.reader.read(self.matrix, positions, numbers)["matrix"]
@@ -57,7 +57,7 @@ class Loader:
     def __init__(
         self,
         samples: Reader,
-        sample: Pass,
+        sample: ArrayGroup,
         ids: Sequence[str],
         *,
         dataset: DatasetBase,
@@ -66,7 +66,7 @@ class Loader:
         training: Training,
         seed: int,
         device,
-        cached: "CachedTargets | LiveTargets | None" = None,
+        cached: "CachedTargets | OnlineTargets | None" = None,
         share: tuple[int, int] = (0, 1),
     ):
         """`share` (i, n): of every batch, the i-th of n equal parts, for one of n processes. Raises ConfigError."""
@@ -87,7 +87,7 @@ class Loader:
             raise ConfigError(
                 f"training.held_out: {training.held_out} of {len(self.ids)} images leave none to train on; write less"
             )
-        order = surveyed(self.ids)
+        order = scan_order(self.ids)
         self.held_out, self.shown = np.array(order[: training.held_out], int), np.sort(order[training.held_out :])
 
     @property
@@ -137,9 +137,9 @@ class Loader:
             return epochs + 1
         return np.array([geometry.view_of_epoch(self.ids[p], e, self.views.count) for p, e in zip(positions, epochs)])
 
-    def survey(self, images: int = 16) -> Iterator[dict[str, dict[str, Tensor]]]:
+    def scan(self, images: int = 16) -> Iterator[dict[str, dict[str, Tensor]]]:
         """Rows of the plain view, some images at a time, in an order that follows from the ids alone."""
-        order = np.array(surveyed(self.ids)[self.training.held_out :])
+        order = np.array(scan_order(self.ids)[self.training.held_out :])
         for start in range(0, len(order), images):
             positions = order[start : start + images]
             yield self._targets(positions, np.zeros_like(positions))
@@ -147,7 +147,7 @@ class Loader:
     def class_shares(self, images: int = 2000) -> Tensor:
         """[K]: each class's part of the labelled pixels, of all images or of these many of them."""
         counts = np.zeros(256)
-        for position in surveyed(self.ids)[self.training.held_out :][:images]:
+        for position in scan_order(self.ids)[self.training.held_out :][:images]:
             label = self.samples.read(self.sample, np.array([position]), np.array([0]))["label"]
             counts += np.bincount(torch.as_tensor(label).cpu().numpy().ravel(), minlength=256)
         counts = counts[: len(self.dataset.classes)]
@@ -175,7 +175,7 @@ class Loader:
             self._order = (
                 epoch,
                 self.shown[
-                    windowed(self.seed, epoch, self.shown // block, window)
+                    block_shuffled(self.seed, epoch, self.shown // block, window)
                     if block
                     else permutation(self.seed, epoch, len(self.shown))
                 ],
@@ -229,8 +229,8 @@ def ahead(loader: Loader, steps: Sequence[int]) -> Iterator[Batch]:
             yield batch
 
 
-def surveyed(ids: Sequence[str]) -> list[int]:
-    """Positions of the images as a survey shows them: in the order of their ids' digests, wherever they stand in a list."""
+def scan_order(ids: Sequence[str]) -> list[int]:
+    """Positions of the images as a scan shows them: in the order of their ids' digests, wherever they stand in a list."""
     return sorted(range(len(ids)), key=lambda position: text_digest(ids[position], 8))
 
 
@@ -239,7 +239,7 @@ def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return _generator(seed, epoch).permutation(count)
 
 
-def windowed(seed: int, epoch: int, blocks_N: np.ndarray, window: int) -> np.ndarray:
+def block_shuffled(seed: int, epoch: int, blocks_N: np.ndarray, window: int) -> np.ndarray:
     """The order in one epoch of images that lie in these blocks: the blocks in random order, `window` of them at a time, and
     their images shuffled. So each block is done with before the next window begins."""
     draw, numbers_N = _generator(seed, epoch), np.unique(blocks_N, return_inverse=True)[1]

@@ -27,7 +27,7 @@ import torch
 from pipeline import records, weights
 from pipeline.errors import PipelineError
 from pipeline.files import write_text, write_tsv
-from pipeline.identity import difference, listed
+from pipeline.identity import diff, join_names
 from pipeline.progress import Progress, say
 from pipeline.stopping import Stopped, in_order
 from pipeline.training import distributed
@@ -54,19 +54,22 @@ class Run:
         """Notes in `apart` where the run that is there was made from something else."""
         path = self.folder / "run.json"
         if path.exists():
-            self.apart = difference(records.read(path), self.record)
+            self.apart = diff(records.read(path), self.record)
         else:
             self.apart = ["run.json: nothing here"] if (self.folder / "checkpoint.pt").exists() else []
 
     def open(self) -> None:
         """Sets aside what was made from something else, and writes the record. A training does so once it has made a step that
         went well: a value that is refused before leaves a finished run where it is."""
-        if self.opened or not distributed.first():
+        if self.opened or not distributed.is_main_process():
             return
         if self.apart:
             aside = _free_name(self.folder)
             os.rename(self.folder, aside)
-            say(f"{self.folder}: was made from something else ({listed(self.apart)}); set aside as {aside.name}, starting afresh")
+            say(
+                f"{self.folder}: was made from something else ({join_names(self.apart)}); "
+                f"set aside as {aside.name}, starting afresh"
+            )
             if self._locks:
                 self._locks.append(self._lock())
                 if (self.folder / "run.json").exists():
@@ -143,7 +146,7 @@ class Run:
                 f"{self.folder}: step {steps - 1}: the weights are not finite any more; lower the learning rate "
                 f"(the last checkpoint is from before)"
             )
-        if not distributed.first():
+        if not distributed.is_main_process():
             return
         state = {
             **step.state(),
@@ -173,7 +176,7 @@ class Run:
 
     def note(self, first: int, last: int, seconds: float, device: torch.device) -> None:
         """Steps first..last-1 took so long, and are kept: a checkpoint holds them."""
-        if not distributed.first():
+        if not distributed.is_main_process():
             return
         line = {
             "first": first,
@@ -187,7 +190,7 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
     def finish(self, step: Step) -> None:
-        if not distributed.first():
+        if not distributed.is_main_process():
             return
         self._write_curves()  # again: DVC deletes a stage's outs before it runs a finished one
         shutil.rmtree(self.folder / "curves", ignore_errors=True)
@@ -206,7 +209,7 @@ def fit(run: Run, step: Step, loader: Loader, what: str) -> None:
     SIGTERM and Ctrl-C, where they are `stoppable`, raise Stopped with the last step kept; not so among several processes, which
     would have to agree on a step: those go on from the last checkpoint.
     """
-    if distributed.share()[1] > 1:
+    if distributed.rank_and_world_size()[1] > 1:
         return _fit(run, step, loader, what, nullcontext([]))
     with run.alone():
         _fit(run, step, loader, what, in_order())
@@ -223,7 +226,7 @@ def _fit(run: Run, step: Step, loader: Loader, what: str, signals) -> None:
         steps = range(begin, training.steps)
         for number, batch in zip(steps, ahead(loader, steps)):
             values, norms = step(batch)
-            if not run.opened and distributed.first():
+            if not run.opened and distributed.is_main_process():
                 _refuse_step(run, step, number, values)
                 run.open()
             run.pending.append((number, values))  # they stay on the device until a window ends: reading one waits for it

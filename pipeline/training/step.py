@@ -128,11 +128,11 @@ class Step:
         for group, factor in zip(self.optimiser.param_groups, self.lr_factors):
             group["lr"] = lr * factor
         self.model.train(), self.losses.train()
-        reseed(self.seed, batch.step, distributed.share()[0])
+        reseed(self.seed, batch.step, distributed.rank_and_world_size()[0])
         self.optimiser.zero_grad(set_to_none=True)
         parts = batch.parts(self.training.accumulate)
         counted = labelled_weight(batch.labels_BHW, self.weights_K) / len(parts)
-        distributed.average([counted])
+        distributed.all_reduce_mean([counted])
         values, norms = {}, {}
         for part in parts:
             measured = part is parts[0] and batch.step % self.training.norm_every == 0
@@ -142,7 +142,7 @@ class Step:
             (sum(weight * value for weight, value in terms.values()) / len(parts)).backward()
             for name, (_, value) in terms.items():
                 values[name] = values.get(name, 0) + value.detach() / len(parts)
-        distributed.average([*values.values(), *(p.grad for p in self._parameters() if p.grad is not None)])
+        distributed.all_reduce_mean([*values.values(), *(p.grad for p in self._parameters() if p.grad is not None)])
         self.optimiser.step()
         if self.mean:
             self._follow(batch.step)
@@ -201,7 +201,7 @@ class Step:
 
 def check_batch(build: Callable[[], nn.Module], size: tuple[int, int], training: Training, device: str, where: str) -> None:
     """Raises ConfigError if images reach this network one at a time and it can't be trained so; `where` is the section."""
-    processes = 1 if torch.device(device).type == "cuda" else distributed.share()[1]  # see distributed.synchronised
+    processes = 1 if torch.device(device).type == "cuda" else distributed.rank_and_world_size()[1]  # see distributed.synchronised
     if training.batch // training.accumulate // processes == 1 and not trains_on_one_image(build, size):
         parts = f" in {training.accumulate} parts" if training.accumulate > 1 else ""
         raise ConfigError(

@@ -12,7 +12,7 @@ from toy_store import GRAPH, MATRIX, PASSES, VIEWS, create, fill, filled, images
 
 from pipeline.errors import StoreError
 from pipeline.store import ImageRow, Reader, Store
-from pipeline.store.files import images_tsv, parse_images, seal, unseal
+from pipeline.store.files import check_and_parse, images_tsv, parse_images, with_checksum
 from pipeline.store.reader import free_bytes
 from pipeline.store.verification import verify
 
@@ -277,8 +277,8 @@ def test_verify_names_blocks_that_were_whole_once(small, tmp_path):
 
 def test_every_byte_of_sealed_json_and_of_a_list_of_images_counts(tmp_path):
     for data, parse in [
-        (seal({"a": [1, 2.5, "ü\n"], "b": {}}), unseal),
-        (seal({"a": 1}, indent=None), unseal),
+        (with_checksum({"a": [1, 2.5, "ü\n"], "b": {}}), check_and_parse),
+        (with_checksum({"a": 1}, indent=None), check_and_parse),
         (images_tsv([ImageRow("x y", "ab", "-"), ImageRow("\udcff", "1", "2")]), parse_images),
     ]:
         parse(data, tmp_path)

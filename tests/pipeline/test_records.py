@@ -44,7 +44,7 @@ RULES = [
     ("models.base", "value.float() for value in (output.logits", "value.double() for value in (output.logits"),
     ("models.base", 'allow_tf32 = precision == "tf32"\n    torch.backends.cudnn', "allow_tf32 = True\n    torch.backends.cudnn"),
     ("models._network", "import math", "import cmath as math"),
-    ("losses.base", "needs_survey: bool = False", "needs_survey: bool = True"),
+    ("losses.base", "needs_scan: bool = False", "needs_scan: bool = True"),
     ("losses.base", "count * size, size", "count * size, 1"),
     ("losses.kd", "temperature", "warmth"),
     ("losses._logits", "return ", "return 2 * "),

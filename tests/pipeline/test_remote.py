@@ -18,10 +18,10 @@ from toy_store import filled as filled_store
 
 from pipeline.errors import StoreError
 from pipeline.store import Reader, Store
-from pipeline.store.files import place, seal, unseal
+from pipeline.store.files import as_path, check_and_parse, with_checksum
 from pipeline.store.remote import RemoteError, RemotePath
 from pipeline.store.verification import verify
-from pipeline.training.loading import windowed
+from pipeline.training.loading import block_shuffled
 from stages import cache as stage
 
 s3fs = pytest.importorskip("s3fs", reason="reads s3://; pip install '.[s3]'")
@@ -90,7 +90,7 @@ def test_a_fill_there_leaves_the_files_of_a_fill_here_and_reads_alike(tmp_path, 
     assert remote_tree(there.folder) == tree(here.folder)
     positions, views = asked()
     for memory in ("disk", "ram"):
-        reader = Reader(Store.find(place(f"{bucket}/cache"), "targets", "roads", RECORD), PASSES, IDS, len(VIEWS), memory=memory)
+        reader = Reader(Store.find(as_path(f"{bucket}/cache"), "targets", "roads", RECORD), PASSES, IDS, len(VIEWS), memory=memory)
         assert ("from object storage" in reader.strategy) == (memory == "disk")
         for pass_ in PASSES:
             meant = Reader(here, PASSES, IDS, len(VIEWS)).read(pass_, positions, views)
@@ -120,7 +120,7 @@ def test_loader_workers_read_from_there(bucket, start):
 
 def test_an_order_by_blocks_fetches_each_file_there_once_an_epoch(bucket, monkeypatch):
     store = filled(bucket)
-    reader, order = Reader(store, [GRAPH], IDS, len(VIEWS), memory="disk"), windowed(0, 0, np.arange(COUNT) // 4, 1)
+    reader, order = Reader(store, [GRAPH], IDS, len(VIEWS), memory="disk"), block_shuffled(0, 0, np.arange(COUNT) // 4, 1)
     meant, requests, whole = reader.read(GRAPH, order, order % 2)["graph"], [], RemotePath.read_bytes
     monkeypatch.setattr(RemotePath, "read_bytes", lambda path: requests.append(path.key) or whole(path))
     monkeypatch.setattr(RemotePath, "read_ranges", None)  # no row is asked for by itself
@@ -184,7 +184,7 @@ def test_a_fill_killed_between_data_and_mark_goes_on_and_ends_in_the_same_bytes(
 
 def test_a_store_is_pulled_to_disk_pushed_back_and_pulled_again_after_growth(tmp_path, bucket):
     store = filled(bucket / "cache")
-    said = stage.pull(source=place(str(store.folder)), root=tmp_path / "here", num_views=None)
+    said = stage.pull(source=as_path(str(store.folder)), root=tmp_path / "here", num_views=None)
     folder = tmp_path / "here" / "roads" / store.folder.name
     assert str(folder) in said and tree(folder) == remote_tree(store.folder) and verify(Store.open(folder)) == []
 
@@ -224,9 +224,9 @@ def test_a_pull_of_a_bucket_writes_what_a_mark_names_nowhere_but_in_its_block(tm
     for key in (f"{theirs.key}/{name}", f"{theirs.key}{name}"):
         RemotePath(theirs.protocol, key).write_bytes(data)
     mark = sorted(theirs.glob("done/v000/*.json"))[0]
-    content = unseal(mark.read_bytes(), mark)
+    content = check_and_parse(mark.read_bytes(), mark)
     content["files"][name] = [len(data), f"{crc32c(b'theirs'):08x}"]
-    mark.write_bytes(seal(content, indent=None))
+    mark.write_bytes(with_checksum(content, indent=None))
     with pytest.raises(StoreError, match="names other files than those of its block"):
         stage.pull(source=bucket / "cache", root=tmp_path / "here", num_views=None)
     assert not [*outside.iterdir()] and {path.name for path in tmp_path.iterdir()} == {"here", "outside"}
@@ -245,9 +245,9 @@ def test_what_cannot_be_reached_is_one_line(server, monkeypatch):
     with pytest.raises(StoreError, match="No such file"):
         Store.open("s3://no-such-bucket/roads/targets-000000000000")
     with pytest.raises(RemoteError, match="no such bucket; create it"):
-        create(place("s3://no-such-bucket/cache"))
+        create(as_path("s3://no-such-bucket/cache"))
     with pytest.raises(StoreError, match="there is no targets store"):
-        Store.find(place("s3://no-such-bucket/cache"), "targets", "roads", RECORD)
+        Store.find(as_path("s3://no-such-bucket/cache"), "targets", "roads", RECORD)
     with pytest.raises(RemoteError, match="install"):
         Store.open("nowhere://bucket/x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

@@ -13,8 +13,8 @@ from google_crc32c import value as crc32c
 from toy_store import GRAPH, MATRIX, PASSES, RECORD, VIEWS, create, fill, filled, images, tree, values
 
 from pipeline.errors import StoreError
-from pipeline.identity import difference, digest_array, identity_digest
-from pipeline.store import ImageRow, Pass, Store
+from pipeline.identity import diff, digest_array, identity_digest
+from pipeline.store import ArrayGroup, ImageRow, Store
 from pipeline.store.files import Array, codec_chain, row_crcs
 from pipeline.store.verification import verify
 from pipeline.targets.base import Field
@@ -92,7 +92,7 @@ def test_the_bytes_of_format_1_stay_what_they_are(tmp_path):
 
 def test_chunk_rows_divide_the_block_and_keep_files_below_16_mb(tmp_path):
     store = create(tmp_path, block_rows=12)
-    pass_ = Pass(
+    pass_ = ArrayGroup(
         "sample",
         {},
         {
@@ -116,10 +116,8 @@ def test_digests_tell_dtype_shape_and_content_apart():
 
 def test_a_difference_names_the_path_and_both_values():
     here = {"teacher": {"weights": "1a", "width": 64}, "size": [1, 2]}
-    assert difference(here, {"teacher": {"weights": "9f", "width": 64}, "size": (1, 2)}) == [
-        "teacher.weights: '1a' here, '9f' asked for"
-    ]
-    assert difference(here, {"teacher": {"weights": "1a"}, "size": (1, 2), "fill": None}) == [
+    assert diff(here, {"teacher": {"weights": "9f", "width": 64}, "size": (1, 2)}) == ["teacher.weights: '1a' here, '9f' asked for"]
+    assert diff(here, {"teacher": {"weights": "1a"}, "size": (1, 2), "fill": None}) == [
         "teacher.width: 64 here, nothing asked for",
         "fill: nothing here, None asked for",
     ]
@@ -230,10 +228,10 @@ def test_ids_may_hold_any_other_character(tmp_path):
 
 def test_a_pass_with_other_fields_is_refused(tmp_path):
     store = filled(tmp_path, 2)
-    changed = Pass(GRAPH.name, GRAPH.record, {**GRAPH.fields, "cells": Field((4,), "uint8", ("region",))})
+    changed = ArrayGroup(GRAPH.name, GRAPH.record, {**GRAPH.fields, "cells": Field((4,), "uint8", ("region",))})
     refused(lambda: store.add_pass(changed, VIEWS), "cells.shape: [3] here, [4] asked for")
-    assert Pass(GRAPH.name, {**GRAPH.record, "version": 2}, GRAPH.fields).folder != GRAPH.folder
-    assert Pass("other", GRAPH.record, GRAPH.fields).digest8 != GRAPH.digest8
+    assert ArrayGroup(GRAPH.name, {**GRAPH.record, "version": 2}, GRAPH.fields).folder != GRAPH.folder
+    assert ArrayGroup("other", GRAPH.record, GRAPH.fields).digest8 != GRAPH.digest8
 
 
 # Blocks
@@ -384,9 +382,9 @@ def test_what_is_not_as_asked_for_is_refused_by_its_difference(tmp_path):
     changed[7] = ImageRow(changed[7].id, f"{7:016x}", "beef")
     refused(lambda: store.check(changed, VIEWS, both), "the label of 'seq/07", "beef asked for", GRAPH.folder)
     store.check(changed, VIEWS, [(GRAPH, False), (MATRIX, False)])
-    mid = Pass("affinity", {**GRAPH.record, "layer": "mid"}, GRAPH.fields)
+    mid = ArrayGroup("affinity", {**GRAPH.record, "layer": "mid"}, GRAPH.fields)
     refused(lambda: store.check(images(10), VIEWS, [(mid, True)]), mid.folder, "layer: 'high' here, 'mid' asked for")
-    logits = Pass("logits", {"type": "logits"}, MATRIX.fields)
+    logits = ArrayGroup("logits", {"type": "logits"}, MATRIX.fields)
     assert "nearest" not in refused(lambda: store.check(images(10), VIEWS, [(logits, True)]), "never stored")
     refused(lambda: store.check(images(10), range(4), both), "3 of 3 blocks", "view 3")
     store.grow(images(13))

@@ -13,13 +13,13 @@ import pytest
 import zarr
 from toy_store import GRAPH, RECORD, create, fill, images, tree, values
 
-from pipeline.store import Pass, Reader, Store
+from pipeline.store import ArrayGroup, Reader, Store
 from pipeline.store.verification import verify
 from pipeline.targets.base import Field
 
 GOLDEN = Path(__file__).parents[1] / "golden/store-v1"
 CODECS = ["raw", "zstd"]
-KINDS = Pass(
+KINDS = ArrayGroup(
     "kinds",
     {"type": "kinds", "version": 1},
     {"scale": Field((), "float32"), "code": Field((7,), "int32", ("bit",)), "matrix": Field((2, 3), "float64", ("row", "column"))},

@@ -22,14 +22,14 @@ import pytest
 from toy_store import GRAPH, MATRIX, PASSES, RECORD, VIEWS, create, fill, filled, images, tree, values
 
 from pipeline.errors import StoreError
-from pipeline.store import Pass, Reader, Store
+from pipeline.store import ArrayGroup, Reader, Store
 from pipeline.store.verification import verify
 from pipeline.targets.base import Field
 
 ROUNDS = int(os.environ.get("ROBUSTNESS_ROUNDS", 4))
 COMMAND = [sys.executable, "-m", "pipeline.cli"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-BIG = Pass("big", {"type": "big", "version": 1}, {"map": Field((64, 64), "float32", ("y", "x"))})
+BIG = ArrayGroup("big", {"type": "big", "version": 1}, {"map": Field((64, 64), "float32", ("y", "x"))})
 
 
 def run_until(root, count=10, passes=PASSES, views=VIEWS):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from toy_store import GRAPH, MATRIX, VIEWS, create, fill, filled, images, values
 
-from pipeline.store import Pass, verification
+from pipeline.store import ArrayGroup, verification
 from pipeline.targets.base import Field
 
 
@@ -42,7 +42,7 @@ def test_threads_find_the_same_in_the_same_order(tmp_path, codec):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "uint8", "int32"])
 def test_the_ranges_are_those_of_the_rows(tmp_path, dtype):
-    pass_ = Pass("numbers", {"type": "numbers"}, {"x": Field((5, 3), dtype, ("y", "x"))})
+    pass_ = ArrayGroup("numbers", {"type": "numbers"}, {"x": Field((5, 3), dtype, ("y", "x"))})
     store = create(tmp_path)
     store.grow(images(10))
     fill(store, [pass_])
@@ -55,7 +55,7 @@ def test_the_ranges_are_those_of_the_rows(tmp_path, dtype):
 
 
 def test_rows_that_are_all_zero_are_counted_and_three_are_named(tmp_path):
-    pass_ = Pass("numbers", {"type": "numbers"}, {"x": Field((4,), "float16", ("x",))})
+    pass_ = ArrayGroup("numbers", {"type": "numbers"}, {"x": Field((4,), "float16", ("x",))})
     store = create(tmp_path)
     store.grow(images(9))
     store.add_pass(pass_, range(1))
@@ -74,7 +74,7 @@ def test_a_block_that_others_mended_while_a_repair_looked_is_left_to_them(tmp_pa
     store = filled(tmp_path, 8)
     chunk = store.folder / store.arrays("v000", GRAPH.folder)["graph"].chunk_path(1)
     chunk.write_bytes(b"?" * len(chunk.read_bytes()))
-    mark, claimed = store.mark_path("v000", GRAPH.folder, 1), verification.claimed
+    mark, claimed = store.mark_path("v000", GRAPH.folder, 1), verification.claim_block
 
     def after_others(path):
         if faster == "fill":
@@ -83,6 +83,6 @@ def test_a_block_that_others_mended_while_a_repair_looked_is_left_to_them(tmp_pa
             path.unlink()
         return claimed(path)
 
-    monkeypatch.setattr(verification, "claimed", after_others)
+    monkeypatch.setattr(verification, "claim_block", after_others)
     assert verification.repair(store) == []
     assert mark.exists() == (faster == "fill") and not mark.with_name(mark.name + ".tmp").exists()

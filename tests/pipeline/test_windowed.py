@@ -10,7 +10,7 @@ from toy_store import GRAPH, VIEWS, filled, images, values
 from pipeline.data import prepared
 from pipeline.errors import ConfigError
 from pipeline.store import Reader, Store
-from pipeline.training.loading import Loader, permutation, windowed
+from pipeline.training.loading import Loader, block_shuffled, permutation
 
 IDS = [row.id for row in images(30)]
 
@@ -26,7 +26,7 @@ def fetched(monkeypatch):
 @pytest.mark.parametrize("window", [1, 3, 8, 50])
 def test_an_epoch_shows_every_image_once_and_never_needs_more_blocks_than_the_window_has(window):
     blocks = np.delete(np.arange(170), [4, 5, 160]) // 16  # some are held out; the last block is short
-    order = windowed(0, 2, blocks, window)
+    order = block_shuffled(0, 2, blocks, window)
     assert sorted(order) == list(range(len(blocks)))
     places = [np.flatnonzero(blocks[order] == block) for block in range(11)]
     begun_and_not_done = [sum(where[0] <= step <= where[-1] for where in places) for step in range(len(order))]
@@ -35,9 +35,9 @@ def test_an_epoch_shows_every_image_once_and_never_needs_more_blocks_than_the_wi
 
 def test_an_order_follows_from_seed_and_epoch_and_mixes_what_lies_in_a_window():
     blocks = np.arange(4096) // 128
-    order = windowed(3, 7, blocks, 8)
-    assert np.array_equal(order, windowed(3, 7, blocks, 8))
-    assert all((order != other).mean() > 0.99 for other in (windowed(3, 8, blocks, 8), windowed(4, 7, blocks, 8)))
+    order = block_shuffled(3, 7, blocks, 8)
+    assert np.array_equal(order, block_shuffled(3, 7, blocks, 8))
+    assert all((order != other).mean() > 0.99 for other in (block_shuffled(3, 8, blocks, 8), block_shuffled(4, 7, blocks, 8)))
     neighbours = blocks[order][1:] == blocks[order][:-1]
     assert 0.09 < neighbours.mean() < 0.16  # one in eight, where nothing ties images together
     assert abs(np.corrcoef(order[:1024], np.arange(1024))[0, 1]) < 0.1
@@ -50,7 +50,7 @@ def test_each_chunk_is_fetched_once_an_epoch_and_rows_are_those_that_were_writte
     assert "by whole chunks, those of 8 images kept" in reader.strategy and not reader.resident
     for epoch in range(2):
         fetched.clear()
-        order = windowed(0, epoch, np.arange(30) // 4, 2)
+        order = block_shuffled(0, epoch, np.arange(30) // 4, 2)
         views = (order + epoch) % len(VIEWS)
         for start in range(0, 30, 7):  # batches that begin a window before the last one ends
             here, at = order[start : start + 7], views[start : start + 7]

@@ -4,10 +4,10 @@ import zlib
 
 import numpy as np
 
-from pipeline.store import ImageRow, Pass, Store
+from pipeline.store import ArrayGroup, ImageRow, Store
 from pipeline.targets.base import Field
 
-GRAPH = Pass(
+GRAPH = ArrayGroup(
     "affinity",
     {"type": "affinity", "version": 1, "layer": "high", "min_cells": [1, 2, 8]},
     {
@@ -15,7 +15,7 @@ GRAPH = Pass(
         "cells": Field((3,), "uint8", ("region",)),
     },
 )
-MATRIX = Pass("matrix", {"type": "matrix", "version": 1}, {"matrix": Field((2, 3), "float64", ("row", "column"))})
+MATRIX = ArrayGroup("matrix", {"type": "matrix", "version": 1}, {"matrix": Field((2, 3), "float64", ("row", "column"))})
 PASSES = [GRAPH, MATRIX]
 VIEWS = range(3)
 RECORD = {"teacher": {"name": "resnet101", "weights": "1a2b"}, "size": [16, 24]}

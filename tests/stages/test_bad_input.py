@@ -180,11 +180,11 @@ def test_only_the_layers_that_a_target_reads_are_looked_at_and_each_image_by_its
     output.features["high"][2, 1] = 5.0
     cache.refuse_output(output, [target], 0)  # one channel may be
     output.features["high"][2] = 5.0
-    with pytest.raises(cache.BadAnswer, match="the same at all positions") as caught:
+    with pytest.raises(cache.BadTeacherOutput, match="the same at all positions") as caught:
         cache.refuse_output(output, [target], 8)
     assert (caught.value.image, caught.value.targets) == (10, [0])
     output.features["high"][1, 0, 3, 3] = torch.inf
-    with pytest.raises(cache.BadAnswer, match="not finite") as caught:
+    with pytest.raises(cache.BadTeacherOutput, match="not finite") as caught:
         cache.refuse_output(output, [target], 8)
     assert caught.value.image == 9
 
@@ -197,16 +197,16 @@ def test_zero_graphs_are_refused_unless_no_region_is_shown():
     labels[:, 4, 4] = 1  # beside the middle of a cell: some targets see none of it
     cache.refuse_values({"graph": graph}, target, 1, labels, context, 0)
     labels[2, 5, 5] = 1
-    with pytest.raises(cache.BadAnswer, match="its graph is all zero") as caught:
+    with pytest.raises(cache.BadTeacherOutput, match="its graph is all zero") as caught:
         cache.refuse_values({"graph": graph}, target, 1, labels, context, 16)
     assert (caught.value.image, caught.value.targets) == (18, [1])
     labels[3, 1, 1] = 2
     graph[3, 0] = 0.5
     cache.refuse_values({"graph": graph}, target, 1, labels, context, 0)
     target.uses_labels = False
-    with pytest.raises(cache.BadAnswer):
+    with pytest.raises(cache.BadTeacherOutput):
         cache.refuse_values({"graph": torch.zeros(4, 3, 2, 2)}, target, 1, labels * 0, context, 0)
     graph[1, 1, 0, 0] = torch.nan
-    with pytest.raises(cache.BadAnswer, match="its graph is not finite") as caught:
+    with pytest.raises(cache.BadTeacherOutput, match="its graph is not finite") as caught:
         cache.refuse_values({"graph": graph}, target, 1, labels, context, 0)
     assert caught.value.image == 1

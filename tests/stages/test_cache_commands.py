@@ -83,11 +83,11 @@ def test_rows_of_zeros_are_counted_and_named(store):
     for name in ("code", "code_crc"):  # as a fill would have written zeros
         array = opened.arrays("v000", folder)[name]
         (store / array.chunk_path(1)).unlink()
-    from pipeline.store import Pass
+    from pipeline.store import ArrayGroup
     from pipeline.targets.base import Field
 
     content = opened.pass_file(folder)
-    pass_ = Pass(
+    pass_ = ArrayGroup(
         "kinds",
         content["record"],
         {name: Field(tuple(field["shape"]), field["dtype"], tuple(field["dims"])) for name, field in content["fields"].items()},

@@ -18,7 +18,7 @@ from test_killed import content, marks
 
 from pipeline.errors import PipelineError, StoreError
 from pipeline.store import executors
-from stages.cache_teacher import Filler
+from stages.cache_teacher import BlockFiller
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -206,7 +206,7 @@ def test_a_worker_that_reads_other_weights_refuses_to_fill(empty, monkeypatch):
     state["conv1.weight"][0, 0, 0, 0] += 1
     save_file(state, path)
     with pytest.raises(StoreError, match="teacher.weights"):
-        Filler(told[0], "cpu")
+        BlockFiller(told[0], "cpu")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pipeline.data import prepared
 from pipeline.errors import ConfigError
 from pipeline.store import Reader, Store
 from pipeline.teacher import cache
-from pipeline.training.loading import CachedTargets, Loader, surveyed
+from pipeline.training.loading import CachedTargets, Loader, scan_order
 from pipeline.training.step import Step
 
 
@@ -54,7 +54,7 @@ def test_images_held_out_are_never_trained_on_and_all_others_are(experiment):
     loader = loader_of(experiment)[0]
     seen = {int(position) for step in range(9) for position in loader.positions(step)[0]}  # 36 of 9 images: 4 epochs
     assert seen == set(range(13)) - set(loader.held_out.tolist()) and len(loader.held_out) == 4
-    assert loader.held_out.tolist() == surveyed(loader.ids)[:4]
+    assert loader.held_out.tolist() == scan_order(loader.ids)[:4]
     assert sum(len(batch.labels_BHW) for batch in loader.held_out_batches(0)) == 4
     experiment.change(training=dict(held_out=13))
     with pytest.raises(ConfigError, match="13 of 13 images leave none"):

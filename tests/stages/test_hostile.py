@@ -28,7 +28,7 @@ from pipeline.metrics import culane as culane_metric
 from pipeline.metrics.base import Answer
 from pipeline.reporting import study
 from pipeline.store import ImageRow, Store
-from pipeline.store.files import images_tsv, parse_images, seal, unseal
+from pipeline.store.files import check_and_parse, images_tsv, parse_images, with_checksum
 from pipeline.store.verification import verify
 
 # What happens outside: every file that is opened, listed, made, renamed or removed there, through whatever link
@@ -102,9 +102,9 @@ def refused(result):
 
 
 def reseal(path, change):
-    content = unseal(path.read_bytes(), path)
+    content = check_and_parse(path.read_bytes(), path)
     change(content)
-    path.write_bytes(seal(content))
+    path.write_bytes(with_checksum(content))
 
 
 def mark_with(names):
@@ -907,11 +907,11 @@ def test_a_report_of_the_cache_names_no_folder_outside(tmp_path, outside):
 def test_a_target_of_a_store_makes_no_object_but_one_of_the_targets(store, outside):
     """What a foreign store's records can name: a target's type, and plain values for it."""
     path = next(store.glob("passes/affinity-*.json"))
-    content = unseal(path.read_bytes(), path)
+    content = check_and_parse(path.read_bytes(), path)
     for kind in ("os", "../models/adapter", "_grid", "base", "adapter"):
         record = {**content["record"], "type": kind}
         digest = identity_digest({"name": "affinity", "record": record})[:8]
-        (store / f"passes/affinity-{digest}.json").write_bytes(seal({**content, "record": record}))
+        (store / f"passes/affinity-{digest}.json").write_bytes(with_checksum({**content, "record": record}))
         with pytest.raises((ConfigError, StoreError)):
             pipeline.open_cache(store)
         (store / f"passes/affinity-{digest}.json").unlink()

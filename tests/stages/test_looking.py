@@ -91,10 +91,10 @@ def test_a_plan_says_when_the_disk_is_too_small(cached_experiment, monkeypatch):
     ],
 )
 def test_blocks_suit_the_data(images, row, rows):
-    from pipeline.store import Pass
+    from pipeline.store import ArrayGroup
     from pipeline.targets.base import Field
 
-    assert plan.block_rows(images, [Pass("x", {}, {"x": Field((row,), "uint8", ("x",))})]) == rows
+    assert plan.block_rows(images, [ArrayGroup("x", {}, {"x": Field((row,), "uint8", ("x",))})]) == rows
 
 
 def test_equal_targets_under_two_names_are_counted_once(cached_experiment):

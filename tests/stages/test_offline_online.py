@@ -12,7 +12,7 @@ from pipeline.data import prepared
 from pipeline.data import views as geometry
 from pipeline.store import Reader, Store
 from pipeline.teacher import cache, parity
-from pipeline.teacher.online import LiveTargets
+from pipeline.teacher.online import OnlineTargets
 from pipeline.training import step as steps
 from pipeline.training.loading import CachedTargets, Loader
 
@@ -41,7 +41,7 @@ class Live:
         )
         model = cache.build_teacher(cfg.teacher, self.source, cfg.prepare.size)
         weights.load_into(model, weights.load_file(weights_file), "teacher")
-        self.answers = cache.Answers(
+        self.answers = cache.TeacherRunner(
             model, self.source, self.context, cfg.prepare.size, precision="fp32", batch=batch, device="cpu"
         )
 
@@ -222,7 +222,7 @@ def test_a_trajectory_from_a_float32_store_is_bit_equal_to_the_live_teachers(exp
         model, losses = live.student(), live.losses("all")
         loader = live.loader(names=list(live.named))
         if online:
-            loader.cached = LiveTargets(live.answers, live.samples, live.sample, live.cfg.views, live.named)
+            loader.cached = OnlineTargets(live.answers, live.samples, live.sample, live.cfg.views, live.named)
         step = steps.Step(model, live.cfg.methods["all"], losses, live.cfg.training, torch.ones(5), seed=0)
         for number in range(50):
             step(loader.batch(number))

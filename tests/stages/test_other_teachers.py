@@ -134,7 +134,7 @@ def live(experiment, cfg):
     source = cfg.dataset.build()
     context = cache.context(cfg.teacher.model, source, cfg.prepare.size)
     model = cache.load_teacher(cfg.teacher, source, cfg.prepare.size, experiment.folder / "teachers" / "toy.safetensors")
-    answers = cache.Answers(model, source, context, cfg.prepare.size, precision="fp32", batch=4, device="cpu")
+    answers = cache.TeacherRunner(model, source, context, cfg.prepare.size, precision="fp32", batch=4, device="cpu")
     store, sample, images = prepared.open_whole(experiment.folder / "cache", cfg.dataset, source, cfg.prepare, source.ids("train"))
     rows = Reader(store, [sample], [image.id for image in images], 1).read(sample, np.arange(4), np.zeros(4, int))
     return source, context, answers, rows, np.repeat(np.array([[[1.0, 0, 0], [0, 1, 0]]]), 4, axis=0)

@@ -7,7 +7,7 @@ from pipeline import api
 from pipeline.data import prepared
 from pipeline.data.frames import frame
 from pipeline.store import Reader, Store
-from pipeline.training.loading import Loader, surveyed
+from pipeline.training.loading import Loader, scan_order
 from pipeline.training.step import Step
 
 
@@ -79,8 +79,8 @@ def test_a_loop_of_ones_own_has_the_same_bank(with_anchors, monkeypatch):
 
 def test_the_order_of_a_survey_follows_from_the_ids_alone():
     ids = [f"image-{number}" for number in range(50)]
-    order = [ids[position] for position in surveyed(ids)]
-    assert order == [ids[::-1][position] for position in surveyed(ids[::-1])]
+    order = [ids[position] for position in scan_order(ids)]
+    assert order == [ids[::-1][position] for position in scan_order(ids[::-1])]
     assert sorted(order) == sorted(ids) and order != ids
 
 

@@ -103,7 +103,7 @@ def test_an_image_may_have_any_name_that_a_file_may_have(tmp_path, dataset, name
     assert wrong(plugin, tmp_path) == []
     drawn = Views(count=2, seed=0, scale=(0.9, 1.1), rotate_deg=1.0, shift=0.0, mirror=False)
     assert views.draw(drawn, name, 1, (16, 16)).shape == (2, 3) and views.view_of_epoch(name, 0, 2) in (0, 1)
-    assert sorted(loading.surveyed([name, "A/a"])) == [0, 1]
+    assert sorted(loading.scan_order([name, "A/a"])) == [0, 1]
 
 
 def test_a_picture_left_out_may_have_any_name_too(tmp_path, dataset):

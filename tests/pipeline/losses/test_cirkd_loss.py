@@ -54,8 +54,8 @@ def loss_of(only=None, surveyed=True, **keys):
     weights = {} if only is None else {term: float(term == only) for term in TERMS}
     sizes = dict(bank_pixels=12, bank_regions=5, per_image=3, contrast_pixels=19, contrast_regions=7)
     loss = Loss(reads={"read": TARGET}, context=TEACHER, student=STUDENT, **weights | sizes | keys)
-    if surveyed and loss.needs_survey:
-        loss.survey([{"read": rows_of(features(TEACHER, 10 + i, 2))} for i in range(3)])
+    if surveyed and loss.needs_scan:
+        loss.scan([{"read": rows_of(features(TEACHER, 10 + i, 2))} for i in range(3)])
     return loss
 
 
@@ -152,7 +152,7 @@ def test_the_bank_holds_unit_embeddings_of_its_class_and_few_of_an_image():
         map_BChw[0, 4 + i] = 1
         several.append({"read": rows_of(Output(torch.empty(0), {"high": map_BChw}))})
     loss = loss_of(surveyed=False)
-    loss.survey(several)
+    loss.scan(several)
     assert loss.num_pixels.tolist() == [12, 12, 12, 4] and loss.num_regions.tolist() == [4, 4, 4, 4]
     for k in range(K):
         for kind in ("pixels", "regions"):
@@ -169,9 +169,9 @@ def test_the_published_sampling_takes_the_first_cells_for_cells_of_the_class():
         taken = loss.pushed(rows, k)[0]
         first = (rows["place"][0] < rows["cells"][0, k]) & (rows["label"][0] != NONE)
         assert taken.sum() == min(3, first.sum()) and not (taken & ~first).any()
-    loss.survey([{"read": rows}])
+    loss.scan([{"read": rows}])
     correct = loss_of(surveyed=False)
-    correct.survey([{"read": rows}])
+    correct.scan([{"read": rows}])
     assert not torch.equal(loss.pixels, correct.pixels) and torch.equal(loss.regions, correct.regions)
 
 
@@ -180,7 +180,7 @@ def test_the_bank_does_not_depend_on_how_the_rows_are_grouped():
     together = {"read": {name: torch.cat([part["read"][name] for part in parts]) for name in parts[0]["read"]}}
     for images in (6, 4):  # also where the survey ends within a group
         one, six = loss_of(surveyed=False, bank_images=images), loss_of(surveyed=False, bank_images=images)
-        one.survey([together]), six.survey(parts)
+        one.scan([together]), six.scan(parts)
         assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), six.state_dict().values()))
 
 
@@ -202,7 +202,7 @@ def test_the_bank_is_checkpointed_and_not_trained():
 
 def test_without_memory_terms_there_is_neither_projection_nor_bank():
     loss = loss_of("mini_batch")
-    assert not loss.needs_survey and not loss.state_dict()
+    assert not loss.needs_scan and not loss.state_dict()
 
 
 def test_an_image_without_anchors_leaves_the_others_alone():

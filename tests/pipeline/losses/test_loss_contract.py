@@ -75,8 +75,8 @@ def build(cls, type_name, keys, student=STUDENT):
         target = find_class("targets", type_name)
         reads["read"] = target(**required(target, REQUIRED_OF_TARGETS))
     loss = cls(reads=reads, context=TEACHER, student=student, **keys)
-    if loss.needs_survey:
-        loss.survey([batch_of(loss, network(TEACHER, seed=5)).rows])
+    if loss.needs_scan:
+        loss.scan([batch_of(loss, network(TEACHER, seed=5)).rows])
     return loss
 
 
