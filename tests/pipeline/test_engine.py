@@ -84,12 +84,12 @@ def test_two_processes_train_as_one_does_at_the_same_batch(tmp_path):
         "import test_engine as t, torch\n"
         "from pipeline.training import distributed\n"
         "assert distributed.start('cpu') == 'cpu'\n"
-        "rank, count = distributed.share()\n"
-        "assert count == 2 and distributed.first() == (rank == 0)\n"
+        "rank, count = distributed.rank_and_world_size()\n"
+        "assert count == 2 and distributed.is_main_process() == (rank == 0)\n"
         "whole = t.batch\n"
         "t.batch = lambda step: whole(step).parts(2)[rank]\n"
         "torch.save(t.trained(t.step()), f'{sys.argv[3]}/{rank}.pt')\n"
-        "distributed.wait()\n"
+        "distributed.barrier()\n"
     )
     here = os.path.dirname(__file__)
     subprocess.run(
