@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -98,6 +98,9 @@ def examined(dataset: DatasetBase, ids: list[str], workers: int) -> Iterator[Fin
         yield from pool.map(_examine_held, ids, chunksize=max(1, min(16, len(ids) // (4 * workers))))
 
 
+_held: DatasetBase  # of a process of the pool
+
+
 def _hold(dataset: DatasetBase) -> None:
     global _held
     _held = dataset
@@ -118,9 +121,11 @@ def examine(dataset: DatasetBase, image_id: str) -> Finding:
 
     image, label = attempt(dataset.image), attempt(dataset.label)
     flags = attempt(dataset.existence)
-    digest = size = pixels = None
+    digest: bytes | None = None
+    size: Any = None
+    pixels = None
     if image is not None:
-        digest, size = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest(), image.shape[:2]
+        digest, size = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest(), image.shape[:2]
         attempt(lambda _: require_rows(dataset.files(image_id)[0], size[0], dataset.crop_top))
     if label is not None:
         found = np.bincount(label.ravel(), minlength=IGNORE + 1)

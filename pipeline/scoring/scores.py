@@ -13,6 +13,9 @@ height only scores of that height compare with each other.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from pipeline.datasets.base import DatasetBase
 from pipeline.metrics import culane, llamas
@@ -32,7 +35,7 @@ IOUS = {"culane_f1": 0.5, "culane_f1_30": 0.3}
 FEW = 200  # frames; below, starting processes takes longer than the counting
 
 
-def line_scores(dataset: DatasetBase, split: str, ids: Sequence[str], folder: Path, size: tuple[int, int], workers: int) -> dict:
+def line_scores(dataset: Any, split: str, ids: Sequence[str], folder: Path, size: tuple[int, int], workers: int) -> dict:
     """F1 of the `.lines.txt` in `folder` against the dataset's, for frames of `size` = (height, width)."""
     lists = category_lists(dataset, split, ids)
     width = max(1, round(LINE_WIDTH_PX * size[0] / culane.FRAME[0]))
@@ -45,7 +48,7 @@ def line_scores(dataset: DatasetBase, split: str, ids: Sequence[str], folder: Pa
     return scores
 
 
-def category_lists(dataset: DatasetBase, split: str, ids: Sequence[str]) -> Mapping[str, Path]:
+def category_lists(dataset: Any, split: str, ids: Sequence[str]) -> Mapping[str, Path]:
     """The lists of the categories if together they are the split, as in CULane's test; else the split's own."""
     lists = dataset.root / "list"
     found = {path.stem.split("_", 1)[1]: path for path in sorted((lists / f"{split}_split").glob(f"{split}*_*.txt"))}
@@ -61,11 +64,17 @@ def category_lists(dataset: DatasetBase, split: str, ids: Sequence[str]) -> Mapp
 def map_scores(dataset: DatasetBase, ids: Sequence[str], folder: Path, workers: int) -> dict:
     """AP of the probability maps in `folder`; `ids` are labelled frames."""
     frames = {frame_name(image_id): image_id for image_id in ids}
-    found = llamas.score(folder, list(frames), lambda name: dataset.label(frames[name]), workers)
+
+    def label(name: str) -> np.ndarray:
+        found = dataset.label(frames[name])
+        assert found is not None
+        return found
+
+    found = llamas.score(folder, list(frames), label, workers)
     return {"llamas_map": found["map"], "ap": found["ap"], "best": found["best"]}
 
 
-def class_scores(dataset: DatasetBase, counted: Confusion) -> dict:
+def class_scores(dataset: Any, counted: Confusion) -> dict:
     """Mean IoU of the evaluated classes and of categories, from a matrix of train ids.
 
     Train ids serve as well as official ones: those without a train id are left out of the evaluation either way.

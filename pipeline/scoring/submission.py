@@ -13,8 +13,9 @@ rule's mean over 9 x 9 pixels wipes out lines of 2 pixels (at 48 x 216 the label
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -47,6 +48,7 @@ def lanes(answer: Answer, dataset: DatasetBase) -> list[np.ndarray]:
     """A lane a slot: [N, 2] (x, y) in pixels of the full frame, from the bottom up; N is 0 where there is none."""
     existence = np.ones(dataset.lanes) if answer.existence is None else answer.existence
     maps = answer.probabilities_Khw
+    assert maps is not None  # asked for, where lanes are wanted
     if maps.shape[1] < PUBLISHED[0] and maps.shape[2] < PUBLISHED[1]:
         maps = np.stack([cv2.resize(map_hw, PUBLISHED[::-1], interpolation=cv2.INTER_LINEAR) for map_hw in maps])
     found = []
@@ -75,6 +77,7 @@ def write_rows(path: Path, frames: Mapping[str, Sequence[np.ndarray]]) -> None:
 
 
 def write_maps(folder: Path, image_id: str, answer: Answer, dataset: DatasetBase) -> None:
+    assert answer.probabilities_Khw is not None  # asked for, where maps are wanted
     maps = frame_maps(answer.probabilities_Khw, answer.classes_HW.shape, dataset)
     llamas.write_maps(folder, frame_name(image_id), maps)
 
@@ -92,10 +95,16 @@ def image_id(path: Path, root: Path, dataset: DatasetBase) -> str:
     return f"{folder}/{path.stem.removesuffix('_color_rect').removesuffix('_leftImg8bit')}"
 
 
-def write_ids(folder: Path, image_id: str, answer: Answer, dataset: DatasetBase) -> None:
+def write_ids(folder: Path, image_id: str, answer: Answer, dataset: Any) -> None:
+    """Of a dataset whose evaluator wants its own ids."""
     path = below(folder, dataset.prediction_path(image_id).as_posix(), DatasetError)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(dataset.prediction_ids(answer.classes_HW)).save(path)
 
 
-WRITERS = {"culane": write_lines, "llamas": write_maps, "apolloscape": write_ids, "cityscapes": write_ids}
+WRITERS: dict[str, Callable[[Path, str, Answer, Any], None]] = {
+    "culane": write_lines,
+    "llamas": write_maps,
+    "apolloscape": write_ids,
+    "cityscapes": write_ids,
+}
