@@ -80,7 +80,7 @@ class Dataset(DatasetBase):
     ):
         if protocol not in ("official", "paper"):
             raise ConfigError(f"dataset.protocol: expected 'official' or 'paper', got {protocol!r}")
-        self.root, self.protocol, self.size, self.crop_top = Path(root), protocol, tuple(size), crop_top
+        self.root, self.protocol, self.size, self.crop_top = Path(root), protocol, (size[0], size[1]), crop_top
         official = protocol == "official"
         self.splits = self.splits_of(protocol=protocol)
         held_out = {"valid": 20_844, "test": 20_929} if official else {"val": 10_029, "test": 10_815}

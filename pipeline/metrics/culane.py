@@ -22,12 +22,12 @@ import functools
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -201,7 +201,7 @@ def scores(
     counted, remarks = [], Remarks()
     with contextlib.ExitStack() as opened:
         progress = opened.enter_context(Progress("comparing lanes", sum(map(len, chunks)), "frames"))
-        apply = map
+        apply: Callable[..., Iterable[Any]] = map
         if workers > 1:  # a fork would copy torch's locks
             apply = opened.enter_context(ProcessPoolExecutor(workers, get_context("spawn"))).map
         for chunk, (counts, noted) in zip(chunks, apply(count, chunks)):
