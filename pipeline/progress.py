@@ -7,6 +7,10 @@ on how a thing is done.
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 verbosity = 0
 
@@ -28,9 +32,9 @@ def duration(seconds: float) -> str:
     left = round(seconds)
     if left < 60:
         return f"{left} s"
-    for size, name, smaller, unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if left >= size:
-            return f"{left // size} {name} {left % size // smaller} {unit}"
+    units = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
+    size, name, smaller, unit = next(row for row in units if left >= row[0])
+    return f"{left // size} {name} {left % size // smaller} {unit}"
 
 
 class Progress:
@@ -41,14 +45,15 @@ class Progress:
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0):
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
-        self.bar, self.said = None, False
+        self.bar: Bar | None = None
+        self.said = False
 
     def __enter__(self):
         self.start = self.last = time.monotonic()
         if verbosity >= 0 and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
+            from rich.progress import Progress as Bar  # noqa: F811
 
             columns = (
                 TextColumn("{task.description}"),

@@ -96,7 +96,7 @@ def target_code(name: str) -> str:
     )
 
 
-def code_outside(model: type, args: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def code_outside(model: Any, args: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """The part of a record about what makes a network and is no part of this package: versions, and digests of files."""
     modules = model.code_outside(args)
     return {"code_outside": {name: version or file_code(name) for name, version in modules.items()}} if modules else {}
@@ -132,7 +132,7 @@ def _reached(names, counts: Callable[[str], bool]) -> list[str]:
 
 def _imports(name: str) -> Iterator[str]:
     """Every module that this one's import statements may name, wherever they stand."""
-    package = name if importlib.util.find_spec(name).submodule_search_locations else name.rpartition(".")[0]
+    package = name if _spec(name).submodule_search_locations else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(source(name))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -149,13 +149,19 @@ def _is_module(name: str) -> bool:
     return spec is not None and spec.origin is not None and spec.origin.endswith(".py")
 
 
+def _spec(name: str) -> Any:
+    """Of a module that is there, with a loader of sources."""
+    return importlib.util.find_spec(name)
+
+
 def _file(name: str) -> Path:
-    return Path(importlib.util.find_spec(name).origin)
+    return Path(_spec(name).origin)
 
 
 def source(name: str) -> str:
     """The text of a module that can be imported."""
-    return importlib.util.find_spec(name).loader.get_source(name)
+    text: str = _spec(name).loader.get_source(name)
+    return text
 
 
 @functools.lru_cache(256)
@@ -194,7 +200,8 @@ def _joined(values: list[ast.expr]) -> list[ast.expr]:
     found: list[ast.expr] = []
     for value in values:
         if isinstance(value, ast.Constant) and found and isinstance(found[-1], ast.Constant):
-            found[-1] = ast.Constant(found[-1].value + value.value)
+            before: Any = found[-1].value
+            found[-1] = ast.Constant(before + value.value)
         elif not (isinstance(value, ast.Constant) and value.value == ""):
             found.append(value)
     return found

@@ -57,7 +57,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(state.items()):
         dtype = str(tensor.dtype).removeprefix("torch.")
         sha.update(f"{name}\n{dtype}\n{list(tensor.shape)}\n".encode())
-        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
@@ -124,7 +124,7 @@ def is_state(found: Any) -> bool:
 
 def numpy_values() -> list[Any]:
     """What numpy's numbers and arrays are pickled by, e.g. a best score beside the weights; no objects in arrays."""
-    makers = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
+    makers: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
     named = [(maker, f"numpy.{core}.multiarray.{maker.__name__}") for maker in makers for core in ("core", "_core")]
     kinds = [getattr(np.dtypes, name) for name in np.dtypes.__all__ if name != "ObjectDType"]
     return [np.dtype, np.ndarray, *kinds, *named]
@@ -241,7 +241,8 @@ def load_backbone(network: nn.Module, path: str | Path, tell: Tell | None = None
     if not hasattr(network, "backbone"):
         kind = type(network).__module__.rpartition(".")[2]
         raise ConfigError(f"{path}: {kind} has no backbone to load; ImageNet weights are for the resnets, vgg16 and adapter")
-    wanted = {name: tensor for name, tensor in network.state_dict().items() if name.partition(".")[0] in network.backbone}
+    inside: Any = network.backbone
+    wanted = {name: tensor for name, tensor in network.state_dict().items() if name.partition(".")[0] in inside}
     counters = {name: tensor for name, tensor in wanted.items() if name.endswith(".num_batches_tracked")}
     state = fitted(load_file(path, tell), wanted, path, tell)
     found = counters | {name: tensor for name, tensor in state.items() if name.partition(".")[0] not in CLASSIFIERS}

@@ -65,10 +65,10 @@ def verify(what, overrides, root, device, recompute, repair, batch, workers):
                     report=Path("reports/prepare") / f"{cfg.name}.json",
                 )
             if "targets" in unfilled:
-                from stages import cache_teacher as fill
+                from stages import cache_teacher
 
                 click.echo(
-                    fill.run(
+                    cache_teacher.run(
                         experiment, report=Path("reports/cache") / f"{cfg.name}.json", device=options.pick(device), batch=batch
                     ),
                     err=True,

@@ -106,6 +106,9 @@ def examined(dataset: DatasetBase, ids: list[str], workers: int, prepare: Prepar
         yield from pool.map(_examine_held, ids, chunksize=max(1, min(16, len(ids) // (4 * workers))))
 
 
+_held: Any  # what every call in a process of the pool takes
+
+
 def _hold(*held: Any) -> None:
     global _held
     _held = held
@@ -127,9 +130,11 @@ def examine(dataset: DatasetBase, image_id: str, prepare: Prepare | None = None)
 
     image, label = attempt(dataset.image), attempt(dataset.label)
     flags = attempt(dataset.existence)
-    digest = size = pixels = None
+    digest: bytes | None = None
+    size: Any = None
+    pixels = None
     if image is not None:
-        digest, size = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest(), image.shape[:2]
+        digest, size = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest(), image.shape[:2]
         attempt(lambda _: require_frame(dataset.files(image_id)[0], size, dataset, prepare))
     if label is not None:
         found = np.bincount(label.ravel(), minlength=IGNORE + 1)

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -88,7 +89,7 @@ def png_rgb(image: Image.Image, header: _png.Header) -> np.ndarray:
 
 
 def other_rgb(path: Path, image: Image.Image) -> np.ndarray:
-    deep = image.format == "TIFF" and max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8
+    deep = image.format == "TIFF" and max(getattr(image, "tag_v2").get(BITS_PER_SAMPLE, (1,))) > 8  # noqa: B009 (an attribute of TIFFs alone)
     if deep or image.mode.startswith(("I", "F")):
         raise DatasetError(f"{path}: has {image.mode!r} pixels of more than 8 bits a channel; convert it to 8 bits")
     return np.array(image.convert("RGB"))
@@ -98,7 +99,7 @@ def deep_rgb(path: Path, mode: str, data: bytes, header: _png.Header, bits: int 
     """8 of 16 bits a channel. A PNG's 16 bits are its full range, but cameras of 10 to 14 bits store their numbers as they
     are, and then the upper 8 bits are nearly black. So without `bits` the upper 8 bits are taken only where the file shows
     that it fills its range: a value of 2^15 or more, or an sBIT chunk whose bits are the upper ones."""
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # Pillow keeps the upper 8 bits only
+    pixels: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # Pillow keeps the upper 8 bits only
     if pixels is None or pixels.dtype != np.uint16:
         raise ValueError("its pixels can't be decoded")
     colours = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels[..., 2::-1]
@@ -136,7 +137,7 @@ def orientation(image: Image.Image) -> int:
     if image.format == "TIFF":
         return 1
     try:
-        found = image.getexif().get(ORIENTATION)
+        found: Any = image.getexif().get(ORIENTATION)
     except _DAMAGE:
         return 1
     return found if found in range(2, 9) else 1
@@ -172,7 +173,7 @@ class LabelPng:
 
     def is_plain(self) -> bool:
         """Whether index and value are the same for every pixel."""
-        if self.palette is None and len(self.greys) == 256:
+        if self.palette is None and self.greys is not None and len(self.greys) == 256:
             return True
         return self.greys is not None and self.used[-1] < len(self.greys) and bool((self.greys[self.used] == self.used).all())
 
@@ -186,6 +187,7 @@ class LabelPng:
 
     def fits(self, table: np.ndarray) -> tuple[bool, bool]:
         """Whether `table` knows all its pixels as index, and as value. Equal train ids are no difference: then (True, False)."""
+        assert self.greys is not None
         index, value = table[self.used], table[self.greys[self.used]]
         return bool((index != UNKNOWN).all()), bool((value != UNKNOWN).all() and (index != value).any())
 
@@ -263,6 +265,7 @@ def official_values(png: LabelPng, table: np.ndarray | None = None) -> np.ndarra
 
 def two_readings(png: LabelPng) -> str:
     """Names the first number that may mean two things."""
+    assert png.greys is not None
     number = next(number for number in png.used if number >= len(png.greys) or png.greys[number] != number)
     grey = png.greys[number] if number < len(png.greys) else "nothing"
     kind = "grey PNG of fewer than 8 bits" if png.palette is None else "PNG with a palette of greys"
@@ -291,5 +294,5 @@ def reject_unknown(label: np.ndarray, path: Path, found: Callable[[int, int], st
     if unknown.any():
         y, x = np.unravel_index(np.argmax(unknown), unknown.shape)
         others = np.count_nonzero(unknown) - 1
-        what = f"{found(y, x)} at x={x}, y={y} is no class, nor are {others} other pixels"
+        what = f"{found(int(y), int(x))} at x={x}, y={y} is no class, nor are {others} other pixels"
         raise DatasetError(f"{path}: {what}; known are {known}")

@@ -155,6 +155,7 @@ class Dataset(DatasetBase):
             return list(found)
         if split == "test":
             return [f"road05/{path.stem}" for path in found_files(self.root / "ColorImage_road05", "*.jpg")]
+        assert self.val is not None  # there are no lists
         held_out = [entry.replace("Camera ", "Camera_").strip("/") + "/" for entry in self.val]
         pool = [frame for road in self.roads for frame in self._frames(road)]
         for entry in held_out:
@@ -193,7 +194,7 @@ class Dataset(DatasetBase):
 
     def _frames(self, road: str) -> list[str]:
         paths = found_files(self.root / f"ColorImage_{road}" / "ColorImage", "*/Camera[ _]*/*.jpg")
-        return sorted(by_id((str(path), frame_id(road, *path.parts[-3:-1], path.stem)) for path in paths))
+        return sorted(by_id((str(path), frame_id(road, path.parts[-3], path.parts[-2], path.stem)) for path in paths))
 
     def _existing(self, image_id: str, which: int) -> Path:
         path = self.files(image_id)[which]
@@ -206,7 +207,7 @@ class Dataset(DatasetBase):
         found = read_label(path)
         if isinstance(found, np.ndarray):
             packed = packed_colours(found)
-        elif found.greys is None and len(found.palette) < FEWEST_ENTRIES:
+        elif found.greys is None and found.palette is not None and len(found.palette) < FEWEST_ENTRIES:
             missing = [(1, 1, 1)] * (256 - len(found.palette))  # no official colour
             packed = packed_colours(np.array([*found.palette, *missing], np.uint8))[found.numbers]
         else:

@@ -45,7 +45,7 @@ class Dataset(DatasetBase):
         self.root, self.frame_sizes = Path(root), (OFFICIAL if size is None else tuple(size),)
 
     @cached_property
-    def crop_top(self) -> int:
+    def crop_top(self) -> int:  # type: ignore[override]  # a property overrides an attribute here
         """240 of 590 rows; the same share of frames of another height, as the first that can be read has it."""
         paths = [self._path(image_id, ".jpg") for entries in self._lists.values() for image_id in entries]
         if not paths:

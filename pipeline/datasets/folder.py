@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from textwrap import indent
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -157,7 +157,8 @@ class Dataset(DatasetBase):
 
     def _require_order(self, png: LabelPng) -> None:
         """A palette in colour is read by index only where its colours say nothing against it."""
-        first = self._first_palette
+        first: Any = self._first_palette  # with a palette, as any label that comes here
+        assert png.palette is not None
         for number in png.used[png.used < len(png.palette)]:
             colour = tuple(map(int, png.palette[number]))
             of_classes = [k for k, own in enumerate(self.colours) if own == colour]

@@ -83,7 +83,7 @@ class Dataset(DatasetBase):
         one_crop(crop_bottom_rows, crop_top_share)
         if protocol not in ("official", "paper"):
             raise ConfigError(f"dataset.protocol: expected 'official' or 'paper', got {protocol!r}")
-        self.root, self.protocol, self.size, self.crop_top = Path(root), protocol, tuple(size), crop_top
+        self.root, self.protocol, self.size, self.crop_top = Path(root), protocol, (size[0], size[1]), crop_top
         self.crop_bottom_rows, self.crop_top_share = crop_bottom_rows, crop_top_share
         self.frame_sizes = (self.size,)
         official = protocol == "official"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -111,9 +112,10 @@ def write_frame(frame: tuple[Dataset, str, int]) -> None:
     scene, size = draw_scene(dataset.settings.seed, split, index, dataset.settings.difficulty), dataset.settings.size
     table = np.array([0, *(dataset.classes.index(kind) for kind in KINDS[1:])], np.uint8)
     label_file.parent.mkdir(parents=True, exist_ok=True)
+    jpeg: dict[str, Any] = {"quality": JPEG_QUALITY}
     for file, pixels, how in (
         (label_file, table[marking_map(scene, size)], {}),
-        (picture_file, picture(scene, size), {"quality": JPEG_QUALITY}),
+        (picture_file, picture(scene, size), jpeg),
     ):
         partial = file.with_suffix(f".tmp{file.suffix}")
         Image.fromarray(pixels).save(partial, **how)

@@ -15,7 +15,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ LEAST_EQUAL = 0.999
 
 class Deployed(nn.Module):
     """The network with what `evaluate` does around it at the network's own size."""
+
+    fill: Tensor  # [1, 3, 1, 1]
 
     def __init__(self, network: ModelBase, size: tuple[int, int], takes: Input):
         super().__init__()
@@ -71,7 +73,7 @@ def to_onnx(network: Deployed, metadata: dict):
     example = torch.from_numpy(network.shown(np.zeros((2, *network.size, 3), np.uint8))).to(network.fill.device)
     with quiet(), torch.no_grad():
         names = ["logits", "existence"][: len(network(example))]
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             network,
             (example,),
             dynamo=True,

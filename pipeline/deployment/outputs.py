@@ -39,10 +39,12 @@ class Writer:
             raise ConfigError(
                 f"--as submission: no evaluator reads files of {'a video' if video else 'this dataset'}; take ids or colours"
             )
-        filmed = video and "overlay" in kinds
-        self.film = Film(below(out, f"overlay/{shown.path.stem}.mp4", DatasetError), shown.fps) if filmed else None
+        self.film: Film | None = None
+        if isinstance(shown, Video) and "overlay" in kinds:
+            self.film = Film(below(out, f"overlay/{shown.path.stem}.mp4", DatasetError), shown.fps)
         lanes_file = "lanes" in kinds and self.metric.lanes_in_one_file
-        self.ids = submission_ids(shown, self.metric) if not video and ("submission" in kinds or lanes_file) else {}
+        pictures = None if isinstance(shown, Video) else shown
+        self.ids = submission_ids(pictures, self.metric) if pictures and ("submission" in kinds or lanes_file) else {}
         self.rows: dict[str, list[np.ndarray]] = {}
 
     def write(self, pair: tuple[Sample, Answer]) -> "Rest":
@@ -70,7 +72,7 @@ class Writer:
         return rest
 
     def follow(self, rest: "Rest") -> None:
-        if rest.painted is not None:
+        if rest.painted is not None and self.film is not None:
             self.film.add(rest.painted)
         if rest.rows is not None:
             self.rows[self.ids.get(rest.name, rest.name)] = rest.rows
@@ -95,12 +97,13 @@ class Film:
     """The overlays of a video as an MP4 at the same rate, without sound; it has its name once it is whole."""
 
     def __init__(self, path: Path, fps: float):
-        self.path, self.partial, self.fps, self.writer = path, path.with_name(f".{path.name}"), fps, None
+        self.path, self.partial, self.fps = path, path.with_name(f".{path.name}"), fps
+        self.writer: cv2.VideoWriter | None = None
 
     def add(self, image: np.ndarray) -> None:
         if self.writer is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.writer = cv2.VideoWriter(str(self.partial), cv2.VideoWriter_fourcc(*"mp4v"), self.fps, image.shape[1::-1])
+            self.writer = cv2.VideoWriter(str(self.partial), cv2.VideoWriter.fourcc(*"mp4v"), self.fps, image.shape[1::-1])
             assert self.writer.isOpened()
         self.writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
@@ -114,7 +117,7 @@ def save(folder: Path, name: str, pixels: np.ndarray, *options: int) -> None:
     """Grey or BGR. Raises DatasetError if the name leads out of the folder."""
     path = below(folder, name, DatasetError)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(path.suffix, np.ascontiguousarray(pixels), options)[1])
+    path.write_bytes(cv2.imencode(path.suffix, np.ascontiguousarray(pixels), options)[1].tobytes())
 
 
 def submission_ids(shown: Pictures, metric: MetricBase) -> dict[str, str]:

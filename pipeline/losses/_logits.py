@@ -29,19 +29,20 @@ def compared(output: Output, batch: Batch, name: str, grid: Grid) -> tuple[Tenso
 
 def on_one_grid(output: Output, theirs: Tensor, inside_BHW: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     """The same of the teacher's logits themselves."""
+    assert output.logits is not None
     mine = output.logits.float()
     if grid == "student":
         theirs = resized(theirs, mine.shape[-2:])
     else:
         mine = resized(mine, theirs.shape[-2:])
-    inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), mine.shape[-2:])[:, 0] >= 0.5
+    inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), mine.shape[-2:])[:, 0] >= 0.5  # type: ignore[arg-type]  # a Size will do
     return mine, theirs, inside_Bhw
 
 
 def resized(logits_BKhw: Tensor, grid: torch.Size) -> Tensor:
     """Averages over the cells of a grid that is coarser, bilinear where it is finer: either network's may be."""
     if grid[0] <= logits_BKhw.shape[-2] and grid[1] <= logits_BKhw.shape[-1]:
-        return F.adaptive_avg_pool2d(logits_BKhw, grid)
+        return F.adaptive_avg_pool2d(logits_BKhw, grid)  # type: ignore[arg-type]  # a Size will do
     return F.interpolate(logits_BKhw, grid, mode="bilinear", align_corners=False)
 
 

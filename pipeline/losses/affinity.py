@@ -11,7 +11,8 @@ B images, K = n regions, R = 3 moments.
 """
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -34,6 +35,8 @@ Normalise = Annotated[
 
 
 class Loss(LossModule):
+    needed_R1: Tensor
+
     reads_types = ("affinity",)
 
     def __init__(
@@ -52,14 +55,14 @@ class Loss(LossModule):
         self.register_buffer("needed_R1", torch.tensor(needed, dtype=torch.float32)[:, None], persistent=False)
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        total = 0.0
+        total: Any = 0.0  # a Tensor after the first
         for name, target in self.reads.items():
             rows = batch.rows[name]
             mine = target.graph(output.features[target.layer], target.seen(batch.labels_BHW, **rows), self.context)
             total = total + self.distance(mine, rows)
         return total
 
-    def distance(self, mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> Tensor:
+    def distance(self, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Tensor:
         """Eq. 4 on `graph` [B, 3, K, K] and `cells` [B, K] of both."""
         enough_BRK = torch.minimum(mine["cells"], theirs["cells"])[:, None] >= self.needed_R1
         diagonal = torch.eye(enough_BRK.shape[-1], dtype=torch.bool, device=enough_BRK.device)

@@ -12,6 +12,8 @@ probability 0. `grid` is as for `kd`.
 B images, K classes, h w the grid of the comparison, P = h w its positions.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,7 +31,7 @@ class Loss(LossModule):
         self.temperature, self.grid = temperature, grid
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        total = 0.0
+        total: Any = 0.0  # a Tensor after the first
         for name in self.reads:
             mine_BKhw, theirs_BKhw, inside_Bhw = compared(output, batch, name, self.grid)
             mine_BKK = unit_divergences(mine_BKhw / self.temperature, inside_Bhw)

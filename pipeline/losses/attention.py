@@ -10,7 +10,7 @@ first; images are averaged; cells that lie more than half outside the image are 
 B images, h w the teacher's grid of the layer.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -34,7 +34,7 @@ class Loss(LossModule):
         self.normalised, self.reduction = {"l2": unit, "softmax": softmax}[normalise], reduction
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        total = 0.0
+        total: Any = 0.0  # a Tensor after the first
         for name, target in self.reads.items():
             mine_Bhw = target.compute(output, batch.labels_BHW, self.context)["energy"]
             total = total + self.distance(mine_Bhw, batch.rows[name]["energy"], batch.inside_BHW)
@@ -45,7 +45,7 @@ class Loss(LossModule):
         grid = theirs_Bhw.shape[-2:]
         if mine_Bhw.shape[-2:] != grid:
             mine_Bhw = F.interpolate(mine_Bhw[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
-        inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), grid)[:, 0] >= 0.5
+        inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), grid)[:, 0] >= 0.5  # type: ignore[arg-type]  # a Size will do
         difference_Bhw = self.normalised(mine_Bhw, inside_Bhw) - self.normalised(theirs_Bhw, inside_Bhw)
         squares_B = difference_Bhw.square().sum(dim=(1, 2))
         if self.reduction == "mean":

@@ -73,7 +73,9 @@ class LossModule(nn.Module):
 
     def __init__(self, *, reads: Mapping[str, TargetType], context: Context | None, student: Context):
         super().__init__()
-        self.reads, self.context, self.student = dict(reads), context, student
+        self.reads: dict[str, Any] = dict(reads)  # of reads_types, whose own keys and methods a loss knows
+        self.context: Any = context  # a Context, or None where the loss reads no target
+        self.student = student
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
         """A scalar: a sum over what it reads, a mean over the batch. 0 with zero gradient where nothing can be compared."""

@@ -9,6 +9,8 @@ those of `reads`, in the order written there. So with `reads: [attention_mid, at
 B images, h w a layer's grid.
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from pipeline.losses import attention
@@ -19,7 +21,7 @@ from pipeline.models.base import Output
 class Loss(attention.Loss):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         mine = [target.compute(output, batch.labels_BHW, self.context)["energy"] for target in self.reads.values()]
-        total = 0.0
+        total: Any = 0.0  # a Tensor after the first
         for j, name in enumerate(self.reads):
             for mine_Bhw in mine[max(j - 1, 0) : j + 2]:
                 total = total + self.distance(mine_Bhw, batch.rows[name]["energy"], batch.inside_BHW)

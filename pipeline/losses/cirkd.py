@@ -35,6 +35,10 @@ from pipeline.targets.base import TargetType
 
 
 class Loss(LossModule):
+    pixels: Tensor  # [K, room, D], as are the regions
+    num_pixels: Tensor  # [K]
+    num_regions: Tensor
+
     reads_types = ("anchors",)
 
     def __init__(
@@ -160,7 +164,7 @@ def contrasts(
 ) -> Tensor:
     """A memory term: mean over an image's anchors, then over images."""
     return means(
-        divergence(*(vectors @ contrast_MD.T / temperature for vectors in (mine_BND, theirs_BND)), known_M), valid_BN
+        divergence(mine_BND @ contrast_MD.T / temperature, theirs_BND @ contrast_MD.T / temperature, known_M), valid_BN
     ).mean()
 
 

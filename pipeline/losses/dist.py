@@ -11,7 +11,7 @@ is as for `kd`.
 B images, K classes, h w the grid of the comparison.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -37,7 +37,7 @@ class Loss(LossModule):
         self.inter, self.intra, self.grid = inter, intra, grid
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        total = 0.0
+        total: Any = 0.0  # a Tensor after the first
         for name in self.reads:
             mine_BKhw, theirs_BKhw, inside_Bhw = compared(output, batch, name, self.grid)
             inside_B1hw = inside_Bhw[:, None].to(mine_BKhw)

@@ -10,7 +10,7 @@ The own class is shut out exactly, where the official code lowers its logit by 1
 B images, H W the network input, K classes, h w the grid of the comparison.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -39,7 +39,7 @@ class Loss(LossModule):
         self.temperature, self.alpha, self.beta, self.grid = temperature, alpha, beta, grid
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        total = 0.0
+        total: Any = 0.0  # a Tensor after the first
         for name in self.reads:
             mine_BKhw, theirs_BKhw, inside_Bhw = compared(output, batch, name, self.grid)
             labels_BHW, grid = batch.labels_BHW.float(), inside_Bhw.shape[1:]

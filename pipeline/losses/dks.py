@@ -40,6 +40,7 @@ class Loss(LossModule):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         answers = [head(output.features[role]) for role, head in self.heads.items()]
         labels = sum(cross_entropy(logits_BKhw, batch.labels_BHW) for logits_BKhw in answers)
+        assert output.logits is not None
         answers.append(output.logits.float())
         grid = min((logits_BKhw.shape[-2:] for logits_BKhw in answers), key=lambda size: size[0] * size[1])
         answers = [F.adaptive_avg_pool2d(logits_BKhw, grid) for logits_BKhw in answers]

@@ -8,6 +8,8 @@ Images whose flags are unknown count as well: the teacher has looked at them. Th
 B images, L lanes.
 """
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,7 +30,7 @@ class Loss(LossModule):
             raise ConfigError("existence_kd: the student has no lane-existence head; write training.existence_weight above 0")
         mine_BL = output.existence.float() / self.temperature
         seen_B1 = batch.inside_BHW.flatten(1).any(dim=1, keepdim=True)
-        total = 0.0
+        total: Any = 0.0  # a Tensor after the first
         for name in self.reads:
             theirs_BL = batch.rows[name]["existence"] / self.temperature
             total = total + self.temperature**2 * (divergence(mine_BL, theirs_BL) * seen_B1).mean()

@@ -11,7 +11,7 @@ are and 1 is the loss of a student that says zero. `components` are features tha
 B images, C channels, h w the stored grid.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -37,11 +37,11 @@ class Loss(LossModule):
         )
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        total = 0.0
+        total: Any = 0.0  # a Tensor after the first
         for (name, target), adapter in zip(self.reads.items(), self.adapters):
             theirs_BChw = batch.rows[name]["features"]
             mine_BChw = adapter(target.compute(output, batch.labels_BHW, self.context)["features"])
-            inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), theirs_BChw.shape[-2:])[:, 0] >= 0.5
+            inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), theirs_BChw.shape[-2:])[:, 0] >= 0.5  # type: ignore[arg-type]  # a Size will do
             loss_B = inside_mean(F.mse_loss(mine_BChw, theirs_BChw, reduction="none"), inside_Bhw)
             if self.normalise == "teacher":
                 energy_B = inside_mean(theirs_BChw.square(), inside_Bhw)

@@ -11,7 +11,7 @@ B images, D channels after the projection.
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -38,9 +38,10 @@ class Loss(LossModule):
         )
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        total = 0.0
+        total: Any = 0.0  # a Tensor after the first
         seen_B = batch.inside_BHW.flatten(1).any(dim=1)
         for (name, target), adapters in zip(self.reads.items(), self.adapters):
+            assert isinstance(adapters, nn.ModuleList)
             theirs_BDD = batch.rows[name]["gram"]
             mine_BDD = gram(*(adapter(output.features[layer]) for adapter, layer in zip(adapters, target.layers)))
             squares_B = (mine_BDD - theirs_BDD).square().mean(dim=(1, 2))

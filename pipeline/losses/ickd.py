@@ -9,6 +9,8 @@ logits changes it. Cells that lie more than half outside the image are left out.
 B images, K classes, h w the grid of the comparison, P = h w its positions.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,7 +28,7 @@ class Loss(LossModule):
         self.grid = grid
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        total = 0.0
+        total: Any = 0.0  # a Tensor after the first
         for name in self.reads:
             mine_BKhw, theirs_BKhw, inside_Bhw = compared(output, batch, name, self.grid)
             difference_BKK = unit_gram(mine_BKhw, inside_Bhw) - unit_gram(theirs_BKhw, inside_Bhw)

@@ -8,6 +8,8 @@ images. Its weight is 200.
 B images, h w the teacher's grid of the layer.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,11 +23,11 @@ class Loss(LossModule):
     reads_types = ("class_similarity",)
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        total = 0.0
+        total: Any = 0.0  # a Tensor after the first
         for name, target in self.reads.items():
             theirs_Bhw = batch.rows[name]["similarity"]
             mine_Bhw = target.compute(output, batch.labels_BHW, self.context)["similarity"]
-            grid = tuple(theirs_Bhw.shape[-2:])
+            grid = theirs_Bhw.shape[-2], theirs_Bhw.shape[-1]
             inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), grid)[:, 0] >= 0.5
             counts_Bhw = inside_Bhw & (cell_labels(batch.labels_BHW, grid) != 255)
             squares_B = torch.where(counts_Bhw, mine_Bhw - theirs_Bhw, 0).square().sum(dim=(1, 2))

@@ -16,7 +16,7 @@ mean over them. Edges of two images say nothing (the largest is 1 on both sides)
 B images, N values of a layer's map, K classes, h w the student's logit grid, L layers.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -46,19 +46,22 @@ class Loss(LossModule):
         self.edges, self.transformations, self.vertices = edges, transformations, vertices
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        total = 0.0
+        total: Any = 0.0  # a Tensor after the first
         seen_B = batch.inside_BHW.flatten(1).any(dim=1)
         counts_BB, earlier = seen_B[:, None] & seen_B, None
         for name, target in self.reads.items():
             rows = batch.rows[name]
             if "logits" in rows:
+                assert output.logits is not None
                 total = total + self.vertices * vertices(output.logits.float(), rows["logits"], batch.inside_BHW)
                 continue
             if "features" in rows:
                 pair = target.compute(output, batch.labels_BHW, self.context)["features"], rows["features"]
-                total = total + self.edges * difference(*(distances(side.flatten(1)) for side in pair), counts_BB)
+                total = total + self.edges * difference(distances(pair[0].flatten(1)), distances(pair[1].flatten(1)), counts_BB)
                 if earlier is not None:
-                    total = total + self.transformations * difference(*map(change, earlier, pair), seen_B)
+                    total = total + self.transformations * difference(
+                        change(earlier[0], pair[0]), change(earlier[1], pair[1]), seen_B
+                    )
                 earlier = pair
                 continue
             for layer, theirs_BS in zip(target.layers, rows["sketch"].unbind(dim=1)):
@@ -88,6 +91,6 @@ def difference(mine: Tensor, theirs: Tensor, counts: Tensor) -> Tensor:
 
 def vertices(mine_BKhw: Tensor, theirs_BKhw: Tensor, inside_BHW: Tensor) -> Tensor:
     theirs_BKhw = resized(theirs_BKhw, mine_BKhw.shape[-2:])
-    inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), mine_BKhw.shape[-2:])[:, 0] >= 0.5
+    inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), mine_BKhw.shape[-2:])[:, 0] >= 0.5  # type: ignore[arg-type]  # a Size will do
     squares_Bhw = torch.where(inside_Bhw, (mine_BKhw - theirs_BKhw).square().mean(dim=1), 0)
     return (squares_Bhw.sum(dim=(1, 2)) / inside_Bhw.sum(dim=(1, 2)).clamp(min=1)).mean()

@@ -9,6 +9,8 @@ these, then over images. From `top_classes` the tail's mass is shared equally by
 B images, K classes, h w the grid of the comparison.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,7 +28,7 @@ class Loss(LossModule):
         self.temperature, self.grid = temperature, grid
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        total = 0.0
+        total: Any = 0.0  # a Tensor after the first
         for name, target in self.reads.items():
             rows = batch.rows[name]
             logits = rows["logits"] if "logits" in rows else target.logits(rows, self.context)

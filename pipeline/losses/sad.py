@@ -34,7 +34,7 @@ class Loss(LossModule):
         mid_Bhw, high_Bhw = (self.map(output, batch, role) for role in ("mid", "high"))
         grid = mid_Bhw.shape[-2:]
         high_Bhw = F.interpolate(high_Bhw.detach()[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
-        inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), grid)[:, 0] >= 0.5
+        inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), grid)[:, 0] >= 0.5  # type: ignore[arg-type]  # a Size will do
         difference_Bhw = self.normalised(mid_Bhw, inside_Bhw) - self.normalised(high_Bhw, inside_Bhw)
         return difference_Bhw.square().sum(dim=(1, 2)).mean()
 

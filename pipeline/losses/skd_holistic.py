@@ -18,7 +18,7 @@ the upsampled side by its smoothness. Cells outside the image are 0 on both side
 B images, K classes, h w the grid of the comparison, C channels, P positions.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -54,8 +54,9 @@ class Loss(LossModule):
         self.discriminators = nn.ModuleList(Discriminator(student.num_classes, width) for _ in reads)
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        total = 0.0
+        total: Any = 0.0  # a Tensor after the first
         for name, score in zip(self.reads, self.discriminators):
+            assert output.logits is not None
             finer = output.logits.shape[-2:].numel() >= batch.rows[name]["logits"].shape[-2:].numel()
             mine_BKhw, theirs_BKhw, inside_Bhw = compared(output, batch, name, "teacher" if finer else "student")
             mine_BKhw, theirs_BKhw = centred(mine_BKhw, inside_Bhw), centred(theirs_BKhw, inside_Bhw)

@@ -7,6 +7,8 @@ diagonal, whose difference is 0, is counted in it. Nodes that lie more than half
 B images, N nodes.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +21,7 @@ class Loss(LossModule):
     reads_types = ("pairwise",)
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        total = 0.0
+        total: Any = 0.0  # a Tensor after the first
         for name, target in self.reads.items():
             mine_BNN = target.graph(output.features[target.layer], self.context)
             theirs_BNN = target.stored_graph(batch.rows[name], self.context)

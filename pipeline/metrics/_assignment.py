@@ -47,6 +47,8 @@ def _search(scores: Sequence[Sequence[float]]) -> list[int]:
                     return True
         return False
 
+    reached_left: set[int]
+    reached_right: set[int]
     for start in lefts:
         reached_left, reached_right = set(), set()
         while not augment(start):

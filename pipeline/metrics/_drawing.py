@@ -55,7 +55,7 @@ def draw_sides(frame_HW: np.ndarray, start_S2: np.ndarray, end_S2: np.ndarray, w
     corners_S42 = _corners(start_S2[moved_S], end_S2[moved_S], width)
     before, after = np.roll(corners_S42, 1, axis=1).reshape(-1, 2), corners_S42.reshape(-1, 2)
     height, width_px = frame_HW.shape
-    _draw_fine(frame_HW, *_clipped(*before.T, *after.T, (width_px << SHIFT) - 1, (height << SHIFT) - 1))
+    _draw_fine(frame_HW, *_both_clipped(before, after, (width_px << SHIFT) - 1, (height << SHIFT) - 1))
 
 
 def _corners(start_S2: np.ndarray, end_S2: np.ndarray, width: int) -> np.ndarray:
@@ -101,7 +101,8 @@ def _filled(corners: list[list[int]], shape: tuple[int, int]) -> Iterator[tuple[
         until = min(chains[0].until, chains[1].until, last + 1)
         rows_R = np.arange(max(y, 0), until)
         a_R, b_R = (chain.x + chain.slope * (rows_R - y) for chain in chains)
-        yield rows_R, *((x_R + HALF >> SHIFT).astype(np.int32) for x_R in (np.minimum(a_R, b_R), np.maximum(a_R, b_R)))
+        first_R, last_R = ((x_R + HALF >> SHIFT).astype(np.int32) for x_R in (np.minimum(a_R, b_R), np.maximum(a_R, b_R)))
+        yield rows_R, first_R, last_R
         for chain in chains:
             chain.x += chain.slope * (until - y)
         y = until
@@ -159,7 +160,7 @@ def _draw_fine(frame_HW: np.ndarray, x1: np.ndarray, y1: np.ndarray, x2: np.ndar
 
 def _draw_thin(frame_HW: np.ndarray, start_S2: np.ndarray, end_S2: np.ndarray) -> None:
     """Bresenham's lines, from left to right."""
-    x1, y1, x2, y2 = _clipped(*start_S2.T, *end_S2.T, frame_HW.shape[1] - 1, frame_HW.shape[0] - 1)
+    x1, y1, x2, y2 = _both_clipped(start_S2, end_S2, frame_HW.shape[1] - 1, frame_HW.shape[0] - 1)
     x1, y1, x2, y2 = np.where(x2 < x1, (x2, y2, x1, y1), (x1, y1, x2, y2))
     run, rise, down = x2 - x1, np.abs(y2 - y1), np.sign(y2 - y1)
     long, short = np.maximum(run, rise), np.minimum(run, rise)
@@ -178,6 +179,10 @@ def _counted(count_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _set_pixels(frame_HW: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
     inside = (x >= 0) & (x < frame_HW.shape[1]) & (y >= 0) & (y < frame_HW.shape[0])
     frame_HW[y[inside], x[inside]] = 1
+
+
+def _both_clipped(start_S2: np.ndarray, end_S2: np.ndarray, right: int, bottom: int) -> np.ndarray:
+    return _clipped(start_S2[:, 0], start_S2[:, 1], end_S2[:, 0], end_S2[:, 1], right, bottom)
 
 
 def _clipped(x1, y1, x2, y2, right: int, bottom: int) -> np.ndarray:

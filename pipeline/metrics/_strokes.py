@@ -10,7 +10,7 @@ Source: XingangPan/SCNN, tools/lane_evaluation (its spline and its lane comparis
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -87,7 +87,7 @@ class Canvas:
         box = self.frame_HW[top:bottom, left:right]
         mask_hw = box.astype(bool)
         box[:] = 0
-        return Stroke(top, left, mask_hw, np.count_nonzero(mask_hw))
+        return Stroke(top, left, mask_hw, int(np.count_nonzero(mask_hw)))
 
     def _draw(self, start_S2: np.ndarray, end_S2: np.ndarray) -> list[int]:
         """Draws S segments of one curve; returns left, top, right, bottom of a box that holds them in the frame. P pieces."""
@@ -97,7 +97,7 @@ class Canvas:
         bounds = np.array(self.frame_HW.shape[::-1])
         far_P = np.maximum(-low_P2, high_P2).max(axis=1) >= FAR
         seen_P = ((low_P2 < bounds) & (high_P2 > 0)).all(axis=1) | far_P
-        whole_P = ((low_P2 >= 0) & (high_P2 <= bounds)).all(axis=1)
+        whole_P: Any = ((low_P2 >= 0) & (high_P2 <= bounds)).all(axis=1)
         longest_P = np.maximum.reduceat(np.abs(rise_S2).max(axis=1), firsts_P)
         pasted_P = seen_P & ~far_P & (longest_P <= LONGEST) & (1 < self.width <= WIDEST)
         for piece in np.flatnonzero(pasted_P).tolist():
@@ -149,9 +149,11 @@ def overlap(a: Stroke, b: Stroke) -> float:
     right = min(a.left + a.mask_hw.shape[1], b.left + b.mask_hw.shape[1])
     shared = 0
     if top < bottom and left < right:
-        shared = np.count_nonzero(
-            a.mask_hw[top - a.top : bottom - a.top, left - a.left : right - a.left]
-            & b.mask_hw[top - b.top : bottom - b.top, left - b.left : right - b.left]
+        shared = int(
+            np.count_nonzero(
+                a.mask_hw[top - a.top : bottom - a.top, left - a.left : right - a.left]
+                & b.mask_hw[top - b.top : bottom - b.top, left - b.left : right - b.left]
+            )
         )
     union = a.area + b.area - shared
     return shared / union if union else math.nan

@@ -27,7 +27,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -212,7 +212,7 @@ def scores(
     counted, remarks = [], Remarks()
     with contextlib.ExitStack() as opened:
         progress = opened.enter_context(Progress("comparing lanes", sum(map(len, chunks)), "frames"))
-        apply = map
+        apply: Callable[..., Iterable[Any]] = map
         if workers > 1:  # a fork would copy torch's locks
             apply = opened.enter_context(ProcessPoolExecutor(workers, get_context("spawn"))).map
         for chunk, (counts, noted) in zip(chunks, apply(count, chunks)):

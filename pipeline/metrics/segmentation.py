@@ -26,7 +26,7 @@ class Confusion:
 
     def __init__(self, num_classes: int | None = None, *, evaluated: Sequence[int] | None = None):
         assert (num_classes is None) != (evaluated is None), "either the number of train ids or the evaluated ids"
-        self.evaluated = tuple(range(num_classes) if evaluated is None else evaluated)
+        self.evaluated = tuple(evaluated if num_classes is None else range(num_classes))  # type: ignore[arg-type]  # one of them
         self.matrix = np.zeros((VALUES, VALUES), np.int64)  # [truth, prediction]
 
     def add(self, truth_HW: np.ndarray, prediction_HW: np.ndarray) -> None:

@@ -30,9 +30,9 @@ class FlipAveraged(ModelBase):
         plain: Output = self.network(images_B3HW, labels_BHW)
         other: Output = self.network(images_B3HW.flip(-1), None if labels_BHW is None else self.mirrored(labels_BHW))
         logits = existence = None
-        if plain.logits is not None:
+        if plain.logits is not None and other.logits is not None:
             logits = (plain.logits + other.logits.flip(-1)[:, self.classes]) / 2
-        if plain.existence is not None:
+        if plain.existence is not None and other.existence is not None:
             existence = (plain.existence + other.existence[:, list(self.lanes or range(plain.existence.shape[1]))]) / 2
         turned_back = {role: map_BChw.flip(-1) for role, map_BChw in other.features.items()}
         return Output(logits, plain.features, existence, turned_back)

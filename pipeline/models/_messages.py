@@ -18,6 +18,11 @@ REACH = 9  # cells of a slice that a cell of the next one hears from
 
 
 class Messages(nn.Module):
+    down: nn.Parameter
+    up: nn.Parameter
+    right: nn.Parameter
+    left: nn.Parameter
+
     def __init__(self, channels: int):
         super().__init__()
         bound = math.sqrt(2 / (5 * REACH * channels))

@@ -38,7 +38,7 @@ def initialise(network: nn.Module) -> None:
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            inputs = module.in_channels * math.prod(module.kernel_size)
+            inputs: float = module.in_channels * math.prod(module.kernel_size)
             if isinstance(module, nn.ConvTranspose2d):
                 inputs /= math.prod(module.stride)
             nn.init.normal_(module.weight, std=math.sqrt(2 / inputs))

@@ -17,7 +17,7 @@ message passing in between, _messages.py).
 B images, H W the input, C channels, K classes, h w = H/8 W/8.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -113,7 +113,11 @@ class ResNet(ModelBase):
 
     layers = {"mid": "layer2", "high": "layer4"}
     backbone: ClassVar[tuple[str, ...]] = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
-    block: ClassVar[type[Block]]
+    block: ClassVar[Any]  # a Block, which is made of channels, planes, stride and dilations
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
     depths: ClassVar[tuple[int, int, int, int]]
 
     def __init__(self, num_classes: int, *, size: tuple[int, int], lanes: int, width: int, head: Head, dilation: Dilation):

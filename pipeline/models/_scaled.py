@@ -7,7 +7,7 @@ weights stay the network's own: a file that fits the network fits it at any scal
 B images, H W the input.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,8 @@ def scaled(model: type[ModelBase], *, size: tuple[int, int], input_scale: float,
     if fault := misfit(model, keywords, size, input_scale):
         raise ConfigError(fault)
     factor = round(1 / input_scale)
-    network = model(size=(size[0] // factor, size[1] // factor), **keywords)
+    make: Callable[..., ModelBase] = model
+    network = make(size=(size[0] // factor, size[1] // factor), **keywords)
     network.multiple *= factor
     network.register_forward_pre_hook(partial(shrink, factor))
     return network

@@ -91,7 +91,7 @@ class Model(ModelBase):
                 f"adapter: align_corners: is about logits of the network's own, and 'logits' is {logits or 'null'}; write false"
             )
         self.align_corners = align_corners
-        self.multiple, self.input_size = multiple, None if input_size is None else tuple(input_size)
+        self.multiple, self.input_size = multiple, None if input_size is None else (input_size[0], input_size[1])
         check_size(self, self.input_size or size)
         self.num_classes, self.layout, self.prefix_tokens, self.call = num_classes, layout, prefix_tokens, dict(call or {})
         self.places = {role: place(f"layers.{role}", text) for role, text in layers.items()}
@@ -112,11 +112,11 @@ class Model(ModelBase):
         self.register_load_state_dict_pre_hook(with_prefix)
         self.own = nn.ModuleDict()
         if logits == "linear" or lanes:
-            _, channels, *grid = self.probed(size)["high"].shape
+            _, maps, height, width = self.probed(size)["high"].shape
             if logits == "linear":
-                self.own["linear"] = nn.Conv2d(channels, num_classes, 1)
+                self.own["linear"] = nn.Conv2d(maps, num_classes, 1)
             if lanes:
-                self.own["existence"] = EncoderExistence(channels, lanes, tuple(grid))
+                self.own["existence"] = EncoderExistence(maps, lanes, (height, width))
 
     def forward(self, images_B3HW: Tensor, labels_BHW: Tensor | None = None) -> Output:
         maps = self.maps(images_B3HW)
@@ -252,7 +252,7 @@ def called(factory: str, arguments: dict) -> Any:
     if not names:
         raise ConfigError(f"adapter: factory: {factory!r} names no function; write it as package.module:function")
     try:
-        found = importlib.import_module(module)
+        found: Any = importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(
             f"adapter: factory: {module} can't be imported ({error}); install its package (transformers comes "
@@ -294,4 +294,5 @@ def installed(module: str) -> str | None:
 
 def release(module: str) -> str:
     """The version of the package that provides a module; of one that was not installed, the digest of its file."""
-    return installed(module) or hashlib.sha256(Path(importlib.util.find_spec(module).origin).read_bytes()).hexdigest()[:16]
+    spec: Any = importlib.util.find_spec(module)
+    return installed(module) or hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]

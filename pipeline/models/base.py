@@ -37,11 +37,11 @@ class Output(NamedTuple):
 
 class ModelBase(nn.Module):
     version: ClassVar[int] = 1  # bump when the same weights would give other outputs; see version_of
-    multiple: ClassVar[int] = 8  # height and width of the input must be multiples of it
-    uses_labels: ClassVar[bool] = False  # then it answers from the labels it is shown: all its rows depend on them
+    multiple: int = 8  # of a class, or of one network: height and width of the input must be multiples of it
+    uses_labels: bool = False  # then it answers from the labels it is shown: all its rows depend on them
     own_weights: ClassVar[bool] = False  # then it may come with trained weights, and teach without checkpoint or training
     published: "ClassVar[Published | None]" = None  # names of other people's weights for this network, see _published.py
-    layers: ClassVar[dict[str, str]]  # role -> what it is in this network, e.g. {"mid": "layer2", "high": "layer4"}
+    layers: dict[str, str]  # role -> what it is in this network, e.g. {"mid": "layer2", "high": "layer4"}
 
     mean: Tensor  # [1, 3, 1, 1], in the order of `channels`
     std: Tensor

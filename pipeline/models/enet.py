@@ -14,7 +14,7 @@ convolution, the classifier is a 3x3 transposed convolution without bias, and pi
 
 import re
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,8 @@ class Initial(nn.Module):
 
 
 def convolution(*convolutions: nn.Module, activation: type[nn.Module]) -> nn.Sequential:
-    return nn.Sequential(*convolutions, nn.BatchNorm2d(convolutions[-1].out_channels), activation())
+    channels: Any = convolutions[-1].out_channels
+    return nn.Sequential(*convolutions, nn.BatchNorm2d(channels), activation())
 
 
 def filters(convolutions: list[nn.Module], activation: type[nn.Module], layout: Layout) -> nn.Sequential:

@@ -11,6 +11,7 @@ The teacher sees the label of a view, so every row of its cache depends on label
 B images, H W the input, K classes.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -24,7 +25,7 @@ from pipeline.models.enet import Model as ENet
 from pipeline.models.erfnet import Model as ERFNet
 from pipeline.models.resnet18 import Model as ResNet18
 
-NETWORKS: dict[str, type[ModelBase]] = {"enet": ENet, "erfnet": ERFNet, "resnet18": ResNet18}
+NETWORKS: dict[str, Callable[..., ModelBase]] = {"enet": ENet, "erfnet": ERFNet, "resnet18": ResNet18}
 
 
 class Model(ModelBase):

@@ -31,7 +31,9 @@ def svg(figure) -> str:
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r' id="[a-z0-9]+_\d+"', "", text)  # names of groups, equal in every figure
     text = re.sub(r"font: (\d+)px [^;\"]*", r"font: \1px sans-serif", text)
-    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups()
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
+    assert box is not None  # matplotlib writes one
+    width, height = box.groups()
     head = f'<svg viewBox="0 0 {width} {height}" role="img" xmlns:xlink="http://www.w3.org/1999/xlink">'
     return re.sub(r"<svg [^>]*>", head, text, count=1)
 

@@ -11,6 +11,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -84,7 +85,9 @@ def look(config: Config, results: Results, runs: Path, weights_file: Path, devic
     samples = [Sample(image_id, source.image(image_id), source.label(image_id)) for image_id in chosen]
     shown = samples[:: max(1, len(samples) // SHOWN)][:SHOWN]
     measured = [sample for sample in samples if sample.label is not None]
-    answers, graphs, features, theirs = {}, {}, {}, {}
+    answers, features = {}, {}
+    graphs: dict[str, dict] = {}  # by layer and network
+    theirs: dict[str, list] = {}  # by layer
     for name, network in _networks(source, config, results, runs, weights_file, device):
         found = prediction.answered(network, source, shown, prepare.size, device=device, batch=SHOWN, fit=prepare.fit)
         answers[name] = [answer.classes_HW for _, answer in found]
@@ -136,7 +139,7 @@ def _answer(network: ModelBase, sample: Sample, source: DatasetBase, prepare: Pr
     return Output(output.logits.float().cpu(), features), labels_1HW
 
 
-def _affinities(targets: Mapping[str, Plugin]) -> dict[str, object]:
+def _affinities(targets: Mapping[str, Plugin]) -> dict[str, Any]:
     """By layer: the experiment's own affinity targets, or those of the paper if it has none."""
     own = [plugin.build() for plugin in targets.values() if plugin.name == "affinity"]
     theirs = [find_class("targets", "affinity")(layer=layer) for layer in ("mid", "high")]
@@ -147,7 +150,7 @@ def _graphs(found: Mapping[str, Sequence[Mapping]], regions: Sequence[int], sour
     """Drawn for the first image, by the cosines of mean features."""
     teacher = found["teacher"]
     loss = find_class("losses", "affinity")(reads={}, context=None, student=None)
-    present = np.flatnonzero((teacher[0]["cells"][0] > 0).numpy())
+    present = np.flatnonzero((teacher[0]["cells"][0] > 0).numpy()).tolist()
     matrices = {name: many[0]["graph"][0, 0].numpy()[np.ix_(present, present)] for name, many in found.items()}
     apart = np.concatenate([matrix[~np.eye(len(present), dtype=bool)] for matrix in matrices.values()])
     limits = (float(apart.min()), float(apart.max())) if len(apart) else (0.0, 1.0)
@@ -178,8 +181,8 @@ def _cells(outputs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[np.nda
         labels.append(centres.flatten().numpy())
     found, known = np.concatenate(features[1:] or features), np.concatenate(labels)
     rng = np.random.default_rng(0)
-    kept = [rng.permutation(np.flatnonzero(known == value))[:CELLS] for value in np.unique(known) if value != 255]
-    kept = np.concatenate(kept) if kept else np.zeros(0, int)
+    chosen = [rng.permutation(np.flatnonzero(known == value))[:CELLS] for value in np.unique(known) if value != 255]
+    kept = np.concatenate(chosen) if chosen else np.zeros(0, int)
     return found[kept], known[kept]
 
 
@@ -215,7 +218,7 @@ def _frame(sample: Sample, answers: Mapping[str, np.ndarray], source: DatasetBas
         height = round(picture.shape[0] * WIDTH / picture.shape[1])
         small = cv2.resize(picture, (WIDTH, height), interpolation=cv2.INTER_AREA)
         encoded = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
-        return Picture(name, "data:image/jpeg;base64," + base64.b64encode(encoded).decode(), score)
+        return Picture(name, "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode(), score)
 
     found = [shown("image", None)]
     if sample.label is not None:

@@ -101,7 +101,7 @@ def _classes(
     return found
 
 
-def _costs(results: Results, groups, methods: Mapping[str, Sequence[Term]], cached: Cached | None) -> list[dict[str, str]]:
+def _costs(results: Results, groups, methods: Mapping[str, Sequence[Term]], cached: Cached | None) -> list[dict[str, str | None]]:
     plain, found = baseline(methods), []
     steps = {
         key: fmean(run.time.seconds / run.time.steps for run in runs if run.time)
@@ -130,7 +130,7 @@ def _costs(results: Results, groups, methods: Mapping[str, Sequence[Term]], cach
 
 def _cost(
     name: str, method: str | None, times: Sequence[Time], ratio: str, num_bytes: int, cached: Cached | None
-) -> dict[str, str]:
+) -> dict[str, str | None]:
     return {
         "name": name,
         "method": method,
@@ -138,7 +138,7 @@ def _cost(
         "training": duration(fmean(time.seconds for time in times)) if times else "not known",
         "step": f"{1000 * fmean(time.seconds / time.steps for time in times):.1f} ms" if times else "",
         "cache": size(num_bytes) if num_bytes else "",
-        "row": size(num_bytes / cached.images / cached.views) if num_bytes else "",
+        "row": size(num_bytes / cached.images / cached.views) if cached and num_bytes else "",
         "machine": "; ".join(dict.fromkeys(time.machine for time in times)),
     }
 
@@ -151,7 +151,8 @@ def duration(seconds: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 1000 or unit == "GB":
+    for unit in ("bytes", "kB", "MB"):
+        if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"

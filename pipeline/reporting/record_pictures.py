@@ -46,7 +46,7 @@ def record_figure(
     for part, (name, (graph, cells)) in zip(lower, graphs.items()):
         part.suptitle(f"{name}: cosine of two regions' moments", fontsize=9)
         *matrices, drawing = part.subplots(1, 4)
-        present = np.flatnonzero(cells > 0)
+        present = np.flatnonzero(cells > 0).tolist()
         words = [dataset.classes[regions[k]] for k in present]
         for axes, moment, matrix in zip(matrices, MOMENTS, graph):
             shown = axes.imshow(matrix[np.ix_(present, present)], vmin=-1, vmax=1, cmap="RdBu_r")

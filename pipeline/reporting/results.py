@@ -60,7 +60,9 @@ class Results:
 
     @property
     def _any(self) -> dict:
-        return self.runs[0].score if self.runs else self.teacher
+        found = self.runs[0].score if self.runs else self.teacher
+        assert found is not None
+        return found
 
     def groups(self) -> dict[tuple[str, str], list[Run]]:
         """The seeds of each student and method."""
@@ -95,7 +97,11 @@ def read(scores: Path, runs: Path, teacher_weights: Path, students: Iterable[str
         if "weights" in score and weights.exists() and score["weights"] != sha256(weights.read_bytes())[:16]
     ]
     return Results(
-        runs=found, teacher=teacher and _score(teacher), teacher_time=time_of(runs / "teacher"), strays=sorted(files), stale=stale
+        runs=found,
+        teacher=None if teacher is None else _score(teacher),
+        teacher_time=time_of(runs / "teacher"),
+        strays=sorted(files),
+        stale=stale,
     )
 
 
@@ -132,7 +138,8 @@ def _curves(path: Path) -> list[dict[str, float]]:
 
 def time_of(folder: Path) -> Time | None:
     """From a run's history. Steps that were made twice, since the run was begun afresh, count once: the last time."""
-    path, kept = folder / "history.jsonl", []
+    path = folder / "history.jsonl"
+    kept: list[dict] = []
     for line in map(json.loads, path.read_text().splitlines() if path.exists() else []):
         kept = [one for one in kept if one["first"] < line["first"]] + [line]
     if not kept:

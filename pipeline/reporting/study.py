@@ -160,7 +160,7 @@ def table(
         beside = " | | | "
         if best is not None and arm != best:
             apart = compare(values, known[best])
-            closed = gap_closed(np.mean(values), np.mean(known[best]), teacher)
+            closed = gap_closed(float(np.mean(values)), float(np.mean(known[best])), teacher)
             beside = (
                 f"{100 * apart.mean:+.2f} | | | "
                 if np.isnan(apart.low)

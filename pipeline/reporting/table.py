@@ -50,7 +50,7 @@ def lines(results: Results, metric: str, methods: Mapping[str, Sequence[Term]]) 
     found = []
     for (student, method), runs in groups.items():
         known = {run.seed: run.score[metric] for run in runs if run.score.get(metric) is not None}
-        base = groups.get((student, plain), [])
+        base = groups.get((student, plain), []) if plain is not None else []
         theirs = {run.seed: run.score[metric] for run in base if run.score.get(metric) is not None}
         against, gap, why = None, None, ""
         differing = _differing(runs, base)

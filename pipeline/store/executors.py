@@ -82,7 +82,8 @@ def _distributed(client, tasks: Sequence, submit: Callable) -> Iterator:
 
     from distributed import KilledWorker, as_completed
 
-    waiting, running, done = iter(tasks), {}, as_completed()
+    running: dict[Any, Any] = {}  # a task by its future
+    waiting, done = iter(tasks), as_completed()
 
     def refill():
         room = IN_FLIGHT * max(1, len(client.nthreads())) - len(running)

@@ -26,10 +26,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 from google_crc32c import value as crc32c
+from typing_extensions import TypeIs
 
 from pipeline.errors import StoreError
 from pipeline.identity import digest_array, sha256
@@ -57,7 +58,7 @@ def with_checksum(content: dict, indent: int | None = 1) -> bytes:
     return f'{body}, "checksum": "{sha256(body.encode())}"}}\n'.encode()
 
 
-def check_and_parse(data: bytes, path: Path) -> dict:
+def check_and_parse(data: bytes, path: AnyPath) -> dict:
     """The content without its checksum. Raises StoreError if any byte was changed, or if no store writes such a thing."""
     body, _, end = data.rpartition(b', "checksum": "')
     if end != f'{sha256(body)}"}}\n'.encode():
@@ -80,13 +81,13 @@ def as_path(where: "str | Path | RemotePath") -> AnyPath:
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
     if "://" not in text:
-        return Path(where)
+        return Path(text)
     from pipeline.store.remote import RemotePath  # a store on disk needs none of it
 
     return RemotePath.of(text)
 
 
-def local(path: AnyPath) -> bool:
+def local(path: AnyPath) -> TypeIs[Path]:
     return isinstance(path, Path)
 
 
@@ -216,7 +217,7 @@ def _lock_file(path: Path) -> BinaryIO:
 class Claim:
     """A block that is ours to write until its mark is put in place or the claim is left."""
 
-    def __init__(self, mark: AnyPath, file=None):
+    def __init__(self, mark: AnyPath, file: BinaryIO | None = None):
         self.mark, self.file = mark, file
 
     def release(self) -> None:
@@ -228,6 +229,7 @@ class Claim:
         if not self.file:
             self.mark.write_bytes(data)
             return
+        assert local(self.mark)
         self.file.write(data)
         self.file.flush()
         os.fsync(self.file.fileno())
@@ -289,7 +291,7 @@ def images_tsv(rows: list[ImageRow]) -> bytes:
     return f"image\timage_digest\tlabel_digest\t{sha256(body)}\n".encode() + body
 
 
-def parse_images(data: bytes, path: Path) -> list[ImageRow]:
+def parse_images(data: bytes, path: AnyPath) -> list[ImageRow]:
     """Raises StoreError if any byte was changed, or an id leads out of a folder."""
     lines = data.decode("utf-8", "surrogateescape").split("\n")[1:-1]
     rows = [ImageRow(*cells) for line in lines if len(cells := line.split("\t")) == 3]
@@ -365,12 +367,12 @@ class Array:
             return self._through_zarr(data)
         return np.frombuffer(data[:-4], self.dtype).reshape(self.chunk_rows, *self.shape)
 
-    def _through_zarr(self, chunk: np.ndarray | bytes) -> bytes | np.ndarray:
+    def _through_zarr(self, chunk: np.ndarray | bytes) -> Any:
         import zarr  # 0.4 s
         from zarr.core.buffer.cpu import Buffer
 
         key = self.chunk_path(0).rpartition("/")[2]
-        files = {"zarr.json": Buffer.from_bytes(self.metadata(self.chunk_rows))}
+        files: dict[str, Any] = {"zarr.json": Buffer.from_bytes(self.metadata(self.chunk_rows))}
         if isinstance(chunk, bytes):
             files[key] = Buffer.from_bytes(chunk)
             return zarr.open_array(zarr.storage.MemoryStore(files), mode="r")[...]
@@ -386,7 +388,7 @@ def codec_chain(codec: str, dtype: np.dtype) -> list:
     return [order, *([] if codec == "raw" else [{"name": "blosc", "configuration": blosc}]), {"name": "crc32c"}]
 
 
-def read_chunk(path: Path, size: int, crc: str) -> bytes:
+def read_chunk(path: AnyPath, size: int, crc: str) -> bytes:
     """A chunk file, if it has the size and crc of its mark; StoreError otherwise."""
     data = read(path)
     if len(data) != size:

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from google_crc32c import value as crc32c
@@ -123,8 +123,9 @@ class Reader:
             for folder in self._arrays
         )
 
-    def read(self, pass_: ArrayGroup, positions: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray | torch.Tensor]:
-        """[B, ...] of each field for these (position, view) pairs. StoreError if a row is not what was written."""
+    def read(self, pass_: ArrayGroup, positions: np.ndarray, views: np.ndarray) -> dict[str, Any]:
+        """[B, ...] of each field for these (position, view) pairs: arrays, or tensors where rows are on the device.
+        StoreError if a row is not what was written."""
         folder = pass_.folder
         if folder in self._on_device:
             import torch
@@ -157,10 +158,11 @@ class Reader:
 
     def _read_row(self, array: Array, row: int, target: np.ndarray, anew: bool = False) -> None:
         chunk, place = divmod(row, array.chunk_rows)
+        assert local(self.folder)
         try:
             fd, close = self._files.get(self.folder, array, chunk, anew)
             try:
-                size = os.preadv(fd, [target], place * len(target))
+                size = os.preadv(fd, [target], place * len(target))  # type: ignore[list-item]  # a buffer, as numpy says from Python 3.12 on
             finally:
                 if close:
                     os.close(fd)
@@ -185,6 +187,7 @@ class Reader:
         names = [array.chunk_path(chunk) for array, (chunk, _) in zip(arrays, places)]
         starts = [place * targets.shape[1] for _, place in places]
         try:
+            assert not local(self.folder)
             parts = self.folder.read_ranges(names, starts, [start + targets.shape[1] for start in starts])
         except FileNotFoundError as error:
             raise StoreError(f"{error.filename}: {error.strerror}") from error
@@ -226,7 +229,7 @@ class Reader:
         return self.num_views * len(self.ids) * sum(array.row_bytes for array in self._arrays[folder][0].values())
 
     def _load(self) -> None:
-        self._resident = {
+        self._resident: dict[str, dict[str, Any]] = {
             folder: {name: self._load_field(folder, name) for name in self._crcs[folder]}
             for folder in (*self._in_ram, *self._on_device)
         }
@@ -238,7 +241,7 @@ class Reader:
             import torch
 
             dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
-            found = torch.empty(shape, dtype=dtype, device=self._device)
+            found: Any = torch.empty(shape, dtype=dtype, device=self._device)
         else:
             found = np.empty(shape, array.dtype)
         chunks = self._rows // array.chunk_rows
@@ -350,7 +353,8 @@ class ChunkCache:
         self._lock = Lock()
 
     def get(self, array: str, chunk: int) -> np.ndarray | None:
-        return self._of.get(array, {}).get(chunk)
+        chunks = self._of.get(array)
+        return None if chunks is None else chunks.get(chunk)
 
     def keep(self, array: str, chunk: int, decoded: np.ndarray) -> None:
         if not self.num_rows:

@@ -173,7 +173,8 @@ class Store:
         folder = store_folder(root, kind, dataset, identity_record)
         if (folder / "store.json").exists():
             return cls(folder)._of(identity_record)
-        others = [cls(path.parent) for path in sorted(folder.parent.glob(f"{kind}-*/store.json"))]
+        heads: Iterable[AnyPath] = folder.parent.glob(f"{kind}-*/store.json")
+        others = [cls(path.parent) for path in sorted(heads)]
         if not others:
             raise StoreError(f"{folder.parent}: there is no {kind} store")
         apart = {other: diff(other.identity["record"], identity_record) for other in others}
@@ -375,7 +376,7 @@ class Store:
         name, record = content.get("name"), content.get("record")
         if (
             content.get("store") != self.identity["digest"]
-            or not isinstance(record, dict)
+            or not (isinstance(name, str) and isinstance(record, dict))
             or folder != f"{name}-{pass_digest(name, record)}"
         ):
             raise StoreError(f"{path}: belongs to another store or pass; move it away")

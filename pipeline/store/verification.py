@@ -6,9 +6,9 @@ left alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from pipeline.identity import join_names
 from pipeline.progress import Progress
 from pipeline.store.executors import threads
 from pipeline.store.files import (
+    AnyPath,
     append_history,
     check_and_parse,
     claim_block,
@@ -98,6 +99,7 @@ def verify(store: Store, deep: bool = True, values: dict[tuple[str, str], Values
             for faults, held in _blocks(store, view, folder, deep, workers, values is not None):
                 found += faults
                 for name, part in held.items():
+                    assert values is not None  # else nothing is kept
                     values.setdefault((folder, name), Values(part.dtype)).add(part)
                 progress.advance()
     return [*found, *_strays(store), *(fault for name in NOTES for fault in note_faults(store, name))]
@@ -140,6 +142,7 @@ def unvouched(store: Store) -> list[str]:
 
 
 def _faults_of_metadata(store: Store) -> Iterator[str]:
+    checks: list[tuple[Callable[[bytes, AnyPath], object], AnyPath]]
     checks = [(check_and_parse, store.path("store.json")), *((parse_images, path) for path in store.image_files())]
     checks += [(check_and_parse, path) for path in [store.path("manifest.json"), store.path("code.json")] if path.exists()]
     for check, path in checks:
@@ -187,7 +190,7 @@ def _broken_promises(store: Store) -> Iterator[str]:
 
 def extents(manifest: dict, num_blocks: int) -> dict | None:
     """What a manifest calls whole, by pass and view; None unless its names are a store's, as they become paths."""
-    passes = manifest.get("passes")
+    passes: Any = manifest.get("passes")
     try:
         fine = all(
             is_pass(folder)
@@ -275,7 +278,8 @@ def _strays(store: Store) -> Iterator[str]:
         for block in range(store.num_blocks):
             known |= {store.folder / chunk for chunk in store.block_files(view, folder, block)}
     for top in ("images", "passes", "done", f"{store.kind}.zarr"):
-        for path in sorted(store.path(top).rglob("*")):
+        below: Iterable[AnyPath] = store.path(top).rglob("*")
+        for path in sorted(below):
             if path not in known and path.suffix != ".tmp" and (path.is_file() or local(path) and path.is_symlink()):
                 yield f"{path}: does not belong here"
 

@@ -1,6 +1,7 @@
 """Fills convex world polygons in an image, paler with distance."""
 
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from pipeline.synth.camera import Camera, outline
 
 SHIFT = 4  # fractional bits of corners
-Haze = Callable[[np.ndarray, float], np.ndarray]  # (colour, distance in metres) -> colour seen through the air
+Haze = Callable[[np.ndarray, Any], np.ndarray]  # (colour, distance in metres) -> colour seen through the air
 
 
 class Brush:

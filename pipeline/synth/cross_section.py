@@ -7,7 +7,7 @@ wide; arrows 6 m long).
 import numpy as np
 
 from pipeline.synth.markings import Line, arrow, diamond, stop_line, zebra
-from pipeline.synth.scene import Surface
+from pipeline.synth.scene import Surface, whole
 
 NEAR_M, FAR_M = -25.0, 380.0  # extent of surfaces along the road
 LINES_M = -15.0, 340.0  # and of lines
@@ -38,7 +38,8 @@ class CrossSection:
         # Near enough to be seen as a crossing, or far enough to leave lines worth annotating before it.
         self.crossing_s = rng.uniform(3, 9) if on_crossing else rng.uniform(24, 70)
         self.crossing_length = rng.uniform(14, 26)
-        self.lines, self.symbols = [], []
+        self.lines: list = []
+        self.symbols: list = []
         self._draw_surfaces()
         strength = rng.uniform(0.0, 0.12) if no_paint else rng.uniform(0.95 - 0.65 * difficulty, 1.0)
         if not on_crossing:
@@ -52,7 +53,7 @@ class CrossSection:
 
     def _draw_surfaces(self):
         rng = self.rng
-        self.asphalt = tuple(int(c) for c in rng.uniform(88, 142) + rng.uniform(-4, 5, 3))
+        self.asphalt = whole(rng.uniform(88, 142) + rng.uniform(-4, 5, 3))
         self.verge = (128, 122, 114) if self.setting == "city" else GRASS[rng.integers(len(GRASS))]
         margin = rng.uniform(1.0, 3.2) if self.setting == "highway" else rng.uniform(0.4, 0.9)
         inner = min(0.5, margin)

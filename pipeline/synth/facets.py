@@ -105,7 +105,7 @@ class Outlines:
             (self.high[:, 1] > facet.z0) & (self.low[:, 1] < z1) & (self.high[:, 0] > facet.x0) & (self.low[:, 0] < x1)
         )
         pixels = facet.pixels(self.ground, scale)
-        return [(k, pixels[slice(*self.spans[k])]) for k in touching]
+        return [(k, pixels[slice(*self.spans[k])]) for k in touching.tolist()]
 
 
 def marking_map(scene: Scene, size: tuple[int, int]) -> np.ndarray:

@@ -4,6 +4,7 @@ All of it is composed in the facets' bird's-eye rasters. Paint is drawn at twice
 """
 
 from statistics import NormalDist
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from pipeline.synth.brush import Haze
 from pipeline.synth.facets import Facet, Outlines, facets, fill
 from pipeline.synth.markings import WHITE, YELLOW
 from pipeline.synth.road import strip
-from pipeline.synth.scene import Scene
+from pipeline.synth.scene import Scene, whole
 from pipeline.synth.streams import stream
 
 SUPERSAMPLING = 2
@@ -60,7 +61,7 @@ def multiplied(raster: np.ndarray, factor: np.ndarray, one: int) -> np.ndarray:
     return cv2.multiply(raster, cv2.merge([factor] * 3), scale=1 / one)
 
 
-def noise_at(facet: Facet, origin) -> tuple:
+def noise_at(facet: Facet, origin) -> tuple[tuple[int, int], float, float, float, float]:
     """Where a facet lies in the noise: the first arguments of texture's functions."""
     return facet.shape, facet.x0 + origin[0], facet.dx, facet.z0 + origin[1], facet.dz
 
@@ -114,7 +115,7 @@ def damage(scene: Scene, rng) -> list[tuple[tuple[int, int, int], np.ndarray]]:
     left, right = scene.edges
     found = []
     for _ in range(scene.distractors):
-        grey = tuple(int(c) for c in np.clip(np.array(scene.asphalt) * rng.uniform(0.62, 1.16), 0, 255))
+        grey = whole(np.clip(np.array(scene.asphalt) * rng.uniform(0.62, 1.16), 0, 255))
         s, offset, shape = rng.uniform(2, 60), rng.uniform(left, right), rng.random()
         if shape < 0.3:
             far_side = min(offset + rng.uniform(0.6, 3), right)
@@ -127,14 +128,14 @@ def damage(scene: Scene, rng) -> list[tuple[tuple[int, int, int], np.ndarray]]:
         else:
             steps = rng.normal(0, (0.35, 0.5), (int(rng.integers(5, 14)), 2)) + (0, rng.uniform(-0.3, 0.5))
             path = np.cumsum(np.concatenate([[[offset, s]], steps]), axis=0)
-            dark = tuple(int(c * 0.62) for c in scene.asphalt)
+            dark = whole(c * 0.62 for c in scene.asphalt)
             found += [(dark, np.array([a, b, b + (0.035, 0.02), a + (0.035, 0.02)])) for a, b in zip(path, path[1:])]
     return found
 
 
 def light_left(scene: Scene, facet: Facet, chosen, origin) -> np.ndarray:
     """[h, w] uint8: the light that shadows leave on the ground, 255 = all. `chosen` is ordered, the darkest last."""
-    light = np.full(facet.shape, 255, np.uint8)
+    light: Any = np.full(facet.shape, 255, np.uint8)
     for pixels, left in chosen:
         fill(light, pixels, int(255 * left))
     light = cv2.blur(light, (max(1, int(0.12 / facet.dx)) | 1, 1))

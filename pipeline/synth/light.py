@@ -3,6 +3,8 @@
 Brightness maps are smooth, so they are made at an eighth of the resolution and enlarged.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 
@@ -24,7 +26,7 @@ def expose(scene: Scene, canvas: np.ndarray) -> np.ndarray:
     if weather.rain:
         wet(scene, canvas)
     gain, veil = light_maps(scene, (height, width))
-    picture = cv2.multiply(canvas.astype(np.float32), cv2.resize(gain, (width, height)))
+    picture: Any = cv2.multiply(canvas.astype(np.float32), cv2.resize(gain, (width, height)))
     picture += cv2.resize(veil, (width, height))
     if weather.night:
         picture += cv2.resize(lamp_light(scene, (height, width)), (width, height))
@@ -81,7 +83,7 @@ def lamp_light(scene: Scene, size: tuple[int, int]) -> np.ndarray:
     for lamp in (thing for thing in scene.roadside if thing.kind == "lamp"):
         pixel, depth = project(brush.matrix, lamp_head(scene, lamp))
         if depth > 4 and np.all(np.abs(pixel) < 8000):
-            radius = max(1, int(round(0.35 * scene.camera.focal * width / depth)))
+            radius = max(1, int(np.round(0.35 * scene.camera.focal * width / depth)))
             cv2.circle(canvas, tuple(int(p) for p in pixel), radius, (255, 214, 150), -1, cv2.LINE_AA)
     for vehicle in drawing_order(scene.vehicles):
         draw_lamps(scene, vehicle, brush)
@@ -109,7 +111,7 @@ def drops(picture: np.ndarray, rain: float, rng) -> np.ndarray:
     height, width = picture.shape[:2]
     small = cv2.resize(picture, (width // 4, height // 4), interpolation=cv2.INTER_AREA)
     soft = cv2.resize(cv2.GaussianBlur(small, (0, 0), 3 * height / 590), (width, height))
-    mask = np.zeros((height, width), np.float32)
+    mask: Any = np.zeros((height, width), np.float32)
     for _ in range(int(90 * rain)):
         radius = rng.gamma(2.0, 2.6) * height / 590 + 1
         centre = (int(rng.integers(width)), int(rng.integers(height)))

@@ -43,7 +43,7 @@ def write(root: Path, settings: Settings, counts: Mapping[str, int]) -> None:
 def label(scene: Scene, size: tuple[int, int], stamp: str) -> dict:
     """What LLAMAS's JSON files hold: l0, l1, ... from the car to the left, r0, r1, ... to the right."""
     intrinsics, to_camera = apart(scene.camera.matrix(size))
-    sides = {"l": [], "r": []}
+    sides: dict[str, list] = {"l": [], "r": []}
     for line in sorted(scene.lines, key=lambda line: abs(line.offset - scene.road.lateral_m)):
         found = list(markers(scene, line, intrinsics, to_camera, size))
         if found:

@@ -10,7 +10,7 @@ from pipeline.synth.ground import paint_ground
 from pipeline.synth.labels import annotate, draw_label, existence
 from pipeline.synth.light import expose
 from pipeline.synth.roadside import draw_thing
-from pipeline.synth.scene import Scene, Vehicle, drawing_order
+from pipeline.synth.scene import Roadside, Scene, Vehicle, drawing_order
 from pipeline.synth.vehicles import draw_vehicle
 
 
@@ -33,7 +33,10 @@ def picture(scene: Scene, size: tuple[int, int]) -> np.ndarray:
     draw_backdrop(scene, canvas, haze)
     paint_ground(scene, canvas, haze)
     brush = Brush(scene.camera, canvas, haze)
-    for thing in drawing_order([*scene.roadside, *scene.vehicles]):
-        draw = draw_vehicle if isinstance(thing, Vehicle) else draw_thing
-        draw(scene, thing, brush)
+    things: list[Roadside | Vehicle] = [*scene.roadside, *scene.vehicles]
+    for thing in drawing_order(things):
+        if isinstance(thing, Vehicle):
+            draw_vehicle(scene, thing, brush)
+        else:
+            draw_thing(scene, thing, brush)
     return expose(scene, canvas)

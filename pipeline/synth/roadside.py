@@ -89,7 +89,7 @@ def draw_house(scene: Scene, house: Roadside, brush: Brush) -> None:
     sunlit = scene.weather.shadows * side * np.sign(scene.weather.sun[0])
     behind = near + (side * HOUSE_DEPTH_M, 0, 0)
     for a, b, light in ((behind, near, 0.95 - 0.15 * sunlit), (near, far, 0.9 + 0.25 * sunlit)):
-        repeats = np.linalg.norm((b - a)[[0, 2]]) / FACADE_M, house.height_m / FACADE_M
+        repeats = float(np.linalg.norm((b - a)[[0, 2]]) / FACADE_M), house.height_m / FACADE_M
         paste_wall(
             fence(a, b, 0, house.height_m), texture.facades()[house.variant], repeats, np.array(house.tint) / 128 * light, brush
         )

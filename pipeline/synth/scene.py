@@ -6,6 +6,7 @@ Nothing here knows an image size, so one scene can be rendered at any.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cmp_to_key
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,11 @@ DIMENSIONS = {
     "bus": (2.50, 11.5, 3.15),
 }  # width, length, height in metres
 Colour = tuple[int, int, int]
+
+
+def whole(colour: Iterable[float]) -> Colour:
+    red, green, blue = (int(c) for c in colour)
+    return red, green, blue
 
 
 @dataclass(frozen=True)
@@ -125,10 +131,13 @@ class Scene:
         return next((name for name, fits in tests.items() if fits), "normal")
 
 
-def drawing_order(things: Iterable[Vehicle | Roadside]) -> list[Vehicle | Roadside]:
+Thing = TypeVar("Thing", Vehicle, Roadside, Vehicle | Roadside)
+
+
+def drawing_order(things: Iterable[Thing]) -> list[Thing]:
     """The farther first; of things side by side, the outer one first."""
 
-    def before(a, b) -> float:
+    def before(a, b) -> Any:  # whose sign counts
         side_by_side = a.s < b.s + b.length_m and b.s < a.s + a.length_m
         return abs(b.offset) - abs(a.offset) if side_by_side else b.s - a.s
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from pipeline.synth.cross_section import CrossSection
-from pipeline.synth.scene import Roadside, Shade, Vehicle, Weather
+from pipeline.synth.scene import Roadside, Shade, Vehicle, Weather, whole
 
 CAR_COLOURS = (
     (232, 232, 232),
@@ -110,7 +110,7 @@ def draw_houses(rng, section: CrossSection, side: int, edge: float) -> list[Road
                     length_m=length,
                     height_m=rng.choice([8, 14, 22, 40, 60]) * rng.uniform(0.8, 1.2),
                     variant=int(rng.integers(8)),
-                    tint=tuple(int(c) for c in rng.uniform(85, 150) + rng.uniform(-10, 10, 3)),
+                    tint=whole(rng.uniform(85, 150) + rng.uniform(-10, 10, 3)),
                 )
             )
         s += length + rng.uniform(0, 18)

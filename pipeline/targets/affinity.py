@@ -78,7 +78,7 @@ class Target(TargetType):
             raise ConfigError(f"affinity.eps: {self.eps} divides by 0 where a channel is dead; write a number above 0")
 
     @property
-    def uses_labels(self) -> bool:
+    def uses_labels(self) -> bool:  # type: ignore[override]  # of an instance; a class knows no `regions`
         return self.regions != "teacher"
 
     def source_layers(self) -> frozenset[str]:
@@ -100,7 +100,7 @@ class Target(TargetType):
     def compute(self, output: Output, labels_BHW: Tensor, context: Context) -> dict[str, Tensor]:
         prediction = {}
         if self.regions != "label":
-            prediction["prediction"] = output.logits.argmax(dim=1).to(torch.uint8)
+            prediction["prediction"] = output.logits.argmax(dim=1).to(torch.uint8)  # type: ignore[union-attr]
         seen_BHW = self.seen(labels_BHW, **prediction)
         return self.graph(output.features[self.layer], seen_BHW, context) | prediction
 
@@ -108,9 +108,9 @@ class Target(TargetType):
         """The labels that regions are made from; the loss hands in a stored row's fields."""
         if self.regions == "label":
             return labels_BHW
-        (H, W), (h, w), device = labels_BHW.shape[1:], prediction.shape[1:], labels_BHW.device
+        (H, W), (h, w), device = labels_BHW.shape[1:], prediction.shape[1:], labels_BHW.device  # type: ignore[union-attr]
         rows, columns = (torch.arange(size, device=device) * cells // size for size, cells in ((H, h), (W, w)))
-        predicted_BHW = prediction[:, rows[:, None], columns]
+        predicted_BHW = prediction[:, rows[:, None], columns]  # type: ignore[index]
         if self.regions == "teacher":
             return predicted_BHW
         labelled_B11 = (labels_BHW != 255).any(dim=2, keepdim=True).any(dim=1, keepdim=True)
@@ -120,8 +120,8 @@ class Target(TargetType):
         """What both networks are compared by: `graph` [B, 3, K, K] in -1..1, `cells` [B, K] on these features' grid."""
         grid = tuple(features_BChw.shape[-2:])
         made_on = context.grids[self.layer] if self.aoi_grid == "teacher" else grid
-        packed = any_pixel(pack(labels_BHW, context.regions), made_on, margin=self.aoi_kernel // 2)
-        aoi_BKhw = unpack(any_pixel(packed, grid), len(context.regions))
+        packed = any_pixel(pack(labels_BHW, context.regions), made_on, margin=self.aoi_kernel // 2)  # type: ignore[arg-type]
+        aoi_BKhw = unpack(any_pixel(packed, grid), len(context.regions))  # type: ignore[arg-type]
         nodes_BRKC = nodes(features_BChw, aoi_BKhw, self.reading, self.eps, self.eps_scale)
         return {"graph": cosines(nodes_BRKC).float(), "cells": aoi_BKhw.sum(dim=(2, 3)).float()}
 
@@ -182,7 +182,7 @@ def nodes(features_BChw: Tensor, aoi_BKhw: Tensor, reading: str, eps: float, eps
     with torch.no_grad():
         variance_B = (powers[:, 1, -1] - powers[:, 0, -1].square()).mean(dim=1)
         unit_B11 = variance_B.clamp(min=1e-30).sqrt().view(-1, 1, 1)
-        eps = eps / (unit_B11.square() if eps_scale == "absolute" else 1)
+        eps = eps / (unit_B11.square() if eps_scale == "absolute" else 1)  # type: ignore[assignment]
 
     e1, e2, e3 = (powers[:, p, :-1] / unit_B11 ** (p + 1) for p in range(3))
     mean = shift_BC1.transpose(1, 2) / unit_B11 + e1

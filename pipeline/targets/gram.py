@@ -83,4 +83,4 @@ class Target(TargetType):
 def gram(first_BDhw: Tensor, second_BDhw: Tensor) -> Tensor:
     """Eq. 1 on the second map's grid: [B, D, D]."""
     grid = tuple(second_BDhw.shape[-2:])
-    return on_grid(first_BDhw, grid).flatten(2) @ second_BDhw.flatten(2).mT / (grid[0] * grid[1])
+    return on_grid(first_BDhw, grid).flatten(2) @ second_BDhw.flatten(2).mT / (grid[0] * grid[1])  # type: ignore[arg-type]

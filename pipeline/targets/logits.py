@@ -58,7 +58,7 @@ class Target(TargetType):
         }
 
     def compute(self, output: Output, labels_BHW: Tensor, context: Context) -> dict[str, Tensor]:
-        logits_BKhw = output.logits.float()
+        logits_BKhw = output.logits.float()  # type: ignore[union-attr]
         return {"logits": logits_BKhw if self.pool == 1 else on_grid(logits_BKhw, self.grid(context))}
 
     def encode(self, values: dict[str, Tensor]) -> dict[str, np.ndarray]:

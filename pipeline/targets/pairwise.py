@@ -113,4 +113,4 @@ class Target(TargetType):
 
 def pairs(nodes: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Both nodes of each pair, the earlier one first."""
-    return torch.triu_indices(nodes, nodes, offset=1, device=device).unbind()
+    return torch.triu_indices(nodes, nodes, offset=1, device=device).unbind()  # type: ignore[return-value]

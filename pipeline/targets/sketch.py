@@ -99,6 +99,6 @@ def change(earlier_BChw: Tensor, later_BChw: Tensor) -> Tensor:
     channels = min(earlier_BChw.shape[1], later_BChw.shape[1])
     earlier, later = (
         area_means(map_BChw.flatten(2).mT, channels)
-        for map_BChw in (on_grid(earlier_BChw, tuple(later_BChw.shape[-2:])), later_BChw)
+        for map_BChw in (on_grid(earlier_BChw, tuple(later_BChw.shape[-2:])), later_BChw)  # type: ignore[arg-type]
     )
     return (earlier - later).square().double().mean(dim=(1, 2)).float()

@@ -49,7 +49,7 @@ class Target(TargetType):
         }
 
     def compute(self, output: Output, labels_BHW: Tensor, context: Context) -> dict[str, Tensor]:
-        logs_BKhw, classes_BKhw = output.logits.float().log_softmax(dim=1).sort(dim=1, descending=True, stable=True)
+        logs_BKhw, classes_BKhw = output.logits.float().log_softmax(dim=1).sort(dim=1, descending=True, stable=True)  # type: ignore[union-attr]
         tail_B1hw = logs_BKhw[:, self.count :].logsumexp(dim=1, keepdim=True)
         return {"logs": torch.cat([logs_BKhw[:, : self.count], tail_B1hw], dim=1), "classes": classes_BKhw[:, : self.count]}
 

@@ -63,7 +63,7 @@ def described(model: Plugin, num_classes: int, regions: Sequence[int], size: tup
         num_classes,
         tuple(regions),
         height_width,
-        {role: tuple(f.shape[-2:]) for role, f in named.items()},
+        {role: (f.shape[-2], f.shape[-1]) for role, f in named.items()},
         {role: f.shape[1] for role, f in named.items()},
     )
 
@@ -209,7 +209,8 @@ class TeacherRunner:
         device,
     ):
         self.device = torch.device(device)
-        self.model = model.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        moved = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch takes
+        self.model: ModelBase = moved.eval().requires_grad_(False)
         self.dataset, self.context, self.content, self.batch = dataset, context, content, batch
         self.bf16 = precision == "bf16"
 
@@ -335,7 +336,7 @@ def regions_shown(labels_BHW: torch.Tensor, target: TargetType, context: Context
     return known[labels_Bhw.flatten(1).int()].any(dim=1).cpu()
 
 
-def encoded(values: Mapping[str, torch.Tensor], target: TargetType, number: int, start: int) -> dict[str, np.ndarray]:
+def encoded(values: dict[str, torch.Tensor], target: TargetType, number: int, start: int) -> dict[str, np.ndarray]:
     try:
         return target.encode(values)
     except OverflowError as error:

@@ -74,7 +74,7 @@ class LossError:
 
 def loss_error(name: str, loss: nn.Module, output: Output, offline: Batch, online: Batch) -> LossError:
     """`offline` and `online` are the same batch with stored and with live rows; gradients are taken at the student's output."""
-    leaves = [t for t in (output.logits, *output.features.values()) if t.requires_grad]
+    leaves = [t for t in (output.logits, *output.features.values()) if t is not None and t.requires_grad]
     values, gradients = [], []
     for batch in (online, offline):
         value = loss(output, batch)

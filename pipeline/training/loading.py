@@ -78,8 +78,9 @@ class Loader:
                 f"training.batch: {training.batch} images are no whole number for each of {share[1]} processes "
                 f"in {training.accumulate} parts; write a multiple of {share[1] * training.accumulate}"
             )
-        self.size = sample.fields["label"].shape
-        self._order = (-1, None)
+        height, width = sample.fields["label"].shape
+        self.size = height, width
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))  # an epoch and its permutation
         for reader in [samples, *([cached.reader] if isinstance(cached, CachedTargets) else [])]:
             if not reader.resident:
                 self._hold(reader)
@@ -128,7 +129,7 @@ class Loader:
         """Which images a step shows, and in which epoch of each."""
         numbers = step * self.training.batch + np.arange(self.training.batch)
         epochs = numbers // len(self.shown)
-        positions = np.array([self._permutation(epoch)[n % len(self.shown)] for n, epoch in zip(numbers, epochs)])
+        positions = np.array([self._permutation(int(epoch))[n % len(self.shown)] for n, epoch in zip(numbers, epochs)])
         return positions, epochs
 
     def views_at(self, positions: np.ndarray, epochs: np.ndarray) -> np.ndarray:
@@ -218,6 +219,7 @@ def ahead(loader: Loader, steps: Sequence[int]) -> Iterator[Batch]:
     with ThreadPoolExecutor(1, "batches") as thread:
         following = thread.submit(make, steps[0]) if steps else None
         for number in range(len(steps)):
+            assert following is not None
             batch, made = following.result()
             if number + 1 < len(steps):
                 following = thread.submit(make, steps[number + 1])

@@ -5,6 +5,7 @@ B images, H W the network input, K classes, L lane slots.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -76,13 +77,14 @@ class Step:
                 "training.accumulate: 1"
             )
         if training.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch takes
         self.model, self.training, self.weights_K, self.seed = distributed.synchronised(model, device), training, weights_K, seed
         self.network = compiled(self.model, graphs=training.compile == "graphs") if training.compile else self.model
         self.terms = {term_name(terms, i): (term, loss) for i, (term, loss) in enumerate(zip(terms, losses))}
         self.losses = nn.ModuleList(losses)
         parameters, self.lr_factors = grouped(model, self.losses, training)
         fused = True if device.type == "cuda" else None
+        self.optimiser: torch.optim.Optimizer
         if training.optimiser == "adamw":
             self.optimiser = torch.optim.AdamW(
                 parameters, training.lr, betas=(training.momentum, 0.999), weight_decay=training.weight_decay, fused=fused
@@ -106,13 +108,14 @@ class Step:
         network = self.model if traced else self.network
         bf16 = self.training.precision == "bf16"
         with torch.autocast(batch.images_B3HW.device.type, torch.bfloat16) if bf16 else nullcontext():
-            output = network(batch.images_B3HW, batch.labels_BHW)  # which only a label-fed teacher looks at
+            output: Output = network(batch.images_B3HW, batch.labels_BHW)  # which only a label-fed teacher looks at
         if output.logits is None:
             raise ConfigError(
                 "this network has no logits (logits: null) and can't be trained on labels; write 'logits: linear', or, "
                 "for a teacher as it is, 'teacher_training: null'"
             )
         raw, output = output, as_float(output)
+        assert output.logits is not None
         terms = {"labels": (1.0, cross_entropy(output.logits, batch.labels_BHW, self.weights_K, counted))}
         if output.existence is not None and batch.existence_BL is not None:
             terms["existence"] = (self.training.existence_weight, existence_loss(output.existence, batch.existence_BL))
@@ -133,13 +136,15 @@ class Step:
         parts = batch.parts(self.training.accumulate)
         counted = labelled_weight(batch.labels_BHW, self.weights_K) / len(parts)
         distributed.all_reduce_mean([counted])
-        values, norms = {}, {}
+        values: dict[str, Any] = {}
+        norms: dict[str, Any] = {}
         for part in parts:
             measured = part is parts[0] and batch.step % self.training.norm_every == 0
             output, terms = self.loss_terms(part, counted, traced=measured)
             if measured:
                 norms = gradient_norms(output, terms)
-            (sum(weight * value for weight, value in terms.values()) / len(parts)).backward()
+            total: Any = sum(weight * value for weight, value in terms.values())
+            (total / len(parts)).backward()
             for name, (_, value) in terms.items():
                 values[name] = values.get(name, 0) + value.detach() / len(parts)
         distributed.all_reduce_mean([*values.values(), *(p.grad for p in self._parameters() if p.grad is not None)])
@@ -157,6 +162,7 @@ class Step:
         for batch in batches:
             with torch.no_grad():
                 output = as_float(self.model(batch.images_B3HW, batch.labels_BHW))
+            assert output.logits is not None  # or training would have been refused
             terms = {"labels": cross_entropy(output.logits, batch.labels_BHW, self.weights_K)}
             terms |= {name: loss(output, batch) for name, (_, loss) in self.terms.items()}
             images += len(batch.labels_BHW)
@@ -243,9 +249,10 @@ def grouped(model: nn.Module, losses: nn.Module, training: Training) -> tuple[li
         raise ConfigError(
             f"training.head_lr: {type(model).__module__.rpartition('.')[2]} has no backbone apart from its head; write 1.0"
         )
+    backbone: Any = model.backbone
     sides: dict[bool, list[nn.Parameter]] = {True: [*losses.parameters()], False: []}
     for name, parameter in model.named_parameters():
-        sides[name.partition(".")[0] in model.backbone].append(parameter)
+        sides[name.partition(".")[0] in backbone].append(parameter)
     return [{"params": sides[True]}, {"params": sides[False]}], [1.0, training.head_lr]
 
 
