@@ -132,7 +132,7 @@ class Dataset(DatasetBase):
             raise ConfigError(f"dataset.ignored: expected 'class' or 255, got {ignored!r}")
         self.root, self.roads, self.crop_top = Path(root), tuple(roads), crop_top
         self.crop_bottom_rows, self.crop_top_share = crop_bottom_rows, crop_top_share
-        self.frame_sizes = EDITIONS if size is None else (tuple(size),)
+        self.frame_sizes = EDITIONS if size is None else ((size[0], size[1]),)
         self.val, self.lists = val, lists or {}
         extra = int(ignored == "class")
         self.ignored_as = len(MARKINGS) if extra else IGNORE

@@ -62,7 +62,7 @@ class Dataset(DatasetBase):
         if not 0 < train_part <= 1:
             raise ConfigError(f"dataset.train_part: {train_part} is not above 0 and at most 1")
         self.root, self.train_part = Path(root), train_part
-        self.frame_sizes = (OFFICIAL if size is None else tuple(size),)
+        self.frame_sizes = (OFFICIAL if size is None else (size[0], size[1]),)
         self.official_counts = {**Dataset.official_counts, "train": round(train_part * Dataset.official_counts["train"])}
         self._lists: dict[str, dict[str, list[Path]]] = {}
 

@@ -67,7 +67,7 @@ class Dataset(DatasetBase):
     official_counts = {"train": 2975, "val": 500, "test": 1525}
 
     def __init__(self, *, root: Root, size: FrameSize = None):
-        self.root, self.frame_sizes = Path(root), (OFFICIAL if size is None else tuple(size),)
+        self.root, self.frame_sizes = Path(root), (OFFICIAL if size is None else (size[0], size[1]),)
 
     def ids(self, split: str) -> list[str]:
         require_split(split, self.splits, self.root)

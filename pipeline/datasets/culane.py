@@ -42,7 +42,7 @@ class Dataset(DatasetBase):
     official_counts = {"train": 88_880, "val": 9_675, "test": 34_680}
 
     def __init__(self, *, root: Root, size: FrameSize = None):
-        self.root, self.frame_sizes = Path(root), (OFFICIAL if size is None else tuple(size),)
+        self.root, self.frame_sizes = Path(root), (OFFICIAL if size is None else (size[0], size[1]),)
 
     @cached_property
     def crop_top(self) -> int:  # type: ignore[override]  # a property overrides an attribute here

@@ -397,7 +397,7 @@ def faults_of_values(classes: list[dict], ignore: list) -> list[str]:
 def faults_of_colours(classes: list[dict], labels: object, ignore_colours: object) -> list[str]:
     if labels not in ("value", "colour"):
         return [f"'labels' must be value or colour, not {labels!r}"]
-    ignored = list(ignore_colours) if isinstance(ignore_colours, (list, tuple)) else [ignore_colours]
+    ignored: list[Any] = list(ignore_colours) if isinstance(ignore_colours, (list, tuple)) else [ignore_colours]
     faults = [
         f"'ignore_colours' must hold colours like [0, 0, 0], not {colour!r}"
         for colour in ignored

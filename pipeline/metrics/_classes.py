@@ -7,7 +7,6 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline.datasets.base import DatasetBase
 from pipeline.errors import DatasetError
 from pipeline.metrics.base import Answer, Counted, MetricBase
 from pipeline.metrics.segmentation import Confusion
@@ -26,7 +25,7 @@ class ClassMetric(MetricBase):
         return class_scores(self.dataset, counted.confusion) if counted.labelled else {}
 
 
-def class_scores(dataset: DatasetBase, counted: Confusion) -> dict[str, Any]:
+def class_scores(dataset: Any, counted: Confusion) -> dict[str, Any]:
     """Mean IoU of the evaluated classes and of categories, from a matrix of train ids.
 
     Train ids serve as well as official ones: those without a train id are left out of the evaluation either way.

@@ -48,7 +48,7 @@ class MetricBase:
     lanes_in_one_file: ClassVar[bool] = False  # LLAMAS's lanes.json; else a file of points a frame
 
     def __init__(self, dataset: DatasetBase):
-        self.dataset = dataset
+        self.dataset: Any = dataset  # with what its own metric asks of it, beside the contract
 
     def write(self, folder: Path, image_id: str, answer: Answer) -> None:
         """Writes the files of one frame below `folder`, over those of an earlier time. Raises DatasetError if the id leads

@@ -363,6 +363,7 @@ class Metric(MetricBase):
 
     def scores(self, split: str, ids: Sequence[str], counted: Counted, folder: Path, workers: int) -> dict[str, Any]:
         """Of every frame of the list, whether or not its pixels are labelled."""
+        assert counted.size is not None  # a frame was seen
         return line_scores(self.dataset, split, ids, folder, counted.size, workers) | {"images": len(ids)}
 
     def image_id(self, path: Path, root: Path) -> str:
@@ -378,6 +379,7 @@ def lanes(answer: Answer, dataset: DatasetBase) -> list[np.ndarray]:
     """A lane a slot: [N, 2] (x, y) in pixels of the full frame, from the bottom up; N is 0 where there is none."""
     existence = np.ones(dataset.lanes) if answer.existence is None else answer.existence
     maps = answer.probabilities_Khw
+    assert maps is not None  # a dataset of lanes asks for them
     if maps.shape[1] < PUBLISHED[0] and maps.shape[2] < PUBLISHED[1]:
         maps = np.stack([cv2.resize(map_hw, PUBLISHED[::-1], interpolation=cv2.INTER_LINEAR) for map_hw in maps])
     found = []
@@ -387,9 +389,7 @@ def lanes(answer: Answer, dataset: DatasetBase) -> list[np.ndarray]:
     return found
 
 
-def line_scores(
-    dataset: DatasetBase, split: str, ids: Sequence[str], folder: Path, size: tuple[int, int], workers: int
-) -> dict[str, Any]:
+def line_scores(dataset: Any, split: str, ids: Sequence[str], folder: Path, size: tuple[int, int], workers: int) -> dict[str, Any]:
     """F1 of the `.lines.txt` in `folder` against the dataset's, for frames of `size` = (height, width)."""
     lists = category_lists(dataset, split, ids)
     width = max(1, round(LINE_WIDTH_PX * size[0] / FRAME[0]))
@@ -402,7 +402,7 @@ def line_scores(
     return said
 
 
-def category_lists(dataset: DatasetBase, split: str, ids: Sequence[str]) -> Mapping[str, Path]:
+def category_lists(dataset: Any, split: str, ids: Sequence[str]) -> Mapping[str, Path]:
     """The lists of the categories if together they are the split, as in CULane's test; else the split's own."""
     lists = dataset.root / "list"
     found = {path.stem.split("_", 1)[1]: path for path in sorted((lists / f"{split}_split").glob(f"{split}*_*.txt"))}

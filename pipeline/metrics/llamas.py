@@ -169,6 +169,7 @@ class Metric(MetricBase):
     lanes_in_one_file = True
 
     def write_files(self, folder: Path, image_id: str, answer: Answer) -> None:
+        assert answer.probabilities_Khw is not None  # a dataset of lanes asks for them
         write_maps(folder, frame_name(image_id), frame_maps(answer.probabilities_Khw, answer.classes_HW.shape, self.dataset))
 
     def scores(self, split: str, ids: Sequence[str], counted: Counted, folder: Path, workers: int) -> dict[str, Any]:
@@ -176,7 +177,8 @@ class Metric(MetricBase):
         if not counted.labelled:
             return {}
         frames = {frame_name(image_id): image_id for image_id in counted.labelled}
-        found = score(folder, list(frames), lambda name: self.dataset.label(frames[name]), workers)
+        labels: Any = self.dataset.label  # each of these frames has one
+        found = score(folder, list(frames), lambda name: labels(frames[name]), workers)
         return {"llamas_map": found["map"], "ap": found["ap"], "best": found["best"]}
 
 

@@ -182,7 +182,7 @@ def nodes(features_BChw: Tensor, aoi_BKhw: Tensor, reading: str, eps: float, eps
     with torch.no_grad():
         variance_B = (powers[:, 1, -1] - powers[:, 0, -1].square()).mean(dim=1)
         unit_B11 = variance_B.clamp(min=1e-30).sqrt().view(-1, 1, 1)
-        eps = eps / (unit_B11.square() if eps_scale == "absolute" else 1)  # type: ignore[assignment]
+        eps = eps / (unit_B11.square() if eps_scale == "absolute" else 1)
 
     e1, e2, e3 = (powers[:, p, :-1] / unit_B11 ** (p + 1) for p in range(3))
     mean = shift_BC1.transpose(1, 2) / unit_B11 + e1

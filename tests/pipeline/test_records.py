@@ -34,7 +34,7 @@ RULES = [
     ("training.distributed", "flat / count", "flat"),
     ("training.distributed", "convert_sync_batchnorm(model) if", "convert_sync_batchnorm(model) if not"),
     ("training.loading", ".permutation(count)", ".permutation(count)[::-1]"),
-    ("training.loading", "order[:training.held_out]", "order[1:training.held_out]"),
+    ("training.loading", "order[: training.held_out]", "order[1 : training.held_out]"),
     ("training.loading", "epochs + 1", "epochs"),
     ("training.loading", "* 2 - 1", "* 2 - 2"),
     ("data.views", "FILL = (124, 116, 104)", "FILL = (0, 0, 0)"),
