@@ -128,7 +128,7 @@ def test_durations_have_their_two_greatest_units():
 def test_a_full_disk_and_ctrl_c_end_any_command_with_one_line(config, monkeypatch, raised, code, said):
     from stages import plan
 
-    def stopped(**_):
+    def stopped(*_, **__):
         raise raised
 
     monkeypatch.setattr(plan, "run", stopped)

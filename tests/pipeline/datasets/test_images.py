@@ -319,7 +319,7 @@ def test_llamas_maps_keep_their_probabilities_however_they_are_packed(tmp_path):
     [
         (lambda label: encoded(label, "JPEG"), "is a JPEG file, whatever its name"),
         (lambda label: encoded(label, "BMP"), "is a BMP file"),
-        (lambda label: png(label.astype(int) * 257, 16), "'I;16' pixels"),
+        (lambda label: png(label.astype(int) * 257, 16), "has 16 bits a pixel, and value 257"),
         (lambda label: png(np.dstack([label] * 3), colour_type=2), "'RGB' pixels"),
         (lambda label: png(np.dstack([label] * 2), colour_type=4), "'LA' pixels"),
         (lambda label: encoded(label, "PNG", exif=turned_exif(3)), "EXIF orientation"),
