@@ -41,7 +41,7 @@ def test_the_file_says_how_a_frame_becomes_an_input_and_what_made_it(exported, c
 
 def test_the_lines_of_the_page_give_the_networks_answer_on_a_frame(exported, cached_experiment, tmp_path, monkeypatch):
     (lines,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(lines.strip().splitlines()) <= 14
+    assert len(lines.strip().splitlines()) <= 7
     monkeypatch.chdir(cached_experiment.folder)
     cfg = cached_experiment.load()
     source = cfg.dataset.build()
