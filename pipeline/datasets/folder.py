@@ -124,13 +124,14 @@ class Dataset(DatasetBase):
     def _of_colours(self, path: Path, image: Path) -> np.ndarray:
         """[H, W] uint8 train ids of a label in the colours of the classes, as RGB or with a palette."""
         found = read_label(path)
-        if isinstance(found, LabelPng):
-            palette = np.repeat(np.arange(256)[:, None], 3, axis=1) if found.palette is None else found.palette
-            if found.palette is not None and found.used[-1] >= len(palette):
-                raise DatasetError(f"{path}: has pixels beyond the end of its palette; write it again")
-            colours = palette[found.values() if found.palette is None else found.numbers]
-        else:
+        if not isinstance(found, LabelPng):
             colours = found
+        elif found.palette is None:
+            colours = np.repeat(found.values()[..., None], 3, axis=2)
+        elif found.used[-1] < len(found.palette):
+            colours = found.palette[found.numbers]
+        else:
+            raise DatasetError(f"{path}: has pixels beyond the end of its palette; write it again")
         require_size(path, colours.shape[:2], image_size(image), image.name)
         label = np.full(colours.shape[:2], UNKNOWN, np.uint8)
         packed = colours.astype(np.int32) @ np.array([1, 256, 65536])
@@ -341,12 +342,14 @@ def faults_of(
         return faults
     names = [entry["name"] for entry in classes]
     faults += [f"class {name!r} comes twice" for name in dict.fromkeys(names) if names.count(name) > 1]
-    faults += faults_of_values(classes, ignore if isinstance(ignore, list) else [ignore])
+    ignored = ignore if isinstance(ignore, list) else [ignore]
+    if any("value" in entry for entry in classes):
+        faults += faults_of_values(classes, ignored)
+    else:
+        odd = [value for value in ignored if not is_byte(value) or value < len(names)]
+        faults += [f"'ignore' must hold values from {len(names)} to 255, not {value!r}" for value in odd]
     faults += faults_of_colours(classes, labels, ignore_colours)
     faults += faults_of_places(image_folder, label_folder, image_suffix, label_suffix)
-    for value in () if any("value" in entry for entry in classes) else ignore if isinstance(ignore, list) else [ignore]:
-        if not is_byte(value) or value < len(names):
-            faults.append(f"'ignore' must hold values from {len(names)} to 255, not {value!r}")
     if background is not None and background not in names:
         faults.append(f"'background' must be a class or null, not {background!r}{did_you_mean(str(background), names)}")
     pairs = [] if mirror is None else mirror
@@ -378,8 +381,6 @@ def values_of(entry: dict) -> tuple[int, ...]:
 
 def faults_of_values(classes: list[dict], ignore: list) -> list[str]:
     """Of classes that say their label values: all must, each value once."""
-    if not any("value" in entry for entry in classes):
-        return []
     if lone := [entry["name"] for entry in classes if "value" not in entry]:
         return [f"class {lone[0]!r} has no 'value', but others have; write it for all, or for none"]
     faults = [
