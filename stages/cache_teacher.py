@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data import prepared
 from pipeline.data import views as geometry
 from pipeline.errors import StoreError
 from pipeline.files import write_json
@@ -160,7 +159,7 @@ class BlockFiller:
                 f"({join_names(sorted(folders))}); start it again with the same code and weights file"
             )
         self.store.refuse_other_code(pass_ for _, pass_ in self.named.values())
-        self.pixels = Store.find(experiment.root, "prepared", config.dataset.name, prepared.identity(source, config.prepare))
+        self.pixels = experiment.find_prepared()
         self.sample = experiment.sample
         self.held: tuple[int, dict] = (-1, {})  # the last block's images, for its other views
 

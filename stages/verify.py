@@ -5,7 +5,6 @@ import dataclasses
 import torch
 
 from pipeline.config import term_name
-from pipeline.data import prepared
 from pipeline.errors import StoreError
 from pipeline.models.base import set_precision
 from pipeline.progress import Progress
@@ -132,10 +131,11 @@ def check_folder(*, folder: AnyPath, mend: bool, workers: int) -> tuple[str, lis
 
 def mend(experiment: Experiment, *, workers: int) -> tuple[list[str], set[str]]:
     """Mends what can be without the teacher. Returns what was done, and the kinds of store with blocks to fill again."""
-    config, source = experiment.config, experiment.source
     passes = [cache.MATRIX, *(pass_ for _, pass_ in experiment.targets.values())]
-    found = Store.find(experiment.root, "prepared", config.dataset.name, prepared.identity(source, config.prepare))
-    stores = [(found, [experiment.sample], 1), (experiment.find_cache(), passes, config.views.count)]
+    stores = [
+        (experiment.find_prepared(), [experiment.sample], 1),
+        (experiment.find_cache(), passes, experiment.config.views.count),
+    ]
     done, unfilled = [], set()
     for store, passes, num_views in stores:
         done += repair(store, passes, workers)

@@ -77,10 +77,13 @@ def answers(
     logits, existence = scores(model, shown.permute(0, 3, 1, 2).float(), size, labels)
     nothing = [None] * len(images)
     filled = [content_of((len(image) - dataset.rows_cut(len(image)), image.shape[1]), size, fit) for image in images]
-    logits_of = [one[:, :height, :width] for one, (height, width) in zip(logits, filled)]  # without the padding of `fit: pad`
-    probabilities = [one.softmax(dim=0).cpu().numpy() for one in logits_of] if dataset.lanes else nothing
+
+    def cropped(maps):  # without the padding of `fit: pad`
+        return [one[:, :height, :width] for one, (height, width) in zip(maps, filled)]
+
+    probabilities = cropped(logits.softmax(dim=1).cpu().numpy()) if dataset.lanes else nothing
     flags = nothing if existence is None else existence.cpu().numpy()
-    classes = [class_map(one, image.shape[:2], dataset) for one, image in zip(logits_of, images)]
+    classes = [class_map(one, image.shape[:2], dataset) for one, image in zip(cropped(logits), images)]
     return [Answer(*parts) for parts in zip(classes, probabilities, flags)]
 
 

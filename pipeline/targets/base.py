@@ -7,6 +7,7 @@ B images, H W the network input, h w a layer's grid, K regions.
 """
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -65,8 +66,8 @@ class TargetType:
     def source_layers(self) -> frozenset[str]:
         """The maps of `Output` that rows are made from: names of features, and "logits". Those that keys of type `Layer` name, or
         the logits if the target has no such key; a target that is made otherwise says so itself."""
-        hints = typing.get_type_hints(type(self), include_extras=True)
-        named = [getattr(self, key.name) for key in dataclasses.fields(self) if _is_layer(hints[key.name])]
+        own: type = type(self)
+        named = [getattr(self, key) for key in _layer_keys(own)]
         return frozenset(layer for value in named for layer in ((value,) if isinstance(value, str) else value)) or LOGITS
 
     def fields(self, context: Context) -> dict[str, Field]:
@@ -93,6 +94,12 @@ class TargetType:
             "uses_labels": self.uses_labels,
             **leave_out(dataclasses.asdict(self), type(self)),
         }
+
+
+@functools.cache
+def _layer_keys(target: type) -> tuple[str, ...]:
+    hints = typing.get_type_hints(target, include_extras=True)
+    return tuple(key.name for key in dataclasses.fields(target) if _is_layer(hints[key.name]))
 
 
 def _is_layer(hint: typing.Any) -> bool:

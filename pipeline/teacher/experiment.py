@@ -49,6 +49,11 @@ class Experiment:
     def sample(self) -> ArrayGroup:
         return prepared.sample_pass(self.config.prepare.size, self.source.lanes, self.config.prepare.fit)
 
+    def find_prepared(self) -> Store:
+        """The prepared store, whole or not."""
+        config = self.config
+        return Store.find(self.root, "prepared", config.dataset.name, prepared.identity(self.source, config.prepare))
+
     @cached_property
     def pixels(self) -> Store:
         """The prepared store, whole for the training images."""
