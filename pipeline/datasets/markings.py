@@ -22,28 +22,10 @@ from pipeline.datasets._lists import require_split
 from pipeline.datasets.base import DatasetBase, Root
 from pipeline.datasets.roads import Difficulty, DrawSeed, Frames, Size
 from pipeline.errors import ConfigError, DatasetError
+from pipeline.synth.markings import KINDS
 from pipeline.synth.settings import JPEG_QUALITY, Settings
 
-PAINT = (
-    "s_w_d",
-    "b_w_g",
-    "ds_w_dn",
-    "db_w_g",
-    "s_y_d",
-    "b_y_g",
-    "ds_y_dn",
-    "sb_y_do",
-    "s_w_s",
-    "c_wy_z",
-    "a_w_t",
-    "a_w_l",
-    "a_w_r",
-    "a_w_tl",
-    "a_w_tr",
-    "a_w_lr",
-    "a_w_u",
-    "r_wy_np",
-)
+PAINT = KINDS[1:]  # without "none"
 COLOURS = {name: rgb for _, name, _, rgb, _ in apolloscape.MARKINGS}
 TRAIN_IDS = np.full(256, UNKNOWN, np.uint8)
 TRAIN_IDS[: len(PAINT) + 1] = range(len(PAINT) + 1)
