@@ -51,6 +51,26 @@ EXPERIMENT = {
 }
 
 
+def plain_training(*, steps, batch, lr, background_weight, norm_every):
+    """`Training` of a test without files: SGD, and pictures as they are."""
+    from pipeline.config import Photometric, Training
+
+    return Training(
+        steps=steps,
+        batch=batch,
+        lr=lr,
+        momentum=0.9,
+        weight_decay=1e-4,
+        power=0.9,
+        background_weight=background_weight,
+        existence_weight=0.0,
+        fresh_views=False,
+        precision="fp32",
+        norm_every=norm_every,
+        photometric=Photometric(brightness=0, contrast=0, noise=0),
+    )
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)

@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import plain_training
 from torch import nn
 from toy_store import GRAPH, MATRIX, PASSES, VIEWS, filled, images
 
-from pipeline.config import Photometric, Training
 from pipeline.errors import ConfigError
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output
@@ -20,20 +20,7 @@ from pipeline.store import Reader
 from pipeline.training import step as steps
 from pipeline.training.loading import Loader, ahead
 
-TRAINING = Training(
-    steps=20,
-    batch=4,
-    lr=0.1,
-    momentum=0.9,
-    weight_decay=1e-4,
-    power=0.9,
-    background_weight=0.4,
-    existence_weight=0.0,
-    fresh_views=False,
-    precision="fp32",
-    photometric=Photometric(brightness=0.0, contrast=0.0, noise=0.0),
-    norm_every=1000,
-)
+TRAINING = plain_training(steps=20, batch=4, lr=0.1, background_weight=0.4, norm_every=1000)
 WEIGHTS = torch.tensor([0.4, 1.0, 2.0])
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import plain_training
 
-from pipeline.config import Photometric, Plugin, Term, Training
+from pipeline.config import Photometric, Plugin, Term
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import ConfigError
 from pipeline.losses.base import Batch
@@ -14,20 +15,7 @@ from pipeline.models.base import Output
 from pipeline.training import step as steps
 from pipeline.training.loading import photometric
 
-SETTINGS = Training(
-    steps=10,
-    batch=2,
-    lr=0.1,
-    momentum=0.9,
-    weight_decay=1e-4,
-    power=0.9,
-    background_weight=0.4,
-    existence_weight=0.0,
-    fresh_views=False,
-    precision="fp32",
-    photometric=Photometric(brightness=0, contrast=0, noise=0),
-    norm_every=5,
-)
+SETTINGS = plain_training(steps=10, batch=2, lr=0.1, background_weight=0.4, norm_every=5)
 
 
 def batch(step=0, size=(16, 24), classes=5):

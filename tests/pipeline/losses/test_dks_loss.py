@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import plain_training
 
-from pipeline.config import Photometric, Plugin, Term, Training
+from pipeline.config import Plugin, Term
 from pipeline.losses.base import Batch
 from pipeline.losses.dks import Loss
 from pipeline.models.base import Output
@@ -138,20 +139,7 @@ def test_constant_and_huge_answers_keep_the_gradient_finite(scale):
 
 
 def test_the_heads_are_trained_and_kept_with_the_student():
-    settings = Training(
-        steps=40,
-        batch=2,
-        lr=0.05,
-        momentum=0.9,
-        weight_decay=1e-4,
-        power=0.9,
-        background_weight=1.0,
-        existence_weight=0.0,
-        fresh_views=False,
-        precision="fp32",
-        norm_every=100,
-        photometric=Photometric(brightness=0, contrast=0, noise=0),
-    )
+    settings = plain_training(steps=40, batch=2, lr=0.05, background_weight=1.0, norm_every=100)
     terms = [Term(loss=Plugin(kind="losses", name="dks", args={}), reads=(), weight=1.0)]
 
     def new_step():

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import plain_training
 
-from pipeline.config import Photometric, Plugin, Term, Training
+from pipeline.config import Plugin, Term
 from pipeline.losses.base import Batch
 from pipeline.losses.sad import Loss
 from pipeline.models.base import Output
@@ -126,20 +127,7 @@ def test_dead_huge_and_unseen_maps_keep_the_gradient_finite(normalise, scale, ev
 
 def trained(terms):
     """Weights of a small student after two steps."""
-    settings = Training(
-        steps=4,
-        batch=2,
-        lr=0.1,
-        momentum=0.9,
-        weight_decay=1e-4,
-        power=0.9,
-        background_weight=1.0,
-        existence_weight=0.0,
-        fresh_views=False,
-        precision="fp32",
-        norm_every=1,
-        photometric=Photometric(brightness=0, contrast=0, noise=0),
-    )
+    settings = plain_training(steps=4, batch=2, lr=0.1, background_weight=1.0, norm_every=1)
     torch.manual_seed(0)
     model = Plugin(kind="models", name="erfnet", args={"width": 4}).build(num_classes=3, size=CONTEXT.size, lanes=0)
     step = Step(model, terms, [loss_of() for _ in terms], settings, torch.ones(3), seed=0)
