@@ -67,7 +67,7 @@ def test_two_processes_train_as_one_does_at_the_same_batch(tmp_path):
     losses, weights = trained(step())
     script = tmp_path / "share.py"
     script.write_text(
-        "import sys; sys.path[:0] = sys.argv[1:3]\n"
+        "import sys; sys.path[:0] = [*sys.argv[1:3], sys.argv[2] + '/tests']\n"
         "import test_engine as t, torch\n"
         "from pipeline.training import distributed\n"
         "assert distributed.start('cpu') == 'cpu'\n"
