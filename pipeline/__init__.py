@@ -1,5 +1,6 @@
 """Offline distillation for semantic segmentation: run the teacher once, train students from its cached answers."""
 
+import os
 from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Cache", "Output", "PipelineError", "Record", "collate", "make_loss", "open_cache"]
 __version__ = "0.1.0"
+
+if os.environ.get("PIPELINE_PLUGINS"):  # before anything is unpickled that one's own plug-ins made
+    from pipeline.lookup import extend_search, own_folders
+
+    extend_search(own_folders())
 
 
 def __getattr__(name: str) -> object:

@@ -96,6 +96,12 @@ def target_code(name: str) -> str:
     )
 
 
+@functools.cache
+def code_among(name: str, counts: Callable[[str], bool]) -> str:
+    """The same of a module and of what it imports among those that count."""
+    return _digest(_reached([name], counts))
+
+
 def code_outside(model: Any, args: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """The part of a record about what makes a network and is no part of this package: versions, and digests of files."""
     modules = model.code_outside(args)

@@ -18,7 +18,7 @@ from pipeline.config.reading import override, read_yaml
 from pipeline.config.schema import Evaluate, Plugin, Prepare, Student, Teacher, Term, Training, Views
 from pipeline.errors import ConfigError
 from pipeline.later import leave_out
-from pipeline.lookup import did_you_mean, find_class
+from pipeline.lookup import absolute, add_plugins, did_you_mean, find_class
 from pipeline.paths import name_fault
 
 INJECTED = {  # what the stages hand to a plug-in themselves; not a key of the YAML
@@ -44,6 +44,18 @@ class Config:
     methods: dict[str, tuple[Term, ...]]
     training: Training
     evaluate: Evaluate
+    plugins: tuple[str, ...] = ()  # folders
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        add_plugins(self.plugins)  # in the process that takes it
+
+    def anywhere(self) -> "Config":
+        """The same for a process that stands in another folder."""
+        rooted = dataclasses.replace(
+            self.dataset, args={**self.dataset.args, "root": str(Path(self.dataset.args["root"]).absolute())}
+        )
+        return dataclasses.replace(self, dataset=rooted, plugins=tuple(str(absolute(folder)) for folder in self.plugins))
 
     @property
     def name(self) -> str:
@@ -79,9 +91,10 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     for text in overrides:
         override(raw, text)
     faults = Faults(path)
+    folders = read_folders(raw.get("plugins"), faults)
     for key in raw:
-        if key not in SECTIONS:
-            faults.add(str(key), f"no such section{did_you_mean(str(key), SECTIONS)}")
+        if key not in SECTIONS and key != "plugins":
+            faults.add(str(key), f"no such section{did_you_mean(str(key), [*SECTIONS, 'plugins'])}")
     for name in SECTIONS:
         if name not in raw:
             faults.add(name, "this section is missing")
@@ -90,7 +103,22 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         for where, what in across(values):
             faults.add(where, what)
     faults.stop()
-    return Config(path=path, overrides=tuple(overrides), raw=raw, **values)
+    return Config(path=path, overrides=tuple(overrides), raw=raw, plugins=folders, **values)
+
+
+def read_folders(value: Any, faults: Faults) -> tuple[str, ...]:
+    """The folders of `plugins`, which are searched from now on. Raises ConfigError where they can't be: what follows would miss
+    their names."""
+    folders = [] if value is None else value
+    if not isinstance(folders, list) or not all(isinstance(folder, str) and folder for folder in folders):
+        faults.add("plugins", f"expected a list of folders, got {shown(folders)}")
+    else:
+        try:
+            add_plugins(folders)
+        except ConfigError as error:
+            faults.add("plugins", str(error))
+    faults.stop()
+    return tuple(folders)
 
 
 def plugin(kind: str, name: str, args: Mapping[str, Any]) -> Plugin:

@@ -44,6 +44,11 @@ where the path leads to [configs/schema.json](../configs/schema.json); `pipeline
 
 This page and that file are made from the code: `python -m pipeline.config.reference` writes them.
 """
+PLUGINS_MORE = (
+    "In a file that has it, editors take unknown names for your plug-ins and do not check their keys. "
+    "[Plug-ins of your own](extending.md) describes the folders."
+)
+PLUGINS_SAID = "A list of folders with plug-ins of your own. Paths count from where the command is run."
 SECTIONS = {
     "dataset": "What is read. `name` is one of the [datasets](#datasets); its keys stand beside it.",
     "prepare": "How each image is made ready, once.",
@@ -79,7 +84,7 @@ def plugin_keys(kind: str, name: str) -> Mapping[str, Key]:
 
 
 def page() -> str:
-    parts = [INTRODUCTION]
+    parts = [INTRODUCTION, f"## plugins\n\n{PLUGINS_SAID} The key may be left out. {PLUGINS_MORE}\n"]
     for section, sentence in SECTIONS.items():
         parts.append(f"## {section}\n\n{sentence}\n")
         if section in OWN_KEYS:
@@ -188,6 +193,14 @@ def schema() -> dict[str, Any]:
         "evaluate": closed(Evaluate, shared),
     }
     shared["Training"] = closed(Training, shared)
+    without_plugins = only_named(sections)
+    sections["dataset"]["anyOf"].append(own_entry("datasets", "name"))
+    sections["teacher"]["anyOf"].append(own_entry("models", "name"))
+    sections["targets"]["additionalProperties"]["anyOf"].append(own_entry("targets", "type"))
+    sections["students"]["additionalProperties"] = {"anyOf": [*students, own_student()]}
+    for entry in sections["students"]["properties"].values():
+        entry["anyOf"].append(own_entry("models", "model"))
+    sections["methods"]["additionalProperties"]["items"]["anyOf"].append(own_entry("losses", "loss"))
     for name, text in SECTIONS.items():
         sections[name] = (
             {"description": text, **sections[name]}
@@ -198,8 +211,13 @@ def schema() -> dict[str, Any]:
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "An experiment of offline distillation",
         "type": "object",
-        "properties": sections,
+        "properties": {
+            **sections,
+            "plugins": {"description": PLUGINS_SAID, "type": "array", "items": {"type": "string", "minLength": 1}},
+        },
         "required": list(sections),
+        "if": {"required": ["plugins"]},
+        "else": {"properties": without_plugins},
         "additionalProperties": False,
         "definitions": shared,
     }
@@ -229,6 +247,38 @@ def entries(
         }
         found.append({"$ref": f"#/definitions/{entry}"})
     return found
+
+
+def own_entry(kind: str, key: str) -> dict[str, Any]:
+    """An entry whose name is none of this package."""
+    return {
+        "title": "a plug-in of your own",
+        "type": "object",
+        "properties": {key: {"type": "string", "not": {"enum": lookup.names(kind)}}},
+        "required": [key],
+    }
+
+
+def own_student() -> dict[str, Any]:
+    return {**own_entry("models", "model"), "type": ["object", "null"], "required": []}
+
+
+def only_named(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """What holds in a file that names no plug-ins: the names are those of this package, so that editors mark others."""
+
+    def named(kind: str, key: str, **more: Any) -> dict[str, Any]:
+        return {"properties": {key: {"enum": lookup.names(kind)}}, **more}
+
+    return {
+        "dataset": named("datasets", "name"),
+        "teacher": named("models", "name"),
+        "targets": {"additionalProperties": named("targets", "type")},
+        "students": {
+            "properties": {name: named("models", "model") for name in sections["students"]["properties"]},
+            "additionalProperties": named("models", "model", type="object", required=["model"]),
+        },
+        "methods": {"additionalProperties": {"items": named("losses", "loss")}},
+    }
 
 
 def default_model(entry: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from pipeline import records
 from pipeline.config import Plugin, Prepare
 from pipeline.config.schema import Fit
 from pipeline.data.frames import VERSION, canvas, content_of, crop_record, frame, require_frame
@@ -19,6 +20,7 @@ from pipeline.datasets._images import READING
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError, StoreError
 from pipeline.identity import join_names, sha256
+from pipeline.lookup import is_own
 from pipeline.progress import say
 from pipeline.store import ArrayGroup, ImageRow, Reader, Store, image_row
 from pipeline.store.files import AnyPath, locked, write
@@ -93,9 +95,11 @@ def table(notes: Mapping[str, str]) -> bytes:
 
 
 def reading_rule(dataset: DatasetBase) -> str:
-    """Names the rule by which files are read: the readers' (datasets/_images.py), and the dataset's own keys if it has any."""
-    own = blake2b(dataset.reading.encode(), digest_size=4).hexdigest()
-    return f"r{READING}" + (f"-{own}" if dataset.reading else "")
+    """Names the rule by which files are read: the readers' (datasets/_images.py), the dataset's own keys if it has any, and the
+    code of a reader of one's own."""
+    module = type(dataset).__module__
+    own = dataset.reading + (records.code_among(module, is_own) if is_own(module) else "")
+    return f"r{READING}" + (f"-{blake2b(own.encode(), digest_size=4).hexdigest()}" if own else "")
 
 
 def files_now(dataset: DatasetBase, image_id: str) -> str:

@@ -11,7 +11,6 @@ A metric is `class Metric` of pipeline/metrics/<name>.py, for the datasets that 
 K classes, H W the full frame, h w the network input without its padding.
 """
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import DatasetError
+from pipeline.lookup import find_class
 from pipeline.metrics.segmentation import Confusion
 from pipeline.paths import path_fault
 
@@ -73,5 +73,5 @@ class MetricBase:
 
 
 def of(dataset: DatasetBase) -> MetricBase:
-    metric: MetricBase = importlib.import_module(f"pipeline.metrics.{dataset.metric}").Metric(dataset)
+    metric: MetricBase = find_class("metrics", dataset.metric)(dataset)
     return metric

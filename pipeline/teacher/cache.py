@@ -20,7 +20,7 @@ from pipeline.datasets.base import DatasetBase
 from pipeline.errors import CodeChanged, ConfigError, StoreError
 from pipeline.files import plain
 from pipeline.later import leave_out
-from pipeline.lookup import find_class
+from pipeline.lookup import find_class, is_own
 from pipeline.models._flipped import FlipAveraged
 from pipeline.models.base import ModelBase, Output, as_float, shapes
 from pipeline.store import ArrayGroup, ImageRow, Store
@@ -86,11 +86,17 @@ def identity(dataset: DatasetBase, prepare: Prepare, views: Views, teacher: Teac
             "args": dict(sorted(leave_out(teacher.model.args, model).items())),
             "version": model.version_of(teacher.model.args),
             **model.made_from(teacher.model.args),
+            **own_code(f"pipeline.models.{teacher.model.name}"),
             "weights": weights_digest,
             **leave_out({"precision": teacher.precision, "flip_average": teacher.flip_average}, Teacher),
             **({"mirror_lanes": list(dataset.mirror_lanes)} if teacher.flip_average and dataset.mirror_lanes else {}),
         },
     }
+
+
+def own_code(module: str) -> dict[str, str]:
+    """A network of one's own by its code, too, since no test asks for a new version of it; nothing for one of this package."""
+    return {"code": records.code_among(module, is_own)} if is_own(module) else {}
 
 
 def check_views(views: Views, dataset: DatasetBase, where: str) -> None:

@@ -4,7 +4,7 @@ Each part is made when it is first asked for, and kept: a stage that reads no ta
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,7 @@ class Experiment:
 
     def anywhere(self) -> "Experiment":
         """The same for a process that stands in another folder, and without what was made already."""
-        dataset = self.config.dataset
-        rooted = replace(dataset, args={**dataset.args, "root": str(Path(dataset.args["root"]).absolute())})
-        return Experiment(replace(self.config, dataset=rooted), self.root.absolute(), self.weights_file.absolute())
+        return Experiment(self.config.anywhere(), self.root.absolute(), self.weights_file.absolute())
 
     @cached_property
     def source(self) -> DatasetBase:
