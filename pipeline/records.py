@@ -41,6 +41,8 @@ NOT_COUNTED = {
     # weights to start from and the teacher in the loop: the stage names these modules where a run uses them
     "pipeline.teacher.online",
     "pipeline.weights",
+    # scores while training: the stage names this module where they decide what a run leaves
+    "pipeline.training.validation",
 }
 ROOMS_NOT_COUNTED = ("pipeline.config.", "pipeline.store.")  # with all of their modules
 NO_MEANING = {"ctx", "kind", "type_comment"}  # of a syntax tree's fields: they repeat what stands elsewhere

@@ -70,6 +70,10 @@ def run(experiment: Experiment, *, student: str, method: str, seed: int, folder:
         *(lookup.find("targets", config.targets[name].name) for name in names),
         *([_scaled] if "input_scale" in plugin.args else []),
     ]
+    if training.validate_every:
+        from pipeline.training import validation as validating
+
+        plugins.append(validating)
     if live:
         plugins += [online, cache, lookup.find("models", config.teacher.model.name)]
     record["code"] = records.code_digest(sys.modules[__name__], *plugins)
@@ -100,8 +104,9 @@ def run(experiment: Experiment, *, student: str, method: str, seed: int, folder:
         if loss.needs_scan:
             loss.scan(loader.scan())
     shares_K = loader.class_shares() if training.class_weights == "enet" else None
-    step = steps.Step(model, terms, losses, training, steps.class_weights(source, training, device, shares_K), seed)
+    weights_K = steps.class_weights(source, training, device, shares_K)
+    step = steps.Step(model, terms, losses, training, weights_K, seed)
+    validation = validating.Validation(source, config.prepare, training, weights_K) if training.validate_every else None
     run = runs.Run(folder, record, config.text)
-    runs.fit(run, step, loader, folder.name)
-    last = run.curves[-1]
-    return f"{run.weights}: {training.steps} steps, " + ", ".join(f"{k} {v:.4g}" for k, v in last.items() if k != "step")
+    runs.fit(run, step, loader, folder.name, validation)
+    return f"{run.weights}: {run.in_words(training)}"

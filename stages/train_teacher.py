@@ -22,6 +22,7 @@ def run(experiment: Experiment, *, folder: Path, report: Path, device: str) -> s
     """Writes the weights and a report with their digest. Resumes from its last checkpoint."""
     config, source, weights_file = experiment.config, experiment.source, experiment.weights_file
     teacher, size = config.teacher, config.prepare.size
+    found: dict = {}
     experiment.check_views()
     if teacher.checkpoint is not None:
         state = weights.load_file(teacher.checkpoint, say)
@@ -44,22 +45,28 @@ def run(experiment: Experiment, *, folder: Path, report: Path, device: str) -> s
             device,
             "teacher_training",
         )
-        _train(experiment, model, config.teacher_training, folder, device)
-        line = f"{weights_file}: {teacher.model.name}, {config.teacher_training.steps} steps"
+        trained = _train(experiment, model, config.teacher_training, folder, device)
+        line = f"{weights_file}: {teacher.model.name}, {trained.in_words(config.teacher_training)}"
+        found = trained.outcome(config.teacher_training)
     if not distributed.is_main_process():
         return line
     weights_file.parent.mkdir(parents=True, exist_ok=True)
     weights.save_file(weights_file, model.state_dict())
-    write_json(report, {"weights": weights.digest(model.state_dict())})
+    write_json(report, {"weights": weights.digest(model.state_dict())} | ({"validation": found} if found else {}))
     return line
 
 
-def _train(experiment: Experiment, model: ModelBase, training: Training, folder: Path, device: str) -> None:
+def _train(experiment: Experiment, model: ModelBase, training: Training, folder: Path, device: str) -> runs.Run:
     config, source, teacher = experiment.config, experiment.source, experiment.config.teacher
     store, sample, images = experiment.pixels, experiment.sample, experiment.images
     prepared.require_labels(store, sample, images, source, "the teacher is trained on labels")
     plugin = lookup.find("models", teacher.model.name)
-    code = records.code_digest(sys.modules[__name__], plugin, *([weights] if teacher.backbone else []))
+    plugins = [plugin, *([weights] if teacher.backbone else [])]
+    if training.validate_every:
+        from pipeline.training import validation as validating
+
+        plugins.append(validating)
+    code = records.code_digest(sys.modules[__name__], *plugins)
     backbone = None if teacher.backbone is None else weights.digest(weights.load_file(teacher.backbone))
     record = {
         "teacher": teacher.model,
@@ -91,7 +98,10 @@ def _train(experiment: Experiment, model: ModelBase, training: Training, folder:
         share=distributed.rank_and_world_size(),
     )
     shares_K = loader.class_shares() if training.class_weights == "enet" else None
-    step = steps.Step(model, [], [], training, steps.class_weights(source, training, device, shares_K), seed=0)
+    weights_K = steps.class_weights(source, training, device, shares_K)
+    step = steps.Step(model, [], [], training, weights_K, seed=0)
+    validation = validating.Validation(source, config.prepare, training, weights_K) if training.validate_every else None
     run = runs.Run(folder, record, config.text)
-    runs.fit(run, step, loader, "training the teacher")
-    model.load_state_dict(step.weights())
+    runs.fit(run, step, loader, "training the teacher", validation)
+    model.load_state_dict(run.kept(step))
+    return run

@@ -19,6 +19,10 @@ def across(sections: Mapping[str, Any]) -> Iterator[Fault]:
     yield from check_teacher(sections["teacher"], sections["teacher_training"])
     yield from check_multiples(sections["teacher"], sections["students"], sections["prepare"])
     yield from check_split(sections["dataset"], sections["evaluate"].split, "evaluate.split")
+    for section in ("training", "teacher_training"):
+        training = sections[section]
+        if training is not None and training.validate_every:
+            yield from check_split(sections["dataset"], "val", f"{section}.validate_every")
     for section in ("students", "methods"):
         for name in sections[section]:
             if "-" in name:  # a run is called student-method-seed

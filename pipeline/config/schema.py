@@ -197,6 +197,21 @@ class Training:
     shuffle_window: Annotated[int, Field(ge=1, description="So many of these blocks are shuffled together and kept in memory.")] = 8
     checkpoint_every: Annotated[int, Field(ge=1, description="Steps between checkpoints.")] = 500
     norm_every: Annotated[int, Field(ge=1, description="Steps between measurements of each term's gradient norm.")] = 200
+    validate_every: Annotated[
+        int,
+        AddedLater(0),
+        Field(ge=0, description="Steps between scores of the split `val` on the canvas; 0 scores nothing while training."),
+    ] = 0
+    keep: Annotated[
+        Literal["last", "best"],
+        AddedLater("last"),
+        Field(description="Which weights a run leaves: the last ones, or those of the best validation."),
+    ] = "last"
+    patience: Annotated[
+        int,
+        AddedLater(0),
+        Field(ge=0, description="Training ends after so many validations without a better score; 0 makes all steps."),
+    ] = 0
 
     # A check sees the fields above its own that are right
 
@@ -231,6 +246,13 @@ class Training:
         if batch % accumulate:
             raise ValueError(f"a batch of {batch} has no {accumulate} equal parts; write a divisor of {batch}")
         return accumulate
+
+    @field_validator("keep", "patience")
+    @classmethod
+    def _has_validations(cls, value: Any, info: ValidationInfo) -> Any:
+        if value not in ("last", 0) and info.data.get("validate_every", 1) == 0:
+            raise ValueError("needs scores of the split `val`; write validate_every: 500, or another number of steps")
+        return value
 
     @field_validator("compile")
     @classmethod

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.reporting.results import Run
+from pipeline.reporting.results import VALIDATED, Run
 
 # seen well on white and on black
 COLOURS = ("#8a8f98", "#2f7de1", "#e8862e", "#2a9d6f", "#a45ad1", "#d9534f", "#12a5b5", "#b8860b")
@@ -54,7 +54,7 @@ def new_figure(width: float, height: float):
 def curves(groups: Mapping[str, Sequence[Run]], palette: Mapping[str, str]) -> dict[str, str]:
     """Term -> its curves: a line a method, the mean over its seeds; a band from the lowest seed to the highest."""
     binned = {method: [run.curves for run in runs if run.curves] for method, runs in groups.items()}
-    last = max((rows[-1]["step"] for many in binned.values() for rows in many), default=0)
+    last = max((row["step"] for many in binned.values() for rows in many for row in rows), default=0)
     terms = dict.fromkeys(name for many in binned.values() for rows in many for row in rows for name in row if name != "step")
     found = {}
     for term in terms:
@@ -67,9 +67,11 @@ def curves(groups: Mapping[str, Sequence[Run]], palette: Mapping[str, str]) -> d
             known = ~np.isnan(lines).any(axis=0)
             steps = (np.arange(POINTS) + 0.5)[known] * last / POINTS
             lines = lines[:, known]
-            axes.plot(steps, lines.mean(axis=0), color=palette[method], linewidth=1.4)
+            marker = "." if term == VALIDATED else None  # there may be just one
+            axes.plot(steps, lines.mean(axis=0), color=palette[method], linewidth=1.4, marker=marker)
             axes.fill_between(steps, lines.min(axis=0), lines.max(axis=0), color=palette[method], alpha=0.18, linewidth=0)
-        _scale(axes)
+        if term != VALIDATED:
+            _scale(axes)
         axes.set_xlabel("step", color=INK, fontsize=8)
         found[term] = svg(figure)
     return found

@@ -85,7 +85,16 @@ def render(
             if any(run.curves for runs in of[student].values() for run in runs)
         },
         costs=_costs(results, groups, methods, cached),
+        validated=results.teacher_best is not None or any(run.best for run in results.runs),
+        best=_best,
     )
+
+
+def _best(found: Mapping[str, Any] | None) -> str:
+    """A run's best validation."""
+    if found is None:
+        return ""
+    return f"{points(found['mean_iou'])}, {found['step']}{', kept' if found['kept'] else ''}"
 
 
 def _classes(

@@ -15,6 +15,7 @@ from pipeline.paths import below, name_fault
 
 RECIPE = ("student", "training", "views", "dataset", "prepared")  # of run.json: what two runs must share to be compared
 LOGGING = ("checkpoint_every", "norm_every")
+VALIDATED = "val mean_iou"  # among a run's curves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Run:
     recipe: dict | None  # None: the run's folder is not here
     curves: list[dict[str, float]]
     time: Time | None
+    best: dict | None = None  # the validation with the highest score: step, mean_iou, and whether its weights are kept
 
     @property
     def name(self) -> str:
@@ -48,6 +50,7 @@ class Results:
     teacher_time: Time | None
     strays: list[str]  # scores of runs that the file has no student or method for
     stale: list[str]  # runs whose weights are not those that were scored
+    teacher_best: dict | None = None  # as a run's
 
     @property
     def metric(self) -> str:
@@ -102,6 +105,7 @@ def read(scores: Path, runs: Path, teacher_weights: Path, students: Iterable[str
         teacher_time=time_of(runs / "teacher"),
         strays=sorted(files),
         stale=stale,
+        teacher_best=best_of(runs / "teacher"),
     )
 
 
@@ -110,16 +114,26 @@ def _run(student: str, method: str, seed: int, score: Path, runs: Path) -> Run:
     if (folder / "run.json").exists():
         made = records.read(folder / "run.json")
         record = {name: made[name] for name in RECIPE if name in made}
-        record["training"] = {key: value for key, value in record["training"].items() if key not in LOGGING}
+        changes_nothing = LOGGING if {"keep", "patience"} & record["training"].keys() else (*LOGGING, "validate_every")
+        record["training"] = {key: value for key, value in record["training"].items() if key not in changes_nothing}
     return Run(
         student=student,
         method=method,
         seed=seed,
         score=_score(score),
         recipe=record,
-        curves=_curves(folder / "curves.tsv"),
+        curves=_curves(folder / "curves.tsv")
+        + [{"step": row["step"], VALIDATED: row["mean_iou"]} for row in _curves(folder / "validation.tsv")],
         time=time_of(folder),
+        best=best_of(folder),
     )
+
+
+def best_of(folder: Path) -> dict | None:
+    """A run's best validation; None without any."""
+    path = folder / "result.json"
+    found = read_json(path) if path.exists() else {}
+    return {**found["best"], "kept": found["kept_step"] == found["best"]["step"]} if "best" in found else None
 
 
 def _score(path: Path) -> dict:

@@ -53,6 +53,12 @@ def all_reduce_mean(tensors: Iterable[Tensor]) -> None:
             tensor.detach().copy_(mean.view_as(tensor))
 
 
+def all_reduce_sum(tensor: Tensor) -> None:
+    """The tensor becomes its sum over the processes."""
+    if rank_and_world_size()[1] > 1:
+        group.all_reduce(tensor)
+
+
 def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     """The same modules, with batch norms that look at all processes' images."""
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if rank_and_world_size()[1] > 1 and device.type == "cuda" else model

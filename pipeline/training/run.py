@@ -7,8 +7,10 @@ curves.tsv .json .png   each term's mean over a window of steps
 curves/<term>.tsv       the same, a file a term, as `dvc plots` draws them
 history.jsonl           the time each stretch of steps took, and on what; outside every comparison
 held_out.tsv            each term on the images kept from training (training.held_out), at each checkpoint
+validation.tsv          scores of the split val (training.validate_every)
 norms.tsv               each weighted term's gradient norm at the network's features
-weights.safetensors     the end of the run
+weights.safetensors     the end of the run, or its best validation (training.keep)
+result.json             digest of that file, the steps made, the best validation
 """
 
 import fcntl
@@ -18,22 +20,27 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from pipeline import records, weights
+from pipeline.config import Training
 from pipeline.errors import PipelineError
-from pipeline.files import write_text, write_tsv
-from pipeline.identity import diff, join_names
+from pipeline.files import write_json, write_text, write_tsv
+from pipeline.identity import diff, identity_digest, join_names, sha256
 from pipeline.progress import Progress, say
 from pipeline.stopping import Stopped, in_order
 from pipeline.training import distributed
 from pipeline.training.loading import Loader, ahead
 from pipeline.training.step import Step
 
+Validate = Callable[[nn.Module], dict[str, float]]
+SPLIT = "val"  # which validations score
 POINTS = 400  # of a curve, whatever the number of steps
 
 
@@ -45,6 +52,8 @@ class Run:
         self.curves: list[dict] = []
         self.norms: list[dict] = []
         self.held_out: list[dict] = []
+        self.validations: list[dict] = []
+        self.best: dict[str, Tensor] = {}  # weights of the best validation, where they are to be kept
         self.pending: list[tuple[int, dict]] = []  # steps that the curves have no point for yet, with their terms
         self.opened = False
         self._locks: list[int] = []
@@ -129,6 +138,7 @@ class Run:
             self.curves, self.norms, self.held_out, self.pending = (
                 state[name] for name in ("curves", "norms", "held_out", "pending")
             )
+            self.validations, self.best = state.get("validations", []), state.get("best", {})
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:  # damaged bytes fail anywhere in the parser
@@ -141,11 +151,7 @@ class Run:
     def save(self, step: Step, steps: int) -> None:
         """Raises PipelineError instead if the weights are not finite: the loss was, but a step on its gradient was too much. Also
         if there is no room; the last checkpoint is kept then."""
-        if not step.finite():
-            raise PipelineError(
-                f"{self.folder}: step {steps - 1}: the weights are not finite any more; lower the learning rate "
-                f"(the last checkpoint is from before)"
-            )
+        self._refuse_infinite(step, steps)
         if not distributed.is_main_process():
             return
         state = {
@@ -156,6 +162,8 @@ class Run:
             "held_out": self.held_out,
             "pending": [(number, {name: float(value) for name, value in values.items()}) for number, values in self.pending],
         }
+        if self.validations:
+            state |= {"validations": self.validations, "best": self.best}
         data, path = io.BytesIO(), self.folder / "checkpoint.pt"
         torch.save(state, data)  # not to the file: on a full disk, torch.save reports its own position there
         try:
@@ -168,11 +176,33 @@ class Run:
                 f"and run the same command again ({kept})"
             ) from error
 
+    def _refuse_infinite(self, step: Step, steps: int) -> None:
+        if not step.finite():
+            raise PipelineError(
+                f"{self.folder}: step {steps - 1}: the weights are not finite any more; lower the learning rate "
+                f"(the last checkpoint is from before)"
+            )
+
+    def validate(self, step: Step, steps: int, validation: Validate) -> None:
+        """Scores what the run would leave after so many steps, and keeps it if it is the best and the best is to be kept."""
+        self._refuse_infinite(step, steps)
+        before = best_of(self.validations)
+        with step.leaving() as network:
+            self.validations.append({"step": steps, **validation(network)})
+        if step.training.keep == "best" and best_of(self.validations) is not before:
+            self.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in step.weights().items()}
+
+    def kept(self, step: Step) -> Mapping[str, Tensor]:
+        """The weights that the run leaves."""
+        return self.best or step.weights()
+
     def _write_curves(self):
         write_tsv(self.folder / "curves.tsv", self.curves)
         write_tsv(self.folder / "norms.tsv", self.norms)
         if self.held_out:
             write_tsv(self.folder / "held_out.tsv", self.held_out)
+        if self.validations:
+            write_tsv(self.folder / "validation.tsv", self.validations)
 
     def note(self, first: int, last: int, seconds: float, device: torch.device) -> None:
         """Steps first..last-1 took so long, and are kept: a checkpoint holds them."""
@@ -189,7 +219,8 @@ class Run:
         with open(self.folder / "history.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def finish(self, step: Step) -> None:
+    def finish(self, step: Step, steps: int) -> None:
+        """Writes what a run leaves after its last step, the `steps`-th."""
         if not distributed.is_main_process():
             return
         self._write_curves()  # again: DVC deletes a stage's outs before it runs a finished one
@@ -198,32 +229,61 @@ class Run:
             if name != "step":
                 known = [{"step": row["step"], name: row[name]} for row in self.curves if name in row]
                 write_tsv(self.folder / "curves" / f"{name}.tsv", known)
+        if self.validations:
+            scores = [{"step": row["step"], "val_mean_iou": row["mean_iou"]} for row in self.validations]
+            write_tsv(self.folder / "curves" / "val_mean_iou.tsv", scores)
         write_text(self.folder / "curves.json", json.dumps(self.curves) + "\n")
-        draw_curves(self.folder / "curves.png", self.curves)
-        weights.save_file(self.weights, step.weights())
+        draw_curves(self.folder / "curves.png", self.curves, self.validations)
+        weights.save_file(self.weights, self.kept(step))
+        result = {"weights": sha256(self.weights.read_bytes()), "steps": steps, "record": identity_digest(self.record)}
+        write_json(self.folder / "result.json", result | self.outcome(step.training))
+
+    def outcome(self, training: Training) -> dict[str, Any]:
+        """What validations found; empty without any."""
+        best = best_of(self.validations)
+        if best is None:
+            return {}
+        last = self.validations[-1]["step"]
+        kept = best["step"] if training.keep == "best" else last
+        return {"split": SPLIT, "best": best, "kept_step": kept, "ended_early": last < training.steps}
+
+    def in_words(self, training: Training) -> str:
+        """What came of a run that has ended."""
+        last = self.curves[-1]
+        if not self.validations:
+            said = ", ".join(f"{name} {value:.4g}" for name, value in last.items() if name != "step")
+            return f"{last['step']} steps, {said}"
+        found = self.outcome(training)
+        best, kept = found["best"], "kept" if found["kept_step"] == found["best"]["step"] else "not kept"
+        return f"{last['step']} steps, best {SPLIT} mean IoU {best['mean_iou']:.4f} at step {best['step']} ({kept})"
 
 
-def fit(run: Run, step: Step, loader: Loader, what: str) -> None:
-    """Train from the last checkpoint to the last step. A non-finite loss raises PipelineError naming step and term.
+def fit(run: Run, step: Step, loader: Loader, what: str, validation: Validate | None = None) -> None:
+    """Train from the last checkpoint to the last step, or until no validation is better for long enough. A non-finite loss raises
+    PipelineError naming step and term.
 
     SIGTERM and Ctrl-C, where they are `stoppable`, raise Stopped with the last step kept; not so among several processes, which
     would have to agree on a step: those go on from the last checkpoint.
     """
     if distributed.rank_and_world_size()[1] > 1:
-        return _fit(run, step, loader, what, nullcontext([]))
+        return _fit(run, step, loader, what, validation, nullcontext([]))
     with run.alone():
-        _fit(run, step, loader, what, in_order())
+        _fit(run, step, loader, what, validation, in_order())
 
 
-def _fit(run: Run, step: Step, loader: Loader, what: str, signals) -> None:
+def _fit(run: Run, step: Step, loader: Loader, what: str, validation: Validate | None, signals) -> None:
     training = step.training
+    every = training.validate_every if validation is not None else 0
     begin = run.resume(step)
     if not run.apart:
         run.open()
     window = max(1, training.steps // POINTS)
     saved, since = begin, time.perf_counter()
     with Progress(what, training.steps, "steps", begin) as progress, signals as asked:
+        made = begin
         steps = range(begin, training.steps)
+        if out_of_patience(run.validations, training.patience):
+            steps = steps[:0]  # it had ended already
         for number, batch in zip(steps, ahead(loader, steps)):
             values, norms = step(batch)
             if not run.opened and distributed.is_main_process():
@@ -232,7 +292,16 @@ def _fit(run: Run, step: Step, loader: Loader, what: str, signals) -> None:
             run.pending.append((number, values))  # they stay on the device until a window ends: reading one waits for it
             if norms:
                 run.norms.append({"step": number, **norms})
-            last = number + 1 == training.steps
+            made, last = number + 1, number + 1 == training.steps
+            if every and (made % every == 0 or last):
+                assert validation is not None
+                run.validate(step, made, validation)
+                if out_of_patience(run.validations, training.patience) and not last:
+                    last = True
+                    if distributed.is_main_process():
+                        say(
+                            f"{run.folder}: no better score on {SPLIT} for {training.patience} validations; ends after {made} steps"
+                        )
             saves = (number + 1) % training.checkpoint_every == 0 or last
             stops = bool(asked) and not last
             if (number + 1) % window == 0 or saves:  # a checkpoint ends a window: a resumed run writes equal curves
@@ -248,10 +317,13 @@ def _fit(run: Run, step: Step, loader: Loader, what: str, signals) -> None:
             if stops:
                 raise Stopped(asked[0], f"{number + 1} of {training.steps} steps are kept")
             shown = run.curves[-1]["labels"] if run.curves else math.nan
-            progress.advance(1, f"loss {shown:.3f}")
-    run.finish(step)
+            scored = f", {SPLIT} mean IoU {run.validations[-1]['mean_iou']:.3f}" if run.validations else ""
+            progress.advance(1, f"loss {shown:.3f}{scored}")
+            if last:
+                break
+    run.finish(step, made)
     if asked:
-        raise Stopped(asked[0], f"all {training.steps} steps are kept")
+        raise Stopped(asked[0], f"all {made} steps are kept")
 
 
 def _refuse_step(run: Run, step: Step, number: int, values) -> None:
@@ -276,11 +348,14 @@ def _window(pending, folder) -> dict:
     return {"step": pending[-1][0] + 1, **{name: sum(values) / len(values) for name, values in found.items()}}
 
 
-def draw_curves(path: Path, curves: list[dict]) -> None:
+def draw_curves(path: Path, curves: list[dict], validations: Sequence[dict] = ()) -> None:
     """One small panel a term, so that terms of very different size can all be read."""
     from matplotlib.figure import Figure
 
     names = [name for name in curves[-1] if name != "step"]
+    if validations:
+        names.append("val mean IoU")
+        curves = [*curves, *({"step": row["step"], names[-1]: row["mean_iou"]} for row in validations)]
     figure = Figure(figsize=(3.2 * len(names), 2.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
         known = [row for row in curves if name in row]
@@ -290,6 +365,17 @@ def draw_curves(path: Path, curves: list[dict]) -> None:
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+
+
+def best_of(validations: list[dict]) -> dict | None:
+    """The validation of the greatest mean IoU, the first of equals."""
+    return max(validations, key=lambda row: row["mean_iou"], default=None)
+
+
+def out_of_patience(validations: list[dict], patience: int) -> bool:
+    """Whether the last `patience` validations were no better than one before them."""
+    best = best_of(validations)
+    return bool(patience) and best is not None and len(validations) - 1 - validations.index(best) >= patience
 
 
 def _free_name(folder: Path) -> Path:

@@ -3,8 +3,8 @@
 B images, H W the network input, K classes, L lane slots.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -169,6 +169,19 @@ class Step:
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(batch.labels_BHW)
         return {name: value / images for name, value in sums.items()}
+
+    @contextmanager
+    def leaving(self) -> Iterator[nn.Module]:
+        """The network with the weights that a run would leave now; with those that it trains again afterwards."""
+        if not self.mean:
+            yield self.model
+            return
+        trained = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.mean)
+        try:
+            yield self.model
+        finally:
+            self.model.load_state_dict(trained)
 
     def _parameters(self) -> list[nn.Parameter]:
         return [*self.model.parameters(), *self.losses.parameters()]
