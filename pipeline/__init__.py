@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
-    from pipeline.api import Cache, Record, collate, make_loss, open_cache
+    from pipeline.api import Cache, Record, collate, evaluate, make_loss, open_cache
     from pipeline.losses.base import Batch
     from pipeline.models.base import Output
 
-__all__ = ["Batch", "Cache", "Output", "PipelineError", "Record", "collate", "make_loss", "open_cache"]
+__all__ = ["Batch", "Cache", "Output", "PipelineError", "Record", "collate", "evaluate", "make_loss", "open_cache"]
 __version__ = "0.1.0"
 
 if os.environ.get("PIPELINE_PLUGINS"):  # before anything is unpickled that one's own plug-ins made

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
 from pipeline import config, records
+from pipeline.config import load as load_config
 from pipeline.data import prepared
 from pipeline.data import views as geometry
 from pipeline.errors import ConfigError, StoreError
@@ -254,6 +255,32 @@ def make_loss(name: str, cache: Cache, *, student: nn.Module, reads: Sequence[st
             for position in scan_order(cache.ids)
         )
     return loss
+
+
+def evaluate(
+    network: nn.Module,
+    config: str | os.PathLike[str],
+    *,
+    overrides: Sequence[str] = (),
+    split: str | None = None,
+    predictions: str | os.PathLike[str] | None = None,
+    batch: int = 8,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """The scores of any network on the dataset of a config, as `pipeline evaluate` takes them: on full frames, cropped and resized
+    for the network as `prepare` says, and put back to their own size.
+
+    `network` is called with RGB images [B, 3, H, W], float32 in 0..255, on the device of its parameters, and returns an Output or
+    logits [B, classes, h, w] on any grid. It runs in eval mode and is left in the mode it was in. `split`: if not the config's
+    `evaluate.split`. `predictions`: a folder for the files that the dataset's own evaluator reads. Returns at least "mean_iou"
+    (0..1; None without labels), "iou" by class, "images" and "metric", the name of the entry that is the dataset's official score.
+    Nothing is written elsewhere, and no report knows of it. Raises a PipelineError.
+    """
+    from pipeline.scoring.score import score
+
+    cfg = load_config(Path(config), overrides)
+    folder = None if predictions is None else Path(predictions)
+    return score(network, cfg, split=split, predictions=folder, batch=batch, workers=workers)
 
 
 def _context_of(student: nn.Module, cache: Cache) -> Context:

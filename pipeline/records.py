@@ -71,6 +71,19 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
+def not_left_by_a_run(weights: Path) -> str:
+    """Why this file is not what the run of its folder left; empty if it is. Runs of versions before result.json have a run.json
+    alone."""
+    result, record = weights.with_name("result.json"), weights.with_name("run.json")
+    if result.exists():
+        known = read(result).get("weights")
+        if known != hashlib.sha256(weights.read_bytes()).hexdigest():
+            return f"this is not the file that the run left: {result.name} has another digest"
+    elif not record.exists():
+        return f"no run left this file: there is neither {result.name} nor {record.name} beside it"
+    return ""
+
+
 # Code
 
 

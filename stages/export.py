@@ -22,7 +22,7 @@ def run(
     prepare: Prepare,
     training: Training | None,
     model: Plugin,
-    weights_file: Path,
+    weights_file: Path | None,
     out: Path,
     takes: exporting.Input,
     split: str,

@@ -25,7 +25,7 @@ def run(
     prepare: Prepare,
     training: Training | None,
     model: Plugin,
-    weights_file: Path,
+    weights_file: Path | None,
     place: Path,
     out: Path,
     kinds: tuple[str, ...],

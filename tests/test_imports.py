@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "stages").glob("*.py")])
 
 # An arrow may leave out places, never turn back; rooms in one place do not know one another. What only checks types counts, too.
-LINE = """bench -> cli -> stages -> reporting -> deployment -> scoring -> api -> training -> teacher -> data
+LINE = """bench -> cli -> stages -> reporting -> deployment -> api -> scoring -> training -> teacher -> data
 -> losses, metrics, store -> targets, config, datasets -> models
 -> lookup, records, stopping, weights -> files, paths -> errors, identity, later, progress, seeds"""
 PLACES = {room: place for place, rooms in enumerate(LINE.split("->")) for room in map(str.strip, rooms.split(","))}

@@ -165,8 +165,8 @@ def run_name(student, method, seed) -> str:
 
 def network(cfg, student, method, seed, teacher, weights=None):
     """Its run's name, and what the stages that use a trained network are told of it."""
-    if teacher == (student is not None) or weights is None and not teacher and (method is None or seed is None):
-        raise click.UsageError("give either --teacher, or all of --student, --method and --seed")
+    if teacher == (student is not None):
+        raise click.UsageError("give either --teacher, or --student")
     if teacher:
         return "teacher", dict(
             model=cfg.teacher.model,
@@ -174,12 +174,34 @@ def network(cfg, student, method, seed, teacher, weights=None):
             weights_file=weights or teacher_weights(cfg),
             flip_average=cfg.teacher.flip_average,
         )
+    model = cfg.student(student)
+    if weights is None and method is None and seed is None and brings_weights(model):
+        return student, dict(model=model, training=cfg.training, weights_file=None)
+    if weights is None and (method is None or seed is None):
+        raise click.UsageError("give either --teacher, or all of --student, --method and --seed, or --student and --weights")
     name = run_name(student, method, seed)
     return name, dict(
-        model=cfg.student(student),
+        model=model,
         training=cfg.training,
         weights_file=weights or Path("runs") / cfg.name / name / "weights.safetensors",
     )
+
+
+def brings_weights(model) -> bool:
+    """Whether a factory of one's own makes the network, which may come with trained weights."""
+    from pipeline.lookup import find_class
+
+    return find_class("models", model.name).own_weights
+
+
+def file_name(name, weights: Path | None) -> str:
+    """How the score of a network is called that no run of this file left."""
+    from pipeline.paths import name_fault
+
+    if weights is None:
+        return name
+    stem = weights.absolute().parent.name if weights.stem in ("weights", "checkpoint") else weights.stem
+    return f"{name}-{stem}" if name_fault(f"{name}-{stem}") is None else name
 
 
 def say_next(command, config, overrides=(), root=None, *arguments):

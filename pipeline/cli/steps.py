@@ -254,39 +254,62 @@ def train_student(config, overrides, student, method, seed, root, device, determ
 
 @options.command("evaluate")
 @options.one_network
+@options.weights
 @options.device
 @options.workers
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Frames a pass of the network takes.")
-def evaluate(config, overrides, student, method, seed, teacher, device, workers, batch):
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("reports/evaluate"),
+    show_default=True,
+    help="Folder of the scores of --weights, and of a network that comes with its weights.",
+)
+def evaluate(config, overrides, student, method, seed, teacher, weights, device, workers, batch, out):
     """Score a trained student, or the teacher, on full frames: mean IoU, and as the dataset's own evaluator does.
 
     Reads the dataset and the run's weights, writes reports/scores/<config>/<run>.json and a picture beside it, and below
     runs/<config>/<run>/predictions/<split> the files that the dataset's evaluator or server takes, if it has one.
 
+    With --weights, or for a student whose factory brings its weights, no run is scored: all of this is written below OUT/<config>,
+    and no report counts it as a seed of a method.
+
     \b
     $ pipeline evaluate configs/demo.yaml --student erfnet --method intra --seed 0
     $ pipeline evaluate configs/demo.yaml --teacher
+    $ pipeline evaluate configs/demo.yaml --student erfnet --weights best.safetensors
     """
+    from pipeline.errors import PipelineError
+    from pipeline.records import not_left_by_a_run
     from stages import evaluate as stage
 
     cfg = options.load(config, overrides)
-    name, network = options.network(cfg, student, method, seed, teacher)
-    out = Path("reports/scores") / cfg.name
+    name, network = options.network(cfg, student, method, seed, teacher, weights)
+    file = network["weights_file"]
+    if weights is not None or file is None:
+        name = options.file_name("teacher" if teacher else student, weights)
+        scores = out / cfg.name
+        predictions = scores / f"{name}-predictions"
+    else:
+        scores, predictions = Path("reports/scores") / cfg.name, Path("runs") / cfg.name / name / "predictions"
+        if not teacher and file.exists() and (fault := not_left_by_a_run(file)):
+            raise PipelineError(f"{file}: {fault}; score it with --student {student} --weights {file}, which counts for no method")
     click.echo(
         stage.run(
             dataset=cfg.dataset,
             prepare=cfg.prepare,
             evaluate=cfg.evaluate,
             **network,
-            report=out / f"{name}.json",
-            picture=out / f"{name}.png",
-            predictions=Path("runs") / cfg.name / name / "predictions",
+            report=scores / f"{name}.json",
+            picture=scores / f"{name}.png",
+            predictions=predictions,
             device=options.pick(device),
             batch=batch,
             workers=workers,
         )
     )
-    options.say_next("cache-teacher" if teacher else "report", config, overrides)
+    if weights is None and file is not None:
+        options.say_next("cache-teacher" if teacher else "report", config, overrides)
 
 
 @options.command("report")

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -51,6 +51,7 @@ class Results:
     strays: list[str]  # scores of runs that the file has no student or method for
     stale: list[str]  # runs whose weights are not those that were scored
     teacher_best: dict | None = None  # as a run's
+    not_runs: Mapping[str, str] = field(default_factory=dict)  # scores of files that no run left, and why; they count nowhere
 
     @property
     def metric(self) -> str:
@@ -86,6 +87,17 @@ def read(scores: Path, runs: Path, teacher_weights: Path, students: Iterable[str
             start = f"{student}-{method}-"
             seeds = [int(name[len(start) :]) for name in files if name.startswith(start) and name[len(start) :].isdecimal()]
             found += [_run(student, method, seed, files.pop(f"{start}{seed}"), runs) for seed in sorted(seeds)]
+    not_runs = {}
+    for run in found:
+        weights = runs / run.name / "weights.safetensors"
+        if weights.exists() and (fault := records.not_left_by_a_run(weights)):
+            not_runs[run.name] = fault
+    found = [run for run in found if run.name not in not_runs]
+    if teacher is None and not found and not_runs:
+        raise PipelineError(
+            f"{scores}: no score there is of a run ({runs / next(iter(not_runs))}/weights.safetensors: "
+            f"{next(iter(not_runs.values()))}); train with `pipeline train-student`"
+        )
     if teacher is None and not found:
         raise PipelineError(
             f"{scores}: the scores there ({', '.join(files)}) are of no student and method of this file; "
@@ -106,6 +118,7 @@ def read(scores: Path, runs: Path, teacher_weights: Path, students: Iterable[str
         strays=sorted(files),
         stale=stale,
         teacher_best=best_of(runs / "teacher"),
+        not_runs=not_runs,
     )
 
 

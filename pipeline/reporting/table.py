@@ -41,6 +41,7 @@ def lines(results: Results, metric: str, methods: Mapping[str, Sequence[Term]]) 
     reconstruction = results.teacher is not None and "reconstruction" in results.teacher
     teacher = None if results.teacher is None or reconstruction else results.teacher[metric]
     notes = [f"{name}: its weights are not those that were scored; run `pipeline evaluate` again." for name in results.stale]
+    notes += [f"{name}: not counted; {why}." for name, why in results.not_runs.items()]
     notes += [
         f"{run.name} predicts {run.score['one_class']!r} everywhere: this training collapsed. Lower the learning rate or raise "
         f"training.warmup_steps."

@@ -27,12 +27,14 @@ def load(
     source: DatasetBase,
     prepare: Prepare,
     training: Training | None,
-    weights_file: Path,
+    weights_file: Path | None,
     device: str,
     flip_average: bool = False,
 ) -> ModelBase:
-    """In eval mode, in fp32; a teacher with an existence head if its weights have one. Raises PipelineError where there are no
-    weights, or those of something else."""
+    """In eval mode, in fp32; a teacher with an existence head if its weights have one. Without a file the weights are those that
+    the network's factory brings. Raises PipelineError where there are no weights, or those of something else."""
+    if weights_file is None:
+        return _ready(build(model, source, prepare, training), device)
     if not weights_file.exists():
         command = "train-teacher" if training is None else "train-student"
         raise PipelineError(f"{weights_file}: no trained weights; run `pipeline {command}` first")
@@ -45,6 +47,10 @@ def load(
     weights.load_into(network, state, str(weights_file), say)
     if flip_average:
         network = FlipAveraged(network, source.mirror, source.mirror_lanes)
+    return _ready(network, device)
+
+
+def _ready(network, device: str) -> ModelBase:
     set_precision("fp32")
     return network.to(device, memory_format=torch.channels_last).eval()
 

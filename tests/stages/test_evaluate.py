@@ -19,10 +19,12 @@ from pipeline.cli import main
 from pipeline.config import Prepare
 from pipeline.data.frames import canvas, frame
 from pipeline.datasets.roads import Dataset as Roads
+from pipeline.files import write_json
+from pipeline.identity import sha256
 from pipeline.metrics import culane, llamas
 from pipeline.metrics.segmentation import Confusion
 from pipeline.models.base import ModelBase, Output
-from stages import evaluate
+from pipeline.scoring import score
 
 NAMES = [
     pytest.param(
@@ -54,8 +56,13 @@ def random_student(cfg, flags=(), sure=30.0):
     network.load_state_dict(state)
     path = Path("runs") / cfg.name / "erfnet-plain-0/weights.safetensors"
     path.parent.mkdir(parents=True)
-    weights.save_file(path, state)
+    left_by_a_run(path, state)
     return network.eval(), source
+
+
+def left_by_a_run(path, state):
+    weights.save_file(path, state)
+    write_json(path.with_name("result.json"), {"weights": sha256(path.read_bytes())})
 
 
 def slow_answer(network, source, image, size):
@@ -230,8 +237,8 @@ class Oracle(ModelBase):
 def oracle_scores(source, split, size, folder, **keys):
     ids = source.ids(split)
     oracle = Oracle(source, ids, size, **keys)
-    passed = evaluate.answer_all(oracle, source, ids, Prepare(size=size, codec="raw"), folder, device="cpu", batch=3, workers=2)
-    return evaluate.scores_of(source, split, ids, folder, passed, 1)
+    passed = score.answer_all(oracle, source, ids, Prepare(size=size, codec="raw"), folder, device="cpu", batch=3, workers=2)
+    return score.scores_of(source, split, ids, folder, passed, 1)
 
 
 @pytest.mark.parametrize("name", NAMES[1:])  # roads: larger ones, below
@@ -309,7 +316,7 @@ def test_a_prediction_of_one_class_only_is_told(large_roads):
         confusion = Confusion(len(source.classes))
         for label, value in zip(labels, predicted):
             confusion.add(label, np.full((4, 6), value, np.uint8))
-        assert evaluate.only_class(source, confusion) == expected
+        assert score.only_class(source, confusion) == expected
 
 
 def test_where_there_is_no_truth_the_files_for_the_server_are_written_all_the_same(tmp_path, monkeypatch):

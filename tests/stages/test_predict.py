@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from test_evaluate import slow_answer, slow_lines
+from test_evaluate import left_by_a_run, slow_answer, slow_lines
 
 from pipeline import config, weights
 from pipeline.cli import main
@@ -47,7 +47,7 @@ def student(request, tmp_path, monkeypatch):
         network.classifier.weight *= 30
     file = Path("runs") / cfg.name / "erfnet-plain-0/weights.safetensors"
     file.parent.mkdir(parents=True)
-    weights.save_file(file, network.state_dict())
+    left_by_a_run(file, network.state_dict())
     return path, cfg, source, network
 
 
