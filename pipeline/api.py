@@ -35,6 +35,7 @@ from pipeline.later import fill_in
 from pipeline.lookup import did_you_mean, find_class
 from pipeline.losses.base import Batch, LossModule
 from pipeline.models.base import Output
+from pipeline.paths import default_root
 from pipeline.store import ArrayGroup, Reader, Store
 from pipeline.store.files import AnyPath, as_path, local
 from pipeline.store.store import store_folder
@@ -307,7 +308,7 @@ def _context_of(student: nn.Module, cache: Cache) -> Context:
 def _opened_by_config(
     cfg: config.Config, root: str | os.PathLike[str] | None, names: Sequence[str] | None, memory: Memory
 ) -> Cache:
-    top = as_path(os.fspath(root or os.environ.get("PIPELINE_CACHE_ROOT", "cache")))
+    top = as_path(os.fspath(root or default_root()))
     experiment = Experiment(cfg, top, Path("teachers") / f"{cfg.name}.safetensors")
     experiment.check_views()
     source, ids = experiment.source, experiment.ids

@@ -88,6 +88,20 @@ def _refuse_way_out(top: Path, text: str, error: type[PipelineError]) -> None:
             raise error(f"{here}: is neither a file nor a folder; remove it")
 
 
+def default_root() -> str:
+    """Where stores lie that nobody names: PIPELINE_CACHE_ROOT, or the folder `cache`.
+
+    `dvc exp run --temp` and `--queue` run in a checkout of their own, below .dvc/tmp, that holds no stores; there a relative path
+    counts from the same place in the checkout that the experiment was started in, which DVC names.
+    """
+    text = os.environ.get("PIPELINE_CACHE_ROOT") or "cache"
+    started, here = os.environ.get("DVC_ROOT"), Path.cwd()
+    top = next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), None)
+    if "://" in text or os.path.isabs(text) or not started or top is None or os.path.realpath(started) == os.path.realpath(top):
+        return text
+    return str(Path(started, here.relative_to(top), text))
+
+
 def no_link(path: str, flags: int) -> int:
     """For `open(..., opener=no_link)`: a file to be written that may not be a link, or a pipe that waits for a reader."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)

@@ -11,6 +11,7 @@ import click
 
 from pipeline.cli.group import main
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.paths import default_root
 
 overriding = click.option(
     "--set",
@@ -45,10 +46,8 @@ root = click.option(
     "--root",
     type=as_path,
     metavar="FOLDER|URL",
-    envvar="PIPELINE_CACHE_ROOT",
-    default="cache",
-    show_default=True,
-    show_envvar=True,
+    default=default_root,
+    show_default="PIPELINE_CACHE_ROOT, or cache",
     help="Folder of the prepared stores and caches; may lie outside the checkout.",
 )
 device = click.option(
@@ -211,6 +210,6 @@ def say_next(command, config, overrides=(), root=None, *arguments):
     if "DVC_STAGE" in os.environ:
         return
     words = ["pipeline", command, str(config), *map(str, arguments), *(word for text in overrides for word in ("--set", text))]
-    if root is not None and root != as_path(os.environ.get("PIPELINE_CACHE_ROOT", "cache")):
+    if root is not None and root != as_path(default_root()):
         words += ["--root", str(root)]
     say(f"took {duration(time.monotonic() - click.get_current_context().find_root().obj)}; next: {shlex.join(words)}")

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from pipeline.errors import DatasetError, StoreError
-from pipeline.paths import below, id_fault, name_fault, path_fault
+from pipeline.paths import below, default_root, id_fault, name_fault, path_fault
 from pipeline.store.files import append, locked, write, writing
 from pipeline.store.remote import RemotePath
 
@@ -128,3 +128,34 @@ def test_nothing_is_written_through_a_link_or_into_a_pipe(tmp_path, work, kind):
             with locked(store):
                 pass
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "variable, here, found",
+    [
+        (None, "p", "cache"),
+        (None, "p/.dvc/tmp/exps/tmpabc", "{tmp}/p/cache"),
+        (None, "p/.dvc/tmp/exps/tmpabc/sub/roads", "{tmp}/p/sub/roads/cache"),
+        ("my stores", "p/.dvc/tmp/exps/tmpabc", "{tmp}/p/my stores"),
+        ("/big/cache", "p/.dvc/tmp/exps/tmpabc", "/big/cache"),
+        ("s3://bucket/cache", "p/.dvc/tmp/exps/tmpabc", "s3://bucket/cache"),
+        (None, ".", "cache"),
+    ],
+)
+def test_an_experiment_in_a_checkout_of_its_own_finds_the_stores_of_the_one_it_was_started_in(
+    tmp_path, monkeypatch, variable, here, found
+):
+    for folder in ("p/.dvc", "p/.dvc/tmp/exps/tmpabc/.dvc", here):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "linked").symlink_to("p")
+    monkeypatch.chdir(tmp_path / here)
+    monkeypatch.delenv("PIPELINE_CACHE_ROOT", raising=False)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    if variable:
+        monkeypatch.setenv("PIPELINE_CACHE_ROOT", variable)
+    assert default_root() == (variable or "cache")  # nothing that DVC runs
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "p"))
+    assert default_root() == found.format(tmp=tmp_path)
+    if found == "cache":
+        monkeypatch.setenv("DVC_ROOT", str(tmp_path / "linked"))
+        assert default_root() == "cache"
