@@ -89,17 +89,21 @@ def _refuse_way_out(top: Path, text: str, error: type[PipelineError]) -> None:
 
 
 def default_root() -> str:
-    """Where stores lie that nobody names: PIPELINE_CACHE_ROOT, or the folder `cache`.
-
-    `dvc exp run --temp` and `--queue` run in a checkout of their own, below .dvc/tmp, that holds no stores; there a relative path
-    counts from the same place in the checkout that the experiment was started in, which DVC names.
-    """
+    """Where stores lie that nobody names: PIPELINE_CACHE_ROOT, or the folder `cache`; of an experiment's own checkout, those of the
+    checkout that it was started in."""
     text = os.environ.get("PIPELINE_CACHE_ROOT") or "cache"
-    started, here = os.environ.get("DVC_ROOT"), Path.cwd()
+    started = started_in()
+    return text if started is None or "://" in text else str(started / text)
+
+
+def started_in() -> Path | None:
+    """`dvc exp run --temp` and `--queue` run in a checkout of their own, below .dvc/tmp: the folder of this place in the checkout that
+    the experiment was started in, which DVC names. None anywhere else."""
+    main, here = os.environ.get("DVC_ROOT"), Path.cwd()
     top = next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), None)
-    if "://" in text or os.path.isabs(text) or not started or top is None or os.path.realpath(started) == os.path.realpath(top):
-        return text
-    return str(Path(started, here.relative_to(top), text))
+    if not main or top is None or os.path.realpath(main) == os.path.realpath(top):
+        return None
+    return Path(main, here.relative_to(top))
 
 
 def no_link(path: str, flags: int) -> int:

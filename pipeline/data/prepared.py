@@ -21,6 +21,7 @@ from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError, StoreError
 from pipeline.identity import join_names, sha256
 from pipeline.lookup import is_own
+from pipeline.paths import started_in
 from pipeline.progress import say
 from pipeline.store import ArrayGroup, ImageRow, Reader, Store, image_row
 from pipeline.store.files import AnyPath, locked, write
@@ -155,6 +156,16 @@ def require_labels(store: Store, sample: ArrayGroup, images: Sequence[ImageRow],
     )
 
 
+def _changed(store: Store, dataset: DatasetBase, prepare: Prepare, ids: Sequence[str]) -> list[str]:
+    """Those of the images whose content is not what the store holds."""
+    say(f"{store.folder}: comparing the content of {len(ids)} images whose files were touched")
+    return [
+        image_id
+        for image_id in ids
+        if image_row(image_id, sample(dataset, image_id, prepare)) != store.images[store.row_of[image_id]]
+    ]
+
+
 def open_whole(
     root: AnyPath, plugin: Plugin, dataset: DatasetBase, prepare: Prepare, ids: Sequence[str]
 ) -> tuple[Store, ArrayGroup, list[ImageRow]]:
@@ -175,6 +186,8 @@ def open_whole(
         known = known_files(store.path("sources.tsv"))
         now = {image_id: files_now(dataset, image_id) for image_id in ids}
         touched = [image_id for image_id in ids if now[image_id] and known.get(image_id) != now[image_id]]
+        if touched and started_in() is not None:  # drawn again, in an experiment's own checkout, and not to be noted in the store
+            touched = _changed(store, dataset, prepare, touched)
         if touched:  # where the files are not at hand, the store speaks for them
             raise StoreError(
                 f"{store.folder}: the files of {len(touched)} images were touched since ({join_names(touched)}), "

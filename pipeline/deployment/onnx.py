@@ -97,7 +97,7 @@ def metadata(dataset_name: str, dataset: DatasetBase, network: Deployed, record:
         "frames": {
             **crop_record(dataset),
             "size": [h, w],
-            **({"fit": "keep the aspect, upper left corner, the rest in the colour inside.fill"} if fit == "pad" else {}),
+            **({"fit": "pad", "fill": list(FILL), "place": "upper left corner"} if fit == "pad" else {}),
             "resize": "area where both axes shrink to less than half, else bilinear (half-pixel centres)",
         },
         "input": {

@@ -3,16 +3,18 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from pipeline.data.frames import frame
+from pipeline.data.frames import content_of, frame
+from pipeline.datasets.base import DatasetBase
 from pipeline.deployment import onnx as exporting
 from pipeline.scoring import load as trained
-from pipeline.scoring.predict import scores
+from pipeline.scoring.predict import class_map, scores
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -40,8 +42,6 @@ def test_the_file_says_how_a_frame_becomes_an_input_and_what_made_it(exported, c
 
 
 def test_the_lines_of_the_page_give_the_networks_answer_on_a_frame(exported, cached_experiment, tmp_path, monkeypatch):
-    (lines,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(lines.strip().splitlines()) <= 7
     monkeypatch.chdir(cached_experiment.folder)
     cfg = cached_experiment.load()
     source = cfg.dataset.build()
@@ -49,7 +49,7 @@ def test_the_lines_of_the_page_give_the_networks_answer_on_a_frame(exported, cac
     monkeypatch.chdir(tmp_path)
     cv2.imwrite("frame.png", image[:, :, ::-1])
     found = {}
-    exec(lines.replace("erfnet.onnx", str(exported[0])).replace("frame.jpg", "frame.png"), found)
+    exec(lines_of_the_page().replace("erfnet.onnx", str(exported[0])).replace("frame.jpg", "frame.png"), found)
     monkeypatch.chdir(cached_experiment.folder)
     network = trained.load(cfg.teacher.model, source, cfg.prepare, None, Path("teachers/toy.safetensors"), "cpu")
     shown, _ = frame(image, None, source.crop_top, cfg.prepare.size)
@@ -57,7 +57,35 @@ def test_the_lines_of_the_page_give_the_networks_answer_on_a_frame(exported, cac
         logits, _ = scores(network, torch.from_numpy(shown).permute(2, 0, 1)[None].float(), cfg.prepare.size)
     theirs = found["model"].run(["logits"], {"images": found["small"][None]})[0]
     assert np.abs(theirs - logits.numpy()).max() < 1e-4 * np.abs(theirs).max()  # a pixel of crop would be 0.1
-    assert (found["classes"] == theirs[0].argmax(0)).all() and found["classes"].shape == cfg.prepare.size
+    full = class_map(logits[0], image.shape[:2], source)
+    assert found["cut"] == 60 and found["classes"].shape == full[60:].shape and (found["classes"] == full[60:]).mean() > 0.999
+
+
+@pytest.mark.parametrize("fit", ["stretch", "pad"])
+@pytest.mark.parametrize(
+    "crop", [{"crop_top": 17}, {"crop_top_share": 0.305}, {"crop_bottom_rows": 61}, {"crop_bottom_rows": 90}], ids=str
+)
+@pytest.mark.parametrize("shape, size", [((90, 150), (36, 60)), ((90, 150), (20, 60)), ((90, 50), (30, 100))])
+def test_the_lines_of_the_page_hold_for_every_geometry(crop, fit, shape, size):
+    """The keys as a file of that configuration has them; the input as `evaluate` makes it."""
+    found = {}
+    exec(lines_of_the_page().partition("def to_input")[0].splitlines()[0], found)
+    exec("def to_input" + lines_of_the_page().partition("def to_input")[2].partition("\nimage = ")[0], found)
+    source = SimpleNamespace(**{"crop_top": 0, "crop_top_share": None, "crop_bottom_rows": None} | crop)
+    source.classes, source.colours, source.background = ("a",), ((0, 0, 0),), None
+    network = SimpleNamespace(channels="rgb", mean=torch.zeros(3), std=torch.ones(3))
+    described = exporting.metadata("any", source, SimpleNamespace(size=size, takes="uint8", network=network), {}, fit)
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    cut = DatasetBase.rows_cut(source, shape[0])
+    expected, _ = frame(image, None, cut, size, fit)
+    canvas, rows, content = found["to_input"](image, json.loads(json.dumps(described["frames"])))
+    assert rows == cut and tuple(content) == content_of((shape[0] - cut, shape[1]), size, fit)
+    assert (canvas == expected[: size[0], : size[1]]).all()
+
+
+def lines_of_the_page():
+    (lines,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return lines
 
 
 def test_a_file_that_is_there_is_kept_unless_told_otherwise(exported, cached_experiment, monkeypatch):
