@@ -97,8 +97,8 @@ def default_root() -> str:
 
 
 def started_in() -> Path | None:
-    """`dvc exp run --temp` and `--queue` run in a checkout of their own, below .dvc/tmp: the folder of this place in the checkout that
-    the experiment was started in, which DVC names. None anywhere else."""
+    """`dvc exp run --temp` and `--queue` run in a checkout of their own, below .dvc/tmp. Then the folder of this place in the
+    checkout that the experiment was started in, which DVC names; None anywhere else."""
     main, here = os.environ.get("DVC_ROOT"), Path.cwd()
     top = next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), None)
     if not main or top is None or os.path.realpath(main) == os.path.realpath(top):
