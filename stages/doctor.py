@@ -1,17 +1,23 @@
 """Check a dataset on disk; no stage of dvc.yaml, but what one runs before the first of them."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
+from pipeline import progress
 from pipeline.config import Plugin, Prepare
 from pipeline.data import doctor
-from pipeline.datasets.base import IGNORE
+from pipeline.datasets._lists import collecting
+from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError
 from pipeline.identity import join_names
 from pipeline.metrics import base as metrics
 from pipeline.progress import Progress, say
 
 LISTED = 12  # sizes of frames that the histogram shows
+LISTED_FAULTS = 10  # of a kind
+WITH_DIGITS = re.compile(r"\S*\d\S*")
 
 
 def run(
@@ -22,26 +28,54 @@ def run(
     prepare: Prepare | None = None,
     needs_labels: str | None = None,
     scored: str | None = None,
+    sheet: Path | None = None,
 ) -> str:
-    """Returns the counts in words. Raises DatasetError with every fault, one a line. `needs_labels`: what learns from the
-    labels of train, if nothing could be learned without; `scored`: the split that is."""
-    source = dataset.build()
-    with Progress("reading", 0, "files") as progress:
-        report = doctor.check(
-            source, list(splits) or list(source.splits), workers=workers, prepare=prepare, progress=progress.reach
-        )
+    """Returns the counts in words. Raises DatasetError with every fault, one a line; of many of a kind the first. `needs_labels`:
+    what learns from the labels of train, if nothing could be learned without; `scored`: the split that is; `sheet`: where a
+    picture of labelled images goes."""
+    with collecting() as early:
+        source = dataset.build()
+    with Progress("reading", 0, "files") as reading:
+        report = doctor.check(source, list(splits) or list(source.splits), workers=workers, prepare=prepare, progress=reading.reach)
+    report.faults[:0] = map(doctor.fault_of, early)
+    shown = [histogram(report.counts)]
+    if source.described:
         if needs_labels is not None:
             report.faults += doctor.too_few_classes(source, report.counts, "train", 2, needs_labels)
         if scored is not None and not metrics.of(source).has_files:
             report.faults += doctor.too_few_classes(source, report.counts, scored, 1, "it is the split that is scored")
+        shown += [shares(source.classes, report.counts), *warnings(source.classes, report.counts)]
+        if sheet is not None:
+            shown.append(drawn(sheet, source, report))
     counts = [f"{split}: {c.images} images, {c.labelled} labelled" for split, c in report.counts.items()]
-    shown = "\n".join([histogram(report.counts), shares(source.classes, report.counts), *warnings(source.classes, report.counts)])
     if report.faults:
-        say(shown)
-        listed = [f"{fault.file}: {fault.what}; {fault.what_to_do}" for fault in report.faults]
-        total = f"{len(listed)} fault{'s' * (len(listed) > 1)} in {dataset.name} ({'; '.join(counts) or 'nothing counted'})"
-        raise DatasetError("\n".join([*listed, total]))
-    return f"{shown}\n{dataset.name}: nothing wrong ({'; '.join(counts)})"
+        say("\n".join(shown))
+        count = len(report.faults)
+        total = f"{count} fault{'s' * (count > 1)} in {dataset.name} ({'; '.join(counts) or 'nothing counted'})"
+        raise DatasetError("\n".join([*in_lines(report.faults), total]))
+    return "\n".join([*shown, f"{dataset.name}: nothing wrong ({'; '.join(counts)})"])
+
+
+def drawn(path: Path, source: DatasetBase, report: doctor.Report) -> str:
+    from pipeline.reporting import contact_sheet
+
+    places = contact_sheet.chosen(report.showing)
+    if not places:
+        return f"{path}: not written, since no label could be read"
+    contact_sheet.write(path, source, places, report.counts)
+    return f"{path}: {len(places)} of {len(report.showing)} labelled images"
+
+
+def in_lines(faults: Sequence[doctor.Fault]) -> Iterator[str]:
+    """A fault a line. Of many that are mended in one way the first few; `pipeline -v doctor` lists all."""
+    kinds: dict[str, list[doctor.Fault]] = {}
+    for fault in faults:
+        kinds.setdefault(WITH_DIGITS.sub("", fault.what_to_do), []).append(fault)
+    for alike in kinds.values():
+        listed = alike if progress.verbosity > 0 else alike[:LISTED_FAULTS]
+        yield from (f"{fault.file}: {'; '.join(filter(None, (fault.what, fault.what_to_do)))}" for fault in listed)
+        if len(alike) > len(listed):
+            yield f"... and {len(alike) - len(listed)} more like these (`pipeline -v doctor` lists all)"
 
 
 def histogram(counts: Mapping[str, doctor.SplitCounts]) -> str:

@@ -43,7 +43,13 @@ def synth(config, overrides, workers):
 @options.command("doctor")
 @options.workers
 @click.option("--split", "splits", multiple=True, help="Only these splits; all of the dataset's without it. May be repeated.")
-def doctor(config, overrides, splits, workers):
+@click.option(
+    "--sheet",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.png",
+    help="Also draw twelve labelled images, with the classes' colours, names and shares.",
+)
+def doctor(config, overrides, splits, sheet, workers):
     """Check a dataset on disk before a long run: every image and label is read, everything wrong is listed.
 
     Unreadable or truncated files, label values, sizes, lists that point nowhere, repeated frames, counts against the official
@@ -52,6 +58,7 @@ def doctor(config, overrides, splits, workers):
 
     \b
     $ pipeline doctor configs/demo.yaml
+    $ pipeline doctor configs/demo.yaml --sheet labels.png
     """
     from pipeline.teacher.cache import needs_labels
     from stages import doctor as stage
@@ -65,6 +72,7 @@ def doctor(config, overrides, splits, workers):
             prepare=cfg.prepare,
             needs_labels=needs_labels(cfg),
             scored=cfg.evaluate.split,
+            sheet=sheet,
         )
     )
     options.say_next("prepare", config, overrides)

@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.config import Prepare
 from pipeline.data.frames import require_frame
+from pipeline.datasets._lists import collecting, tell
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError
 
@@ -41,6 +42,7 @@ class SplitCounts:
 class Report:
     faults: list[Fault]
     counts: dict[str, SplitCounts]
+    showing: dict[tuple[str, str], frozenset[int]] = field(default_factory=dict)  # (split, image id) -> train ids, if labelled
 
 
 class Finding(NamedTuple):
@@ -66,10 +68,14 @@ def check(
     report = Report([], {})
     places: list[tuple[str, str]] = []  # (split, image id)
     for split in splits:
-        try:
-            ids = dataset.ids(split)
-        except DatasetError as error:
-            report.faults.append(fault_of(error))
+        with collecting() as found:
+            try:
+                ids = dataset.ids(split)
+            except DatasetError as error:
+                tell(error)
+                ids = []
+        report.faults += map(fault_of, found)
+        if found and not ids:
             continue
         report.counts[split] = SplitCounts(images=len(ids))
         places += [(split, image_id) for image_id in ids]
@@ -87,6 +93,7 @@ def check(
             counts.labelled += 1
             counts.pixels.update(finding.pixels)
             counts.showing.update(finding.pixels.keys())
+            report.showing[split, image_id] = frozenset(finding.pixels)
             if set(finding.pixels) == {IGNORE}:
                 counts.ignored.append(image_id)
         progress(done, len(places))

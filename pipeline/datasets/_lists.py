@@ -1,12 +1,47 @@
 """List files and id lists: every entry remembers where it came from, so that a complaint can name file and line."""
 
+import contextlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from hashlib import blake2b
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.errors import DatasetError
 from pipeline.paths import id_fault, path_fault
+
+Parsed = TypeVar("Parsed")
+_found: ContextVar[list[DatasetError] | None] = ContextVar("found", default=None)
+
+
+@contextlib.contextmanager
+def collecting() -> Iterator[list[DatasetError]]:
+    """Faults of a layout that are told here do not end the reading: what is faulty is left out, and the rest is looked at, too."""
+    found: list[DatasetError] = []
+    token = _found.set(found)
+    try:
+        yield found
+    finally:
+        _found.reset(token)
+
+
+def tell(error: DatasetError) -> None:
+    """Raises the error, unless somebody collects."""
+    if (found := _found.get()) is None:
+        raise error
+    found.append(error)
+
+
+def parsed(lines: Iterable[tuple[str, str]], parse: Callable[[str, str], Parsed]) -> Iterator[tuple[str, str, Parsed]]:
+    """(where, text, what `parse` makes of both) of every line that it can read."""
+    for where, text in lines:
+        try:
+            made = parse(where, text)
+        except DatasetError as error:
+            tell(error)
+        else:
+            yield where, text, made
 
 
 def read_list(path: Path) -> list[tuple[str, str]]:
@@ -45,10 +80,11 @@ def by_id(entries: Iterable[tuple[str, str]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for where, image_id in entries:
         if fault := id_fault(image_id):  # any other name that a file may have is an image's, too
-            raise DatasetError(f"{where}: {image_id!r} {fault}; correct it, or leave it out")
-        if image_id in found:
-            raise DatasetError(f"{where}: {image_id!r} a second time, first at {found[image_id]}; keep one of them")
-        found[image_id] = where
+            tell(DatasetError(f"{where}: {image_id!r} {fault}; correct it, or leave it out"))
+        elif image_id in found:
+            tell(DatasetError(f"{where}: {image_id!r} a second time, first at {found[image_id]}; keep one of them"))
+        else:
+            found[image_id] = where
     return found
 
 

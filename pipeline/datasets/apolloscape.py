@@ -43,7 +43,7 @@ from pipeline.datasets._images import (
     require_size,
     train_ids,
 )
-from pipeline.datasets._lists import by_id, found_files, read_list, require_path, require_split
+from pipeline.datasets._lists import by_id, found_files, parsed, read_list, require_path, require_split
 from pipeline.datasets.base import IGNORE, CropBottomRows, CropTop, CropTopShare, DatasetBase, FrameSize, Root, one_crop
 from pipeline.errors import ConfigError, DatasetError
 
@@ -150,7 +150,7 @@ class Dataset(DatasetBase):
     def ids(self, split: str) -> list[str]:
         require_split(split, self.splits, self.root)
         if split in self.lists:
-            found = by_id(listed_frame(where, text) for where, text in read_list(self.root / self.lists[split]))
+            found = by_id(frame for _, _, frame in parsed(read_list(self.root / self.lists[split]), listed_frame))
             self._listed.update(found)
             return list(found)
         if split == "test":

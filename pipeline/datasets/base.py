@@ -50,6 +50,7 @@ class DatasetBase(ABC):
     lane_classes: tuple[int, ...] = ()  # the class of each lane slot
     splits: tuple[str, ...] = ("train", "val", "test")
     picture_bits: int | None = None  # of a 16-bit PNG picture, where its owner says it (_images.py, deep_rgb)
+    described: bool = True  # False where doctor goes on although it is not known what labels mean
     reading: str = ""  # what, besides the files, decides how pixels and labels are read
     metric: str = "miou"  # whose evaluator scores it, by name (pipeline/metrics/base.py)
 

@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.datasets._images import UNKNOWN, image_size, read_index_png, read_rgb, require_size, train_ids
-from pipeline.datasets._lists import by_id, part_of, read_list, require_path, require_split, spelt
+from pipeline.datasets._lists import by_id, parsed, part_of, read_list, require_path, require_split, spelt
 from pipeline.datasets.base import IGNORE, DatasetBase, FrameSize, Root
 from pipeline.errors import ConfigError, DatasetError
 
@@ -90,12 +90,11 @@ class Dataset(DatasetBase):
     def _read(self, split: str) -> dict[str, list[Path]]:
         """{image id: [image, label]} in the list's order, read once."""
         if split not in self._lists:
-            rows = [(where, *pair_of(where, text, split)) for where, text in read_list(self.root / f"{split}.txt")]
+            lines = read_list(self.root / f"{split}.txt")
+            rows = [(where, *pair) for where, _, pair in parsed(lines, lambda where, text: pair_of(where, text, split))]
             ids = by_id((where, str(image.with_suffix(""))) for where, image, _ in rows)
-            self._lists[split] = {
-                image_id: [spelt(self.root, str(image)), spelt(self.root, str(label))]
-                for image_id, (_, image, label) in zip(ids, rows)
-            }
+            pairs = {where: [spelt(self.root, str(image)), spelt(self.root, str(label))] for where, image, label in rows}
+            self._lists[split] = {image_id: pairs[where] for image_id, where in ids.items()}
         return self._lists[split]
 
 

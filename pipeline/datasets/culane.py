@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.datasets._images import UNKNOWN, image_size, read_index_png, read_rgb, require_size, train_ids
-from pipeline.datasets._lists import by_id, read_list, require_path, require_split, spelt
+from pipeline.datasets._lists import by_id, parsed, read_list, require_path, require_split, spelt
 from pipeline.datasets.base import DatasetBase, FrameSize, Root
 from pipeline.errors import DatasetError
 
@@ -111,9 +111,10 @@ class Dataset(DatasetBase):
         for split in self.splits:
             paths = (self.root / "list" / f"{split}_gt.txt", self.root / "list" / f"{split}.txt")
             if (path := next((path for path in paths if path.exists()), None)) is not None:
-                rows = [(where, text, id_of(where, text)) for where, text in read_list(path)]
-                by_id((where, image_id) for where, _, image_id in rows)
-                lists[split] = {image_id: entry_of(where, text) for where, text, image_id in rows}
+                rows = list(parsed(read_list(path), lambda where, text: (id_of(where, text), entry_of(where, text))))
+                ids = by_id((where, image_id) for where, _, (image_id, _) in rows)
+                entries = {where: entry for where, _, (_, entry) in rows}
+                lists[split] = {image_id: entries[where] for image_id, where in ids.items()}
         return lists
 
     def _entry(self, image_id: str) -> "Entry":

@@ -40,7 +40,7 @@ from pipeline.datasets._images import (
     train_ids,
     two_readings,
 )
-from pipeline.datasets._lists import by_id, nfc, read_list, require_split
+from pipeline.datasets._lists import by_id, nfc, read_list, require_split, tell
 from pipeline.datasets.base import IGNORE, DatasetBase, Root
 from pipeline.errors import DatasetError
 from pipeline.lookup import did_you_mean
@@ -61,6 +61,7 @@ KEYS = (
     *("palette", "picture_bits"),  # these, and the next: docs/datasets.md
     *("image_folder", "label_folder", "image_suffix", "label_suffix", "labels", "ignore_colours"),
 )
+PLACES = {"image_folder": "images", "label_folder": "labels", "image_suffix": "", "label_suffix": ""}
 LEFTOVERS = {"thumbs.db", "desktop.ini"}  # files and folders that systems leave beside pictures
 LEFTOVER_FOLDERS = {"@eadir", "__macosx"}
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -71,6 +72,7 @@ class Dataset(DatasetBase):
     def __init__(self, *, root: Root):
         self.root = Path(root)
         card = read_classes(self.root / "classes.yaml")
+        self.described = card.described
         self.classes, self.colours, self.background = card.names, card.colours, card.background
         self.mirror, self.crop_top = card.mirror, card.crop_top
         self.crop_bottom_rows, self.crop_top_share = card.crop_bottom_rows, card.crop_top_share
@@ -106,6 +108,8 @@ class Dataset(DatasetBase):
         image, *labels = self.files(image_id)
         if not labels:
             return None
+        if not self.described:
+            return self._undescribed(labels[0], image)
         if self._card.labels == "colour":
             return self._of_colours(labels[0], image)
         values = self._values(read_label_png(labels[0], deep=True))
@@ -120,6 +124,13 @@ class Dataset(DatasetBase):
             below = f"{self._card.image_folder}/"
             raise DatasetError(f"{where}: there is no image {image_id!r} below {below}; add it, or remove the line")
         return self._samples[image_id]
+
+    def _undescribed(self, path: Path, image: Path) -> np.ndarray:
+        """[H, W] uint8, all ignored: that the file can be read, and has its image's size, is all that can be told."""
+        found = read_label(path, deep=True)
+        shape = (found.numbers if isinstance(found, LabelPng) else found).shape[:2]
+        require_size(path, shape, image_size(image), image.name)
+        return np.full(shape, IGNORE, np.uint8)
 
     def _of_colours(self, path: Path, image: Path) -> np.ndarray:
         """[H, W] uint8 train ids of a label in the colours of the classes, as RGB or with a palette."""
@@ -212,13 +223,16 @@ class Dataset(DatasetBase):
         if labels == folder:
             found = [path for path in found if path.suffix.lower() == ".png" and path not in set(pictures)]
         if not found and card.label_suffix:
-            raise DatasetError(f"{labels}: holds no label whose name ends in {card.label_suffix!r}; correct 'label_suffix'")
-        if odd := [path for path in found if path.suffix.lower() != ".png"]:
-            raise DatasetError(f"{odd[0]}: is one of {len(odd)} labels that are not .png; convert them from the source")
-        if lone := [path for path in found if nfc(stem(path, labels, card.label_suffix)) not in by_name]:
-            raise DatasetError(f"{lone[0]}: is one of {len(lone)} labels without an image of its name; name both alike")
+            tell(DatasetError(f"{labels}: holds no label whose name ends in {card.label_suffix!r}; correct 'label_suffix'"))
+        odd = [path for path in found if path.suffix.lower() != ".png"]
+        lone = [path for path in found if nfc(stem(path, labels, card.label_suffix)) not in by_name]
+        for path in odd:
+            tell(DatasetError(f"{path}: is one of {len(odd)} labels that are not .png; convert them from the source"))
+        for path in lone:
+            tell(DatasetError(f"{path}: is one of {len(lone)} labels without an image of its name; name both alike"))
         for path in found:
-            samples[by_name[nfc(stem(path, labels, card.label_suffix))]].append(path)
+            if path not in {*odd, *lone}:
+                samples[by_name[nfc(stem(path, labels, card.label_suffix))]].append(path)
         return samples
 
 
@@ -263,10 +277,50 @@ class Card:
     label_folder: str
     image_suffix: str
     label_suffix: str
+    described: bool = True
 
 
 def read_classes(path: Path) -> Card:
-    """Raises DatasetError with every fault of the file, and an example."""
+    """Raises DatasetError with every fault of the file, and an example. Where faults are collected, a card that knows the folders
+    alone."""
+    try:
+        return described(path)
+    except DatasetError as error:
+        if path.parent.is_dir():
+            tell(error)
+            return undescribed(path)
+        raise
+
+
+def undescribed(path: Path) -> Card:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = None
+    said = content if isinstance(content, dict) else {}
+    places = [said.get(key, default) for key, default in PLACES.items()]
+    bits = said.get("picture_bits")
+    return Card(
+        names=("any",),
+        colours=((0, 0, 0),),
+        ignore=(),
+        background=None,
+        mirror=None,
+        crop_top=0,
+        crop_bottom_rows=None,
+        crop_top_share=None,
+        palette=None,
+        picture_bits=bits if is_byte(bits) and 8 <= bits <= 16 else None,
+        values=None,
+        labels="value",
+        ignore_colours=(),
+        **dict(zip(PLACES, PLACES.values() if faults_of_places(*places) else places)),
+        described=False,
+    )
+
+
+def described(path: Path) -> Card:
+    """The card of a file without faults."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -301,10 +355,7 @@ def read_classes(path: Path) -> Card:
         values=tuple(map(values_of, content["classes"])) if "value" in content["classes"][0] else None,
         labels=content.get("labels", "value"),
         ignore_colours=tuple(map(tuple, content.get("ignore_colours", ()))),
-        image_folder=content.get("image_folder", "images"),
-        label_folder=content.get("label_folder", "labels"),
-        image_suffix=content.get("image_suffix", ""),
-        label_suffix=content.get("label_suffix", ""),
+        **{key: content.get(key, default) for key, default in PLACES.items()},
     )
 
 

@@ -1,3 +1,4 @@
+import shutil
 from collections import Counter
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ from PIL import Image
 from pipeline.data.doctor import Fault, SplitCounts, check, fault_of, too_few_classes
 from pipeline.datasets.folder import EXAMPLE, Dataset
 from pipeline.errors import DatasetError
+from pipeline.reporting import contact_sheet
 from stages import doctor as stage
 
 
@@ -85,7 +87,7 @@ def test_a_list_that_points_nowhere_is_reported_line_by_line_and_the_rest_is_rea
         "line 2: there is no image 'train/go",
         "line 4: there is no image 'train/lo",
     ]
-    assert report.counts["train"].labelled == 2 and "val" not in report.counts
+    assert report.counts["train"].labelled == 2 and report.counts["val"].images == 1
 
 
 def test_one_image_in_two_splits_is_reported(root):
@@ -167,3 +169,86 @@ def test_shares_of_classes_are_shown_and_what_never_occurs_is_told(root):
     assert "train: every pixel is ignored in 1 images (train/6)" in said
     assert "val: no label shows left line, right line" in said
     assert said.splitlines()[-1].startswith("folder: nothing wrong (train: 7 images, 7 labelled; val: 2 images, 1 labelled)")
+
+
+def asked(root, **keywords):
+    plugin = SimpleNamespace(name="folder", build=lambda: Dataset(root=str(root)))
+    return stage.run(dataset=plugin, splits=[], workers=1, **keywords)
+
+
+def refused(root, **keywords):
+    """The lines of the error, with paths below the root."""
+    with pytest.raises(DatasetError) as raised:
+        asked(root, **keywords)
+    return str(raised.value).replace(f"{root}/", "").splitlines()
+
+
+def test_faults_of_the_card_the_layout_the_lists_and_the_files_are_told_in_one_go(root):
+    spoil(root)
+    (root / "classes.yaml").write_text(EXAMPLE.replace("background: background", "background: road"))
+    (root / "labels/train/6.png").rename(root / "labels/train/6.jpg")
+    (root / "labels/val/0.png").rename(root / "labels/val/lost.png")
+    (root / "train.txt").write_text("\n".join(f"train/{number}" for number in (*range(7), 1, "gone")))
+    lines = refused(root, needs_labels="every method learns from labels alone", scored="val")
+    for said in (
+        "classes.yaml: 'background' must be a class or null, not 'road'",
+        "labels/train/6.jpg: is one of 1 labels that are not .png",
+        "labels/val/lost.png: is one of 1 labels without an image of its name",
+        "train.txt: line 8: 'train/1' a second time, first at",
+        "train.txt: line 9: there is no image 'train/gone' below images/",
+        "images/train/0.png: cannot be ",
+        "labels/train/2.png: is 15 x 12 pixels, but 2.png 16 x 12",
+    ):
+        assert [line for line in lines if said in line], (said, lines)
+    assert not [line for line in lines if "is no class" in line or "is labelled" in line]  # it is not known what values mean
+    assert lines[-1].startswith("8 faults in folder (train: 8 images, 5 labelled")
+
+
+@pytest.mark.parametrize("content", ["classes: [", "- 3\n", None])
+def test_a_card_that_cannot_be_read_hides_no_other_fault(root, content):
+    (root / "classes.yaml").unlink() if content is None else (root / "classes.yaml").write_text(content)
+    picture = root / "images/val/1.png"
+    picture.write_bytes(picture.read_bytes()[:-100])
+    lines = refused(root)
+    assert lines[0].startswith("classes.yaml: ") and [line for line in lines if line.startswith("images/val/1.png: ")]
+
+
+def test_of_many_faults_of_a_kind_the_first_are_listed_and_all_if_asked(root, monkeypatch):
+    for number in range(15):
+        Image.fromarray(np.zeros((12, 16), np.uint8)).save(root / f"labels/train/lost{number}.png")
+    lines = refused(root)
+    assert len([line for line in lines if "without an image of its name" in line]) == 10
+    assert "... and 5 more like these (`pipeline -v doctor` lists all)" in lines and lines[-1].startswith("15 faults in folder")
+    monkeypatch.setattr("pipeline.progress.verbosity", 1)
+    assert len([line for line in refused(root) if "without an image of its name" in line]) == 15
+
+
+def test_the_sheet_spreads_over_the_images_and_shows_what_is_rare(root, tmp_path):
+    showing = {("train", str(n)): frozenset({0, 1} if n % 10 else {0}) for n in range(100)}
+    showing["train", "57"] = frozenset({0, 2})
+    found = contact_sheet.chosen(showing)
+    assert len(found) == 12 and ("train", "57") in found
+    gaps = np.diff([int(image_id) for _, image_id in found])
+    assert gaps.min() > 0 and gaps.max() < 18
+    assert contact_sheet.chosen({}) == [] and len(contact_sheet.chosen({("val", "a"): frozenset({0})})) == 1
+
+
+def test_the_sheet_paints_classes_dims_what_is_ignored_and_marks_the_crop(root):
+    (root / "classes.yaml").write_text(EXAMPLE.replace("crop_top: 0", "crop_top: 6"))
+    label = np.array(Image.open(root / "labels/train/1.png"))
+    label[:, 8:] = 255
+    Image.fromarray(label).save(root / "labels/train/1.png")
+    Image.fromarray(np.full((12, 16, 3), 200, np.uint8)).save(root / "images/train/1.png")
+    shown = contact_sheet.picture(Dataset(root=root), "train/1")
+    assert shown.shape == (480, 640, 3) and (shown[240] == 255).all()
+    assert np.abs(shown[10, 10].astype(int) - (0.65 * np.array([255, 0, 0]) + 0.35 * 200)).max() <= 1
+    assert (shown[10, 630] == 70).all()
+    said = asked(root, sheet=root / "sheets/labels.png")
+    assert "sheets/labels.png: 8 of 8 labelled images" in said
+    assert Image.open(root / "sheets/labels.png").size[0] > 1500
+
+
+def test_a_sheet_without_labels_is_said_to_be_left_out(root):
+    shutil.rmtree(root / "labels")
+    said = asked(root, sheet=root / "labels.png")
+    assert "labels.png: not written, since no label could be read" in said and not (root / "labels.png").exists()
