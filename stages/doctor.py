@@ -92,13 +92,18 @@ def shares(classes: Sequence[str], counts: Mapping[str, doctor.SplitCounts]) -> 
     pixels: Counter[int] = sum((split.pixels for split in counts.values()), Counter())
     showing: Counter[int] = sum((split.showing for split in counts.values()), Counter())
     labelled = sum(split.labelled for split in counts.values())
+    if not labelled:
+        return "no labels were read"
     counted = pixels.total() - pixels[IGNORE]
     rows = [
-        f"{name:>20} {pixels[number] / max(1, counted):10.4%} {showing[number] / max(1, labelled):8.1%}"
+        f"{name:>20} {pixels[number] / max(1, counted):10.4%} {showing[number] / labelled:8.1%}"
+        if pixels[number]
+        else f"{name:>20} {'never':>10}"
         for number, name in enumerate(classes)
     ]
-    ignored = f"{'(ignored)':>20} {pixels[IGNORE] / max(1, pixels.total()):10.4%} {showing[IGNORE] / max(1, labelled):8.1%}"
-    return "\n".join([f"{'class':>20} {'pixels':>10} {'images':>8}", *rows, ignored])
+    ignored = f"{'(ignored)':>20} {pixels[IGNORE] / max(1, pixels.total()):10.4%} {showing[IGNORE] / labelled:8.1%}"
+    head = "classes by their part of the pixels that count, and of the labelled images:"
+    return "\n".join([head, f"{'class':>20} {'pixels':>10} {'images':>8}", *rows, ignored])
 
 
 def warnings(classes: Sequence[str], counts: Mapping[str, doctor.SplitCounts]) -> Iterator[str]:

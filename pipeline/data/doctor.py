@@ -202,4 +202,4 @@ def miscounted(dataset: DatasetBase, counts: dict[str, SplitCounts]) -> Iterator
             found = sum(counts[split].images for split in splits)
             if found != official:
                 what = f"{name} has {found:,} images, officially {official:,}"
-                yield Fault(str(getattr(dataset, "root", "dataset")), what, "fetch the rest, or know that it is a part")
+                yield Fault(str(getattr(dataset, "root", "dataset")), what, "fetch the rest, unless a part is what you want")

@@ -43,7 +43,7 @@ from pipeline.datasets._images import (
     require_size,
     train_ids,
 )
-from pipeline.datasets._lists import by_id, found_files, parsed, read_list, require_path, require_split
+from pipeline.datasets._lists import by_id, found_files, parsed, read_list, require_path, require_split, tell
 from pipeline.datasets.base import IGNORE, CropBottomRows, CropTop, CropTopShare, DatasetBase, FrameSize, Root, one_crop
 from pipeline.errors import ConfigError, DatasetError
 
@@ -160,7 +160,7 @@ class Dataset(DatasetBase):
         pool = [frame for road in self.roads for frame in self._frames(road)]
         for entry in held_out:
             if not any(frame.startswith(entry) for frame in pool):
-                raise DatasetError(f"{self.root}: no frame is in {entry[:-1]!r}, which 'val' names; correct 'val'")
+                tell(DatasetError(f"{self.root}: no frame is in {entry[:-1]!r}, which dataset.val names; correct dataset.val"))
         return [frame for frame in pool if frame.startswith(tuple(held_out)) == (split == "val")]
 
     def image(self, image_id: str) -> np.ndarray:

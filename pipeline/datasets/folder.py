@@ -299,7 +299,7 @@ def undescribed(path: Path) -> Card:
         content = None
     said = content if isinstance(content, dict) else {}
     places = [said.get(key, default) for key, default in PLACES.items()]
-    bits = said.get("picture_bits")
+    bits: Any = said.get("picture_bits")
     return Card(
         names=("any",),
         colours=((0, 0, 0),),

@@ -16,6 +16,7 @@ IMAGES, COLUMNS = 12, 3
 WIDTH = 640  # of an image on the sheet, in pixels
 DIMMED = 0.35  # brightness of pixels that do not count
 DPI = 160
+ROW = 0.3  # inches that a line of the legend takes
 
 
 def chosen(showing: Mapping[tuple[str, str], frozenset[int]], count: int = IMAGES) -> list[tuple[str, str]]:
@@ -36,18 +37,20 @@ def write(path: Path, dataset: DatasetBase, places: Sequence[tuple[str, str]], c
     """A PNG: each image with its label over it, and a legend of the classes with their part of the pixels and images."""
     from matplotlib.figure import Figure
 
-    pictures = [(f"{split}: {shortened(image_id)}", picture(dataset, image_id)) for split, image_id in places]
+    pictures = [
+        (f"{split}: {shortened(image_id.removeprefix(f'{split}/'))}", picture(dataset, image_id)) for split, image_id in places
+    ]
     columns = min(COLUMNS, len(pictures))
     rows = math.ceil(len(pictures) / columns)
     highest = max(shown.shape[0] / shown.shape[1] for _, shown in pictures)
-    height = max(rows * (4.0 * highest + 0.3), 0.22 * (len(dataset.classes) + 3))
+    height = max(rows * (4.0 * highest + 0.3), ROW * (len(dataset.classes) + 3))
     figure = Figure(figsize=(4.1 * columns + 4.4, height + 0.3), layout="constrained", dpi=DPI)
-    left, right = figure.subfigures(1, 2, width_ratios=[4.1 * columns, 4.4])
+    left, right = figure.subfigures(1, 2, width_ratios=[4.1 * columns, 4.4], squeeze=False)[0]
     for axes in left.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
     for axes, (title, shown) in zip(left.axes, pictures):
         axes.imshow(shown)
-        axes.set_title(title, fontsize=7, parse_math=False)
+        axes.set_title(title, fontsize=8, parse_math=False)
     legend(right.subplots(), dataset, counts, height)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -77,8 +80,8 @@ def legend(axes, dataset: DatasetBase, counts: Mapping[str, SplitCounts], height
     lines = [
         (
             np.array(colour) / 255,
-            name + (" (not painted)" if number == dataset.background else ""),
-            f"{pixels[number] / counted:.2%}" if pixels[number] else "never",
+            name + (" (unpainted)" if number == dataset.background else ""),
+            part(pixels[number], counted),
             f"{showing[number] / labelled:.0%}" if pixels[number] else "",
         )
         for number, (name, colour) in enumerate(zip(dataset.classes, dataset.colours))
@@ -86,15 +89,21 @@ def legend(axes, dataset: DatasetBase, counts: Mapping[str, SplitCounts], height
     ignored = f"{pixels[IGNORE] / max(1, pixels.total()):.2%}", f"{showing[IGNORE] / labelled:.0%}"
     lines.append((np.full(3, 0.2), "(ignored: dimmed)", *ignored))
     axes.axis("off")
-    axes.set(xlim=(0, 1), ylim=(height / 0.22, 0))
-    for x, said in ((0.09, "class"), (0.83, "pixels"), (1.0, "images")):
-        axes.text(x, 0.5, said, fontsize=8, weight="bold", va="center", ha="left" if said == "class" else "right")
+    axes.set(xlim=(0, 1), ylim=(height / ROW, 0))
+    for x, said in ((0.09, "class"), (0.82, "pixels"), (1.0, "images")):
+        axes.text(x, 0.5, said, fontsize=12, weight="bold", va="center", ha="left" if said == "class" else "right")
     for y, (colour, name, share, images) in enumerate(lines, 1):
         grey = "0.6" if share == "never" else "black"
         axes.add_patch(Rectangle((0, y + 0.15), 0.06, 0.7, facecolor=colour, edgecolor="0.5", linewidth=0.5))
-        axes.text(0.09, y + 0.5, shortened(name, 34), fontsize=8, va="center", color=grey, parse_math=False)
-        axes.text(0.83, y + 0.5, share, fontsize=8, va="center", ha="right", color=grey)
-        axes.text(1.0, y + 0.5, images, fontsize=8, va="center", ha="right", color=grey)
+        axes.text(0.09, y + 0.5, shortened(name, 28), fontsize=12, va="center", color=grey, parse_math=False)
+        axes.text(0.82, y + 0.5, share, fontsize=12, va="center", ha="right", color=grey)
+        axes.text(1.0, y + 0.5, images, fontsize=12, va="center", ha="right", color=grey)
+
+
+def part(pixels: int, of: int) -> str:
+    if not pixels:
+        return "never"
+    return f"{pixels / of:.2%}" if pixels / of >= 0.0001 else "< 0.01%"
 
 
 def shortened(text: str, most: int = 48) -> str:
