@@ -75,7 +75,7 @@ def test_a_renamed_camera_folder_keeps_the_ids(root):
 
 
 def test_a_val_entry_is_a_whole_name_and_must_name_frames(root):
-    with pytest.raises(DatasetError, match="'road04/Record01'.*correct 'val'"):
+    with pytest.raises(DatasetError, match="'road04/Record01'.*correct dataset.val"):
         Dataset(root=root, val=["road04/Record01"]).ids("train")
 
 
