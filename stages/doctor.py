@@ -38,18 +38,21 @@ def run(
     with Progress("reading", 0, "files") as reading:
         report = doctor.check(source, list(splits) or list(source.splits), workers=workers, prepare=prepare, progress=reading.reach)
     report.faults[:0] = map(doctor.fault_of, early)
-    shown = [histogram(report.counts)]
+    shown = [histogram(report.counts)] if any(split.sizes for split in report.counts.values()) else []
     if source.described:
         if needs_labels is not None:
             report.faults += doctor.too_few_classes(source, report.counts, "train", 2, needs_labels)
         if scored is not None and not metrics.of(source).has_files:
             report.faults += doctor.too_few_classes(source, report.counts, scored, 1, "it is the split that is scored")
-        shown += [shares(source.classes, report.counts), *warnings(source.classes, report.counts)]
+        if any(split.labelled for split in report.counts.values()):
+            shown.append(shares(source.classes, report.counts))
+        shown += warnings(source.classes, report.counts)
         if sheet is not None:
             shown.append(drawn(sheet, source, report))
     counts = [f"{split}: {c.images} images, {c.labelled} labelled" for split, c in report.counts.items()]
     if report.faults:
-        say("\n".join(shown))
+        if shown:
+            say("\n".join(shown))
         count = len(report.faults)
         total = f"{count} fault{'s' * (count > 1)} in {dataset.name} ({'; '.join(counts) or 'nothing counted'})"
         raise DatasetError("\n".join([*in_lines(report.faults), total]))
@@ -73,7 +76,7 @@ def in_lines(faults: Sequence[doctor.Fault]) -> Iterator[str]:
         kinds.setdefault(WITH_DIGITS.sub("", fault.what_to_do), []).append(fault)
     for alike in kinds.values():
         listed = alike if progress.verbosity > 0 else alike[:LISTED_FAULTS]
-        yield from (f"{fault.file}: {'; '.join(filter(None, (fault.what, fault.what_to_do)))}" for fault in listed)
+        yield from (f"{fault.file}: {'; '.join(filter(None, (fault.what, fault.what_to_do.rstrip())))}" for fault in listed)
         if len(alike) > len(listed):
             yield f"... and {len(alike) - len(listed)} more like these (`pipeline -v doctor` lists all)"
 
@@ -92,8 +95,6 @@ def shares(classes: Sequence[str], counts: Mapping[str, doctor.SplitCounts]) -> 
     pixels: Counter[int] = sum((split.pixels for split in counts.values()), Counter())
     showing: Counter[int] = sum((split.showing for split in counts.values()), Counter())
     labelled = sum(split.labelled for split in counts.values())
-    if not labelled:
-        return "no labels were read"
     counted = pixels.total() - pixels[IGNORE]
     rows = [
         f"{name:>20} {pixels[number] / max(1, counted):10.4%} {showing[number] / labelled:8.1%}"

@@ -140,6 +140,8 @@ def test_an_example_in_a_message_can_be_copied_as_it_is_printed(config):
     Path("empty").mkdir()
     text = yaml.safe_load(Path(config).read_text()) | {"dataset": {"name": "folder", "root": "empty"}}
     Path("own.yaml").write_text(yaml.safe_dump(text))
-    first, *example = run("doctor", "own.yaml").stderr.splitlines()
+    first, *others = run("doctor", "own.yaml").stderr.splitlines()
+    example = [line for line in others if line.startswith("    ")]
+    assert all(line.startswith("Error: ") for line in others[len(example) :])
     assert first.startswith("Error: empty/classes.yaml: no such file")
     assert set(yaml.safe_load("\n".join(example))) == {"classes", "ignore", "background", "mirror", "crop_top"}
