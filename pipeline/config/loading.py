@@ -15,7 +15,7 @@ import yaml
 from pipeline.config.checks import across
 from pipeline.config.keys import Faults, keys_of, keywords, section, shown
 from pipeline.config.reading import override, read_yaml
-from pipeline.config.schema import Evaluate, Plugin, Prepare, Student, Teacher, Term, Training, Views
+from pipeline.config.schema import Evaluate, Labels, Plugin, Prepare, Student, Teacher, Term, Training, Views
 from pipeline.errors import ConfigError
 from pipeline.later import leave_out
 from pipeline.lookup import absolute, add_plugins, did_you_mean, find_class
@@ -185,14 +185,24 @@ def with_own_keys(made: type, kind: str, name_key: str, part: str) -> Reader:
     return read
 
 
-def read_student(value: Any, where: str, faults: Faults, name: str) -> Plugin | None:
-    own = list(keys_of(Student))
-    found = read_plugin("models", value, where, faults, "model", name, own)
+def with_later_keys(made: type, kind: str, value: Any, where: str, faults: Faults, name_key: str, name: str | None) -> Plugin | None:
+    """A plug-in from a mapping that holds the keys of the section `made`, too; those with another value than the old one are among
+    its arguments."""
+    own = list(keys_of(made))
+    found = read_plugin(kind, value, where, faults, name_key, name, own)
     rest = {key: value[key] for key in own if key in value} if isinstance(value, dict) else {}
-    beside = section(Student, rest, where, faults)
+    beside = section(made, rest, where, faults)
     if found is None or beside is None:
         return None
-    return dataclasses.replace(found, args={**found.args, **leave_out(dataclasses.asdict(beside), Student)})
+    return dataclasses.replace(found, args={**found.args, **leave_out(dataclasses.asdict(beside), made)})
+
+
+def read_dataset(value: Any, where: str, faults: Faults) -> Plugin | None:
+    return with_later_keys(Labels, "datasets", value, where, faults, "name", None)
+
+
+def read_student(value: Any, where: str, faults: Faults, name: str) -> Plugin | None:
+    return with_later_keys(Student, "models", value, where, faults, "model", name)
 
 
 read_teacher = with_own_keys(Teacher, "models", "name", "model")
@@ -226,7 +236,7 @@ def values(made: type) -> Reader:
 
 
 SECTIONS: dict[str, Reader] = {
-    "dataset": lambda value, where, faults: read_plugin("datasets", value, where, faults, "name"),
+    "dataset": read_dataset,
     "prepare": values(Prepare),
     "views": values(Views),
     "teacher": read_teacher,

@@ -48,6 +48,13 @@ class Plugin:
 
     def build(self, **injected: Any) -> Any:
         made = find_class(self.kind, self.name)
+        if self.kind == "datasets":  # these keys are every dataset's, and no reader's own
+            args = dict(self.args)
+            labelled = {key: args.pop(key) for key in ("labelled_part", "labelled_seed") if key in args}
+            dataset = made(**injected, **args)
+            for key, value in labelled.items():
+                setattr(dataset, key, value)
+            return dataset
         if "input_scale" in self.args:  # of a student; no plug-in's own keyword
             return importlib.import_module("pipeline.models._scaled").scaled(made, **injected, **self.args)
         return made(**injected, **self.args)
@@ -82,6 +89,33 @@ class Student:
             json_schema_extra={"enum": list(SCALES)}, description="The network sees the image at this part of its height and width."
         ),
     ] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Labels:
+    """What every dataset says beside its own keys; values other than the old ones are among its arguments."""
+
+    labelled_part: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | Annotated[str, Field(min_length=1)] | None,
+        AddedLater(None),
+        Field(
+            description="The part of the labelled training images whose labels are used, or the path of a list of their ids; the "
+            "other images stay, without labels."
+        ),
+    ] = None
+    labelled_seed: Annotated[
+        int,
+        Field(ge=0),
+        AddedLater(0),
+        Field(description="Seed of the draw of `labelled_part`. With one seed, a smaller part lies within a larger one."),
+    ] = 0
+
+    @field_validator("labelled_seed")
+    @classmethod
+    def _draws_something(cls, labelled_seed: int, info: ValidationInfo) -> int:
+        if labelled_seed and isinstance(info.data.get("labelled_part", 1.0), str | None):
+            raise ValueError("nothing is drawn without a number as labelled_part; write 0, or the part")
+        return labelled_seed
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -195,6 +229,14 @@ class Training:
         int, Field(ge=0, description="For slow storage: images in a row that an epoch shows near one another; 0 shuffles freely.")
     ] = 0
     shuffle_window: Annotated[int, Field(ge=1, description="So many of these blocks are shuffled together and kept in memory.")] = 8
+    labelled_per_batch: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        AddedLater(None),
+        Field(
+            description="So many images of each batch have a label and the others have none; with `null` all are drawn alike. A "
+            "method that learns from labels alone sees labelled images only, where this or `dataset.labelled_part` is set."
+        ),
+    ] = None
     checkpoint_every: Annotated[int, Field(ge=1, description="Steps between checkpoints.")] = 500
     norm_every: Annotated[int, Field(ge=1, description="Steps between measurements of each term's gradient norm.")] = 200
     validate_every: Annotated[
@@ -238,6 +280,16 @@ class Training:
         if isinstance(class_weights, tuple) and not any(class_weights):
             raise ValueError("all weights are 0, and no class is learned; write a positive weight")
         return class_weights
+
+    @field_validator("labelled_per_batch")
+    @classmethod
+    def _fits_into_the_batch(cls, labelled_per_batch: int | None, info: ValidationInfo) -> int | None:
+        batch = info.data.get("batch", labelled_per_batch)
+        if labelled_per_batch is not None and labelled_per_batch > batch:
+            raise ValueError(f"{labelled_per_batch} images are more than a batch of {batch}; write {batch} or less")
+        if labelled_per_batch is not None and labelled_per_batch < batch and info.data.get("shuffle_block"):
+            raise ValueError("two kinds of images are drawn apart, which shuffle_block can't; write null, or shuffle_block: 0")
+        return labelled_per_batch
 
     @field_validator("accumulate")
     @classmethod
