@@ -346,6 +346,11 @@ def _opened_alone(folder: AnyPath, names: Sequence[str] | None, memory: Memory) 
     pixels = None
     if (beside / "store.json").exists():
         sample = prepared.sample_pass(tuple(record["size"]), record["lanes"], record.get("fit", "stretch"))
+        if some := [name for name, (_, pass_) in stored.items() if "labelled" in pass_.record]:
+            raise StoreError(
+                f"{folder}: {some[0]} was made with a part of the labels (dataset.labelled_part), and only the config says which; "
+                f"open the cache by its config, or leave it out (targets=[...])"
+            )
         by_labels = any(caches.by_labels(store.identity["record"], target) for target, _ in stored.values())
         Store.open(beside).check(images, range(1), [(sample, by_labels)])
         mirror = store.identity["record"]["views"]["permutation"]
@@ -362,9 +367,10 @@ def _stored_target(store: Store, folder: str) -> tuple[TargetType, ArrayGroup]:
     """A pass as its file describes it. Raises StoreError if this version of the code would read other numbers from it."""
     content = store.pass_file(folder)
     record, kind = content["record"], content["record"]["type"]
-    args = {key: value for key, value in record.items() if key not in ("type", "version", "uses_labels")}
+    args = {key: value for key, value in record.items() if key not in ("type", "version", "uses_labels", "labelled")}
     target = config.plugin("targets", kind, fill_in(args, find_class("targets", kind))).build()
-    if apart := diff(record, target.record(kind)):
+    labelled = {"labelled": record["labelled"]} if "labelled" in record else {}  # as cache.target_passes adds it
+    if apart := diff(record, target.record(kind) | labelled):
         raise StoreError(f"{store.folder}: {folder} was stored by other code: {join_names(apart)}; leave it out (targets=[...])")
     fields = {name: Field(tuple(field["shape"]), field["dtype"], tuple(field["dims"])) for name, field in content["fields"].items()}
     pass_ = ArrayGroup(content["name"], record, fields, records.target_code(kind))

@@ -34,7 +34,7 @@ def read_json(path: Path):
 
 
 def write_tsv(path: Path, rows: list[dict]) -> None:
-    names = list(rows[-1]) if rows else ["step"]
+    names = list(dict.fromkeys(name for row in reversed(rows) for name in row)) or ["step"]
     lines = ["\t".join(names)] + ["\t".join(_cell(row.get(name, "")) for name in names) for row in rows]
     write_text(path, "\n".join(lines) + "\n")
 

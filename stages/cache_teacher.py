@@ -18,7 +18,7 @@ from pipeline.identity import join_names
 from pipeline.models.base import set_precision
 from pipeline.progress import Progress
 from pipeline.stopping import Stopped
-from pipeline.store import ArrayGroup, Reader, Store, executors, plan
+from pipeline.store import ArrayGroup, Store, executors, plan
 from pipeline.store.files import locked, view_name
 from pipeline.store.store import runs
 from pipeline.teacher import cache
@@ -159,8 +159,7 @@ class BlockFiller:
                 f"({join_names(sorted(folders))}); start it again with the same code and weights file"
             )
         self.store.refuse_other_code(pass_ for _, pass_ in self.named.values())
-        self.pixels = experiment.find_prepared()
-        self.sample = experiment.sample
+        self.experiment, self.pixels, self.sample = experiment, experiment.find_prepared(), experiment.sample
         self.held: tuple[int, dict] = (-1, {})  # the last block's images, for its other views
 
     def __call__(self, task: plan.Task) -> int:
@@ -220,7 +219,7 @@ class BlockFiller:
         if self.held[0] != block:
             ids = [image.id for image in self.store.block_images(block)]
             positions = np.arange(len(ids))
-            reader = Reader(self.pixels, [self.sample], ids, 1, memory="disk")
+            reader = self.experiment.samples(ids, self.pixels, memory="disk")
             self.held = block, reader.read(self.sample, positions, np.zeros_like(positions))
         return self.held[1]
 

@@ -49,7 +49,11 @@ def run(
         shown += warnings(source.classes, report.counts)
         if sheet is not None:
             shown.append(drawn(sheet, source, report))
-    counts = [f"{split}: {c.images} images, {c.labelled} labelled" for split, c in report.counts.items()]
+    counts = [
+        f"{split}: {c.images} images, {c.labelled} labelled"
+        + (f", {c.hidden} with labels that labelled_part hides" if c.hidden else "")
+        for split, c in report.counts.items()
+    ]
     if report.faults:
         if shown:
             say("\n".join(shown))

@@ -23,7 +23,7 @@ def run(experiment: Experiment, *, image_id: str | None, view: int, out: Path) -
     config, source, views = experiment.config, experiment.source, experiment.config.views
     store, named = experiment.find_cache(), experiment.targets
     if image_id is None:
-        return summary(store, named, views)
+        return "\n".join(filter(None, [summary(store, named, views), prepared.say_labels(source)]))
     if image_id not in store.row_of:
         raise StoreError(
             f"{store.folder}: no image {image_id!r}{did_you_mean(image_id, store.row_of)}; there are "
@@ -32,7 +32,7 @@ def run(experiment: Experiment, *, image_id: str | None, view: int, out: Path) -
     if view >= views.count:
         raise StoreError(f"--view {view}: there are {views.count} views, counted from 0; ask for one of 0..{views.count - 1}")
     pixels, sample, _ = prepared.open_whole(experiment.root, config.dataset, source, config.prepare, [image_id])
-    rows = Reader(pixels, [sample], [image_id], 1).read(sample, np.array([0]), np.array([0]))
+    rows = experiment.samples([image_id], pixels).read(sample, np.array([0]), np.array([0]))
     reader = Reader(store, [cache.MATRIX, *(pass_ for _, pass_ in named.values())], [image_id], view + 1, memory="disk")
     here = np.array([0]), np.array([view])
     matrix = reader.read(cache.MATRIX, *here)["matrix"]

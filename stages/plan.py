@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.data import prepared
 from pipeline.data import views as geometry
 from pipeline.errors import StoreError
 from pipeline.models.base import ModelBase, set_precision
@@ -44,6 +45,7 @@ def run(experiment: Experiment, *, images: int | None, measure: bool, device: st
     lines = [
         f"{count} images x {sizes.num_views} views in {sizes.num_blocks} blocks of {sizes.rows_of_block} rows, "
         f"{sizes.num_files} files",
+        *([said] if images is None and (said := prepared.say_labels(experiment.source)) else []),
         "",
         "| target | bytes a view |",
         "|---|---|",

@@ -128,8 +128,10 @@ def run(
             "digest": store.digest_of(wanted, range(1), [sample]),
         },
     )
+    labels = prepared.say_labels(source)
     said = f" ({len(ids) - len(wanted)} left out: skipped.tsv)" if len(wanted) < len(ids) else ""
-    return f"{store.folder}: {len(wanted)} images{said}, {len(wanted) * plan.row_bytes(sample) / 1e6:.1f} MB"
+    size = f"{len(wanted) * plan.row_bytes(sample) / 1e6:.1f} MB"
+    return f"{store.folder}: {len(wanted)} images{said}, {size}" + (f"; {labels}; all labels are stored" if labels else "")
 
 
 class _Sources:

@@ -26,7 +26,7 @@ from pipeline.identity import join_names, sha256
 from pipeline.progress import Progress
 from pipeline.reporting.study import Arm, Study, asked, otherwise, remarks, table, verdict
 from pipeline.stopping import Stopped, stoppable
-from pipeline.store import Reader, plan
+from pipeline.store import plan
 from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment
 
@@ -108,7 +108,7 @@ class Cells:
         experiment, clock = self.experiment(arm.config), time.process_time if self.device == "cpu" else time.monotonic
         config, images = experiment.config, experiment.images
         some = experiment.ids[: config.training.batch]
-        samples = Reader(experiment.pixels, [experiment.sample], some, 1)
+        samples = experiment.samples(some)
         targets = experiment.online_targets(reads(arm), samples, batch=len(some), device=self.device)
         for _ in range(2):  # the first makes ready
             began = clock()

@@ -30,7 +30,7 @@ def run(experiment: Experiment, *, student: str, method: str, seed: int, folder:
     device = distributed.start(device)
     experiment.check_views()
     pixels, sample, images = experiment.pixels, experiment.sample, experiment.images
-    if not cache.learns_unlabelled(terms, config.targets):
+    if from_labels := not cache.learns_unlabelled(terms, config.targets):
         prepared.require_labels(pixels, sample, images, source, "the method learns from labels alone")
     context, own = experiment.context, experiment.student_context(plugin)
     steps.check_batch(lambda: experiment.build(plugin), context.size, training, device, "training")
@@ -43,6 +43,7 @@ def run(experiment: Experiment, *, student: str, method: str, seed: int, folder:
         "seed": seed,
         "dataset": prepared.meaning(source),
         "prepared": prepared.on_record(pixels, sample, images),
+        **prepared.labels_on_record(source),
     }
     if terms:
         record["contexts"] = {"student": own, "teacher": context}
@@ -99,13 +100,15 @@ def run(experiment: Experiment, *, student: str, method: str, seed: int, folder:
         device=device,
         cached=cached,
         share=distributed.rank_and_world_size(),
+        labelled=experiment.labelled,
+        labelled_per_batch=experiment.labelled_per_batch(training, from_labels),
     )
     for loss in losses:
         if loss.needs_scan:
             loss.scan(loader.scan())
     shares_K = loader.class_shares() if training.class_weights == "enet" else None
     weights_K = steps.class_weights(source, training, device, shares_K)
-    step = steps.Step(model, terms, losses, training, weights_K, seed)
+    step = steps.Step(model, terms, losses, training, weights_K, seed, loader.partly_labelled)
     validation = validating.Validation(source, config.prepare, training, weights_K) if training.validate_every else None
     run = runs.Run(folder, record, config.text)
     runs.fit(run, step, loader, folder.name, validation)

@@ -77,6 +77,7 @@ def _train(experiment: Experiment, model: ModelBase, training: Training, folder:
         "code": code,
         "dataset": prepared.meaning(source),
         "prepared": prepared.on_record(store, sample, images),
+        **prepared.labels_on_record(source),
     }
     record |= records.code_outside(plugin.Model, teacher.model.args)
     set_precision(training.precision)
@@ -96,10 +97,12 @@ def _train(experiment: Experiment, model: ModelBase, training: Training, folder:
         seed=0,
         device=device,
         share=distributed.rank_and_world_size(),
+        labelled=experiment.labelled,
+        labelled_per_batch=experiment.labelled_per_batch(training, from_labels=True),
     )
     shares_K = loader.class_shares() if training.class_weights == "enet" else None
     weights_K = steps.class_weights(source, training, device, shares_K)
-    step = steps.Step(model, [], [], training, weights_K, seed=0)
+    step = steps.Step(model, [], [], training, weights_K, 0, loader.partly_labelled)
     validation = validating.Validation(source, config.prepare, training, weights_K) if training.validate_every else None
     run = runs.Run(folder, record, config.text)
     runs.fit(run, step, loader, "training the teacher", validation)

@@ -52,9 +52,9 @@ class Config:
 
     def anywhere(self) -> "Config":
         """The same for a process that stands in another folder."""
-        rooted = dataclasses.replace(
-            self.dataset, args={**self.dataset.args, "root": str(Path(self.dataset.args["root"]).absolute())}
-        )
+        args = self.dataset.args
+        paths = {key: str(Path(args[key]).absolute()) for key in ("root", "labelled_part") if isinstance(args.get(key), str)}
+        rooted = dataclasses.replace(self.dataset, args={**args, **paths})
         return dataclasses.replace(self, dataset=rooted, plugins=tuple(str(absolute(folder)) for folder in self.plugins))
 
     @property
@@ -185,7 +185,9 @@ def with_own_keys(made: type, kind: str, name_key: str, part: str) -> Reader:
     return read
 
 
-def with_later_keys(made: type, kind: str, value: Any, where: str, faults: Faults, name_key: str, name: str | None) -> Plugin | None:
+def with_later_keys(
+    made: type, kind: str, value: Any, where: str, faults: Faults, name_key: str, name: str | None
+) -> Plugin | None:
     """A plug-in from a mapping that holds the keys of the section `made`, too; those with another value than the old one are among
     its arguments."""
     own = list(keys_of(made))

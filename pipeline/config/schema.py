@@ -27,6 +27,12 @@ def rising(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+def part_or_list(value: float | str | None) -> float | str | None:
+    if value == "" or isinstance(value, float | int) and not 0 < value <= 1:
+        raise ValueError(f"expected a part above 0 and at most 1, or the path of a list, got {value!r}")
+    return value
+
+
 def one_of(*choices: float) -> Callable[[float], float]:
     """Literal takes no numbers with a point."""
 
@@ -96,11 +102,12 @@ class Labels:
     """What every dataset says beside its own keys; values other than the old ones are among its arguments."""
 
     labelled_part: Annotated[
-        Annotated[float, Field(gt=0, le=1)] | Annotated[str, Field(min_length=1)] | None,
+        float | str | None,
+        AfterValidator(part_or_list),
         AddedLater(None),
         Field(
-            description="The part of the labelled training images whose labels are used, or the path of a list of their ids; the "
-            "other images stay, without labels."
+            description="The part of the labelled training images whose labels are used, above 0 and at most 1, or the path of a "
+            "list of their ids; the other images stay, without labels."
         ),
     ] = None
     labelled_seed: Annotated[
@@ -284,10 +291,12 @@ class Training:
     @field_validator("labelled_per_batch")
     @classmethod
     def _fits_into_the_batch(cls, labelled_per_batch: int | None, info: ValidationInfo) -> int | None:
+        if labelled_per_batch is None:
+            return None
         batch = info.data.get("batch", labelled_per_batch)
-        if labelled_per_batch is not None and labelled_per_batch > batch:
+        if labelled_per_batch > batch:
             raise ValueError(f"{labelled_per_batch} images are more than a batch of {batch}; write {batch} or less")
-        if labelled_per_batch is not None and labelled_per_batch < batch and info.data.get("shuffle_block"):
+        if labelled_per_batch < batch and info.data.get("shuffle_block"):
             raise ValueError("two kinds of images are drawn apart, which shuffle_block can't; write null, or shuffle_block: 0")
         return labelled_per_batch
 

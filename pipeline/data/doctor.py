@@ -31,6 +31,7 @@ class Fault(NamedTuple):
 class SplitCounts:
     images: int
     labelled: int = 0
+    hidden: int = 0  # images whose labels were read and are not used (dataset.labelled_part); nothing below counts them
     flags: int = 0  # images of which it is known which lanes they have
     sizes: Counter = field(default_factory=Counter)  # (height, width) -> images
     pixels: Counter = field(default_factory=Counter)  # train id (255 = ignored) -> pixels
@@ -80,6 +81,11 @@ def check(
         report.counts[split] = SplitCounts(images=len(ids))
         places += [(split, image_id) for image_id in ids]
 
+    shown = None
+    try:
+        shown = dataset.shown_labels() if "train" in report.counts else None
+    except DatasetError as error:
+        report.faults.append(fault_of(error))
     same: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
     findings = examined(dataset, [image_id for _, image_id in places], workers, prepare)
     for done, ((split, image_id), finding) in enumerate(zip(places, findings), 1):
@@ -88,6 +94,10 @@ def check(
         if finding.digest is not None:
             same[finding.digest].append((split, image_id))
             counts.sizes[finding.size] += 1
+        if split == "train" and shown is not None and image_id not in shown:
+            counts.hidden += finding.pixels is not None or finding.flags
+            progress(done, len(places))
+            continue
         counts.flags += finding.flags
         if finding.pixels is not None:
             counts.labelled += 1

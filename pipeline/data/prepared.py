@@ -6,8 +6,9 @@ width that the frame takes. H W is the canvas: the prepared size padded at the b
 networks' multiple.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
@@ -128,16 +129,72 @@ def meaning(dataset: DatasetBase) -> dict:
     return {name: getattr(dataset, name) for name in ("classes", "background", "regions", "mirror", "mirror_lanes", "lane_classes")}
 
 
-def require_labels(store: Store, sample: ArrayGroup, images: Sequence[ImageRow], dataset: DatasetBase, need: str) -> None:
-    """Raises DatasetError, with `need` (what learns from labels), unless two classes are labelled in these images, or a lane's
-    flag is known: of one class alone nothing can be learned. Looks at no more images than it must."""
+class SampleReader(Reader):
+    """Reads prepared images with the labels and lane flags of `shown` alone (DatasetBase.shown_labels; None: of all): the others'
+    are 255, as if there were none. Whoever trains a network or answers for a target reads through it."""
+
+    def __init__(self, store: Store, sample: ArrayGroup, ids: Sequence[str], shown: Collection[str] | None, **how: Any):
+        super().__init__(store, [sample], ids, 1, **how)
+        self.hidden_N = None if shown is None else np.array([image_id not in shown for image_id in ids], bool)
+
+    def read(self, pass_: ArrayGroup, positions: np.ndarray, views: np.ndarray) -> dict[str, Any]:
+        rows = super().read(pass_, positions, views)
+        if self.hidden_N is None:
+            return rows
+        hidden_B = self.hidden_N[positions]
+        return rows | {name: blanked(rows[name], hidden_B) for name in ("label", "existence") if name in rows}
+
+
+def blanked(values: Any, hidden_B: np.ndarray) -> Any:
+    """A copy [B, ...] with 255 in these rows; of a tensor, on its device."""
+    hidden = hidden_B.reshape(-1, *[1] * (values.ndim - 1))
+    if isinstance(values, np.ndarray):
+        return np.where(hidden, np.uint8(IGNORE), values)
+    import torch
+
+    return values.masked_fill(torch.from_numpy(hidden).to(values.device), IGNORE)
+
+
+def labelled(sample: ArrayGroup, images: Iterable[ImageRow], shown: Collection[str] | None) -> list[str]:
+    """Ids of the images that show a label or a lane's flag, by their digests: a label all of which is ignored is none."""
     shapes = {name: field.shape for name, field in sample.fields.items()}
     nothing = {name: np.full(shape, IGNORE, np.uint8) for name, shape in shapes.items() if name != "content"}
     unlabelled = image_row("", nothing).label_digest
-    labelled = [image.id for image in images if image.label_digest != unlabelled]
+    return [image.id for image in images if image.label_digest != unlabelled and (shown is None or image.id in shown)]
+
+
+def labels_on_record(dataset: DatasetBase) -> dict[str, Any]:
+    """What a run's record says where labels are hidden: how the others were chosen, and which they are."""
+    shown = dataset.shown_labels()
+    if shown is None:
+        return {}
+    how = "list" if isinstance(dataset.labelled_part, str) else dataset.labelled_part
+    return {"labelled": {"part": how, "seed": dataset.labelled_seed, "images": len(shown), "digest": labels_digest(shown)}}
+
+
+def labels_digest(shown: Collection[str]) -> str:
+    return sha256("\n".join(sorted(shown)).encode("utf-8", "surrogateescape"))[:16]
+
+
+def say_labels(dataset: DatasetBase) -> str | None:
+    """ "20 of 200 training images have labels (dataset.labelled_part: 0.1)"; None where no label is hidden."""
+    shown = dataset.shown_labels()
+    if shown is None:
+        return None
+    seed = f", labelled_seed: {dataset.labelled_seed}" if dataset.labelled_seed else ""
+    return (
+        f"{len(shown)} of {len(dataset.ids('train'))} training images have labels (dataset.labelled_part: "
+        f"{dataset.labelled_part}{seed})"
+    )
+
+
+def require_labels(store: Store, sample: ArrayGroup, images: Sequence[ImageRow], dataset: DatasetBase, need: str) -> None:
+    """Raises DatasetError, with `need` (what learns from labels), unless two classes are labelled in these images, or a lane's
+    flag is known: of one class alone nothing can be learned. Looks at no more images than it must."""
+    with_label = labelled(sample, images, dataset.shown_labels())
     seen: set[int] = set()
-    for start in range(0, len(labelled), AT_A_TIME):
-        ids = labelled[start : start + AT_A_TIME]
+    for start in range(0, len(with_label), AT_A_TIME):
+        ids = with_label[start : start + AT_A_TIME]
         reader = Reader(store, [sample], ids, 1, memory="disk")
         for position in range(len(ids)):
             row = reader.read(sample, np.array([position]), np.array([0]))
@@ -145,7 +202,7 @@ def require_labels(store: Store, sample: ArrayGroup, images: Sequence[ImageRow],
             if len(seen) >= min(2, len(dataset.classes)) or (row.get("existence", np.uint8(IGNORE)) != IGNORE).any():
                 return
     what = (
-        f"all labelled pixels of {len(labelled)} of {len(images)} training images are of one class "
+        f"all labelled pixels of {len(with_label)} of {len(images)} training images are of one class "
         f"({dataset.classes[seen.pop()]}), all others are ignored"
         if seen
         else f"not one of {len(images)} training images has a labelled pixel: they have no label, or all its values are ignored"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline.errors import DatasetError
+from pipeline.lookup import did_you_mean
 from pipeline.paths import id_fault, path_fault
 
 Parsed = TypeVar("Parsed")
@@ -66,12 +67,15 @@ def nfc(name: str) -> str:
 
 
 def spelt(root: Path, name: str) -> Path:
-    """The file of that name below `root`, in whichever Unicode form it is stored."""
+    """The file of that name below `root`, in whichever Unicode form it and each folder on the way are stored."""
     path = root / name
     if name.isascii() or path.exists():
         return path
-    forms = (root / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
-    return next((other for other in forms if other.exists()), path)
+    found = root
+    for part in Path(name).parts:
+        forms = (found / unicodedata.normalize(form, part) for form in ("NFC", "NFD"))
+        found = next((other for other in forms if other.exists()), found / part)
+    return found if found.exists() else path
 
 
 def by_id(entries: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -95,11 +99,30 @@ def require_path(where: str, text: str) -> str:
     return text
 
 
-def part_of(ids: list[str], part: float) -> list[str]:
+def part_of(ids: list[str], part: float, seed: int = 0) -> list[str]:
     """This part of them, one at least, in their order: those with the lowest hashes, whatever the others are called."""
-    by_hash = sorted(ids, key=lambda image_id: blake2b(image_id.encode("utf-8", "surrogateescape"), digest_size=8).digest())
+    start = f"{seed}/" if seed else ""
+    by_hash = sorted(ids, key=lambda name: blake2b(f"{start}{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest())
     lowest = set(by_hash[: max(1, round(part * len(ids)))])
     return [image_id for image_id in ids if image_id in lowest]
+
+
+def listed_labels(path: Path, labelled: list[str], ids: list[str]) -> list[str]:
+    """The ids that a list names, each of which must be among `labelled`; `ids` are all that it may be confused with. Raises
+    DatasetError that names those that are not."""
+    known = {nfc(image_id): image_id for image_id in labelled}
+    listed = by_id((where, known.get(nfc(text), text)) for where, text in read_list(path))
+    usable = set(labelled)
+    if missing := [image_id for image_id in listed if image_id not in usable]:
+        others = {nfc(image_id) for image_id in ids}
+        what = "has no label" if nfc(missing[0]) in others else f"is no training image{did_you_mean(missing[0], ids)}"
+        more = (
+            f" (as {len(missing)} of {len(listed)} lines: {', '.join(missing[:3])}{', ...' * (len(missing) > 3)})"
+            if len(missing) > 1
+            else ""
+        )
+        raise DatasetError(f"{listed[missing[0]]}: {missing[0]!r} {what}{more}; write ids of labelled training images, one a line")
+    return list(listed)
 
 
 def require_split(split: str, splits: tuple[str, ...], root: Path) -> None:

@@ -4,6 +4,7 @@ A dataset reads full frames in its own layout and resolution. Cropping and resiz
 taken on full frames. The constructor's keywords are the keys of the YAML's `dataset` section (without `name`).
 """
 
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from pipeline.errors import ConfigError
+from pipeline.datasets._lists import listed_labels, part_of
+from pipeline.errors import ConfigError, DatasetError
 from pipeline.later import AddedLater
 
 IGNORE = 255
@@ -51,6 +53,8 @@ class DatasetBase(ABC):
     splits: tuple[str, ...] = ("train", "val", "test")
     picture_bits: int | None = None  # of a 16-bit PNG picture, where its owner says it (_images.py, deep_rgb)
     described: bool = True  # False where doctor goes on although it is not known what labels mean
+    labelled_part: float | str | None = None  # of the labelled training images, or the path of a list of their ids
+    labelled_seed: int = 0  # of its draw
     reading: str = ""  # what, besides the files, decides how pixels and labels are read
     metric: str = "miou"  # whose evaluator scores it, by name (pipeline/metrics/base.py)
 
@@ -89,6 +93,32 @@ class DatasetBase(ABC):
     def existence(self, image_id: str) -> np.ndarray | None:
         """[lanes] uint8 flags; None where the dataset has none."""
         return None
+
+    def has_label(self, image_id: str) -> bool:
+        """Whether `label` or `existence` gives something, without reading it. Here: whether there is a file beside the image's."""
+        return len(self.files(image_id)) > 1
+
+    def shown_labels(self) -> frozenset[str] | None:
+        """Ids of the training images whose labels are used, by `labelled_part`; None where nothing is hidden.
+
+        `label` and `existence` know nothing of it: who reads prepared images hides the others' labels (data/prepared.py), so one
+        prepared store serves every part. Of a number, the images with the lowest hashes of seed and id are taken, as many as the
+        rounded part of the training images that have a label: a smaller part lies within a larger one of the same seed. Raises
+        DatasetError on a part of less than one image, and on a list whose ids are not among those images.
+        """
+        if self.labelled_part is None:
+            return None
+        ids = [image_id for image_id in self.ids("train") if self.has_label(image_id)]
+        if isinstance(self.labelled_part, str):
+            shown = listed_labels(Path(self.labelled_part), ids, self.ids("train"))
+        elif round(self.labelled_part * len(ids)) < 1:
+            least = f"; write {math.ceil(100 / len(ids)) / 100:g} or more" if ids else ""
+            raise DatasetError(
+                f"dataset.labelled_part: {self.labelled_part:g} of {len(ids)} labelled training images is less than one{least}"
+            )
+        else:
+            shown = part_of(ids, self.labelled_part, self.labelled_seed)
+        return None if len(shown) == len(ids) else frozenset(shown)
 
 
 def one_crop(crop_bottom_rows: int | None, crop_top_share: float | None) -> None:

@@ -76,6 +76,9 @@ class Dataset(DatasetBase):
         others = (self._path(image_id, ".lines.txt"), self._label_path(image_id))
         return [self._path(image_id, ".jpg"), *(path for path in others if path is not None and path.exists())]
 
+    def has_label(self, image_id: str) -> bool:
+        return self._entry(image_id).flags is not None or self._label_path(image_id) is not None
+
     def existence(self, image_id: str) -> np.ndarray | None:
         flags = self._entry(image_id).flags
         return None if flags is None else np.array(flags, np.uint8)

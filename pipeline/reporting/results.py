@@ -13,7 +13,7 @@ from pipeline.files import read_json
 from pipeline.identity import diff, sha256
 from pipeline.paths import below, name_fault
 
-RECIPE = ("student", "training", "views", "dataset", "prepared")  # of run.json: what two runs must share to be compared
+RECIPE = ("student", "training", "views", "dataset", "prepared", "labelled")  # of run.json: what two runs must share to be compared
 LOGGING = ("checkpoint_every", "norm_every")
 VALIDATED = "val mean_iou"  # among a run's curves
 

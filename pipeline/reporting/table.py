@@ -42,6 +42,7 @@ def lines(results: Results, metric: str, methods: Mapping[str, Sequence[Term]]) 
     teacher = None if results.teacher is None or reconstruction else results.teacher[metric]
     notes = [f"{name}: its weights are not those that were scored; run `pipeline evaluate` again." for name in results.stale]
     notes += [f"{name}: not counted; {why}." for name, why in results.not_runs.items()]
+    notes += labels_used(results)
     notes += [
         f"{run.name} predicts {run.score['one_class']!r} everywhere: this training collapsed. Lower the learning rate or raise "
         f"training.warmup_steps."
@@ -81,6 +82,18 @@ def lines(results: Results, metric: str, methods: Mapping[str, Sequence[Term]]) 
         notes.append("The teacher is shown the labels, so its score is of a reconstruction, and no gap to it is given.")
     return found, notes + _words(found, teacher, plain) + [
         f"{name}: scored, but the file has no such student and method any more; left out." for name in results.strays
+    ]
+
+
+def labels_used(results: Results) -> list[str]:
+    """In a sentence, where the runs were shown a part of the labels."""
+    found = {
+        (label["part"], label["seed"], label["images"]) for run in results.runs if (label := (run.recipe or {}).get("labelled"))
+    }
+    return [
+        f"Students saw the labels of {images} training images (dataset.labelled_part: {part}, seed {seed}); the other images had "
+        f"none."
+        for part, seed, images in sorted(found, key=str)
     ]
 
 

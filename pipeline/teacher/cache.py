@@ -6,6 +6,7 @@ A cache never holds pixels: it holds, per (image, view), the view's matrix and e
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -105,8 +106,22 @@ def check_views(views: Views, dataset: DatasetBase, where: str) -> None:
         raise ConfigError(f"{where}: views.mirror: this dataset has no class permutation for mirrored images; write false")
 
 
-def target_passes(targets: Mapping[str, Plugin], context: Context) -> dict[str, tuple[TargetType, ArrayGroup]]:
-    """Each named target with where it is stored. Equal targets under two names share one pass."""
+@dataclass(frozen=True)
+class HiddenLabels:
+    """Of a dataset some of whose labels are not used (DatasetBase.shown_labels)."""
+
+    digest: str  # of the ids whose labels are
+    teacher_looks: bool  # whether the teacher answers from labels
+
+
+def target_passes(
+    targets: Mapping[str, Plugin], context: Context, hidden: HiddenLabels | None = None
+) -> dict[str, tuple[TargetType, ArrayGroup]]:
+    """Each named target with where it is stored. Equal targets under two names share one pass.
+
+    Rows that come from labels are those of one choice of labelled images, which is then in the record: for another choice they
+    are stored beside them, in the same cache. All other targets are the same rows whatever labels are hidden.
+    """
     result = {}
     for name, plugin in targets.items():
         target = plugin.build()
@@ -115,9 +130,12 @@ def target_passes(targets: Mapping[str, Plugin], context: Context) -> dict[str, 
                 f"targets.{name}: is made from logits, and this teacher has none (teacher.logits); leave it out, or "
                 f"name a layer with one channel a class"
             )
+        record = target.record(plugin.name)
+        if hidden is not None and (target.uses_labels or hidden.teacher_looks):
+            record["labelled"] = hidden.digest
         result[name] = (
             target,
-            ArrayGroup(plugin.name, target.record(plugin.name), target.fields(context), records.target_code(plugin.name)),
+            ArrayGroup(plugin.name, record, target.fields(context), records.target_code(plugin.name)),
         )
     return result
 

@@ -3,15 +3,16 @@
 Each part is made when it is first asked for, and kept: a stage that reads no target makes none.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, Plugin
+from pipeline.config import Config, Plugin, Training
 from pipeline.data import prepared
 from pipeline.datasets.base import DatasetBase
+from pipeline.lookup import find_class
 from pipeline.models.base import ModelBase
 from pipeline.store import ArrayGroup, ImageRow, Reader, Store
 from pipeline.store.files import AnyPath
@@ -72,9 +73,27 @@ class Experiment:
         store, _, images = prepared.open_whole(self.root, config.dataset, self.source, config.prepare, self.source.ids("train"))
         return store, images
 
-    def samples(self, **how: Any) -> Reader:
-        """Reads the prepared training images."""
-        return Reader(self.pixels, [self.sample], self.ids, 1, **how)
+    @cached_property
+    def shown_labels(self) -> frozenset[str] | None:
+        """The training images whose labels are used; None where none are hidden."""
+        return self.source.shown_labels()
+
+    @cached_property
+    def labelled(self) -> frozenset[str]:
+        """The training images that show a label."""
+        return frozenset(prepared.labelled(self.sample, self.images, self.shown_labels))
+
+    def labelled_per_batch(self, training: Training, from_labels: bool) -> int | None:
+        """How many images of a batch have a label. What learns `from_labels` alone is shown no others, where the file says anything
+        of few labels: equal steps are then equal numbers of labelled images."""
+        if from_labels and (self.source.labelled_part is not None or training.labelled_per_batch is not None):
+            return training.batch
+        return training.labelled_per_batch
+
+    def samples(self, ids: Sequence[str] | None = None, store: Store | None = None, **how: Any) -> Reader:
+        """Reads prepared images: all for training, if none are named."""
+        store = self.pixels if store is None else store
+        return prepared.SampleReader(store, self.sample, self.ids if ids is None else ids, self.shown_labels, **how)
 
     # Networks
 
@@ -105,7 +124,14 @@ class Experiment:
         return self.some_targets(self.config.targets)
 
     def some_targets(self, names: Iterable[str]) -> Named:
-        return cache.target_passes({name: self.config.targets[name] for name in names}, self.context)
+        return cache.target_passes({name: self.config.targets[name] for name in names}, self.context, self.hidden)
+
+    @cached_property
+    def hidden(self) -> cache.HiddenLabels | None:
+        """What targets that look at labels are stored under, where some labels are hidden."""
+        shown = self.shown_labels
+        teacher_looks = find_class("models", self.config.teacher.model.name).uses_labels
+        return None if shown is None else cache.HiddenLabels(prepared.labels_digest(shown), teacher_looks)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -137,6 +163,7 @@ class Experiment:
             self.weights_file,
             samples,
             self.sample,
+            self.hidden,
             batch=batch,
             device=device,
         )

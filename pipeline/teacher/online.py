@@ -74,6 +74,7 @@ def online_targets(
     weights_file: Path,
     samples: Reader,
     sample: ArrayGroup,
+    hidden: cache.HiddenLabels | None = None,
     *,
     batch: int,
     device,
@@ -82,4 +83,4 @@ def online_targets(
     model = cache.load_teacher(teacher, dataset, prepare.size, weights_file)
     context = cache.context(teacher.model, dataset, prepare.size)
     answers = cache.TeacherRunner(model, dataset, context, prepare.size, precision=teacher.precision, batch=batch, device=device)
-    return OnlineTargets(answers, samples, sample, views, cache.target_passes(targets, context))
+    return OnlineTargets(answers, samples, sample, views, cache.target_passes(targets, context, hidden))

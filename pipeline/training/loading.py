@@ -8,7 +8,7 @@ B images, H W the network input.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -53,6 +53,16 @@ class CachedTargets:
         return {name: target.decode(read[pass_.folder]) for name, (target, pass_) in self.targets.items()}
 
 
+@dataclass
+class Stream:
+    """Images that a fixed number of each batch is drawn from, each once an epoch."""
+
+    positions: np.ndarray
+    count: int  # of a batch
+    seed: str
+    order: tuple[int, np.ndarray] = (-1, np.empty(0, int))  # an epoch and its permutation
+
+
 class Loader:
     def __init__(
         self,
@@ -68,8 +78,12 @@ class Loader:
         device,
         cached: "CachedTargets | OnlineTargets | None" = None,
         share: tuple[int, int] = (0, 1),
+        labelled: Collection[str] | None = None,
+        labelled_per_batch: int | None = None,
     ):
-        """`share` (i, n): of every batch, the i-th of n equal parts, for one of n processes. Raises ConfigError."""
+        """`share` (i, n): of every batch, the i-th of n equal parts, for one of n processes. `labelled`: ids of the images that
+        have a label (None: all); `labelled_per_batch`: so many of them in each batch, the rest from those without (None: as
+        they come). Raises ConfigError."""
         self.samples, self.sample, self.ids = samples, sample, list(ids)
         self.dataset, self.content, self.views, self.training = dataset, content, views, training
         self.seed, self.device, self.cached, self.share = seed, torch.device(device), cached, share
@@ -80,7 +94,6 @@ class Loader:
             )
         height, width = sample.fields["label"].shape
         self.size = height, width
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))  # an epoch and its permutation
         for reader in [samples, *([cached.reader] if isinstance(cached, CachedTargets) else [])]:
             if not reader.resident:
                 self._hold(reader)
@@ -90,10 +103,33 @@ class Loader:
             )
         order = scan_order(self.ids)
         self.held_out, self.shown = np.array(order[: training.held_out], int), np.sort(order[training.held_out :])
+        self._labelled = set(self.ids if labelled is None else labelled)
+        self._streams = self._split(labelled_per_batch)
 
     @property
-    def epochs(self) -> float:
-        return self.training.steps * self.training.batch / len(self.shown)
+    def partly_labelled(self) -> bool:
+        """Whether batches show images without a label."""
+        return any(self.ids[position] not in self._labelled for stream in self._streams for position in stream.positions)
+
+    def _split(self, labelled_per_batch: int | None) -> "list[Stream]":
+        """What batches are drawn from. Raises ConfigError where one of the two kinds has no image."""
+        batch = self.training.batch
+        if labelled_per_batch is None:
+            return [Stream(self.shown, batch, f"{self.seed}")]
+        has_label = np.array([self.ids[position] in self._labelled for position in self.shown], bool)
+        if not has_label.any():
+            raise ConfigError(
+                f"training.labelled_per_batch: none of the {len(self.shown)} images to train on has a label; write null"
+            )
+        if labelled_per_batch < batch and has_label.all():
+            raise ConfigError(
+                f"training.labelled_per_batch: all {len(self.shown)} images to train on have a label, and the other "
+                f"{batch - labelled_per_batch} of a batch would be none; write null"
+            )
+        streams = [Stream(self.shown[has_label], labelled_per_batch, f"{self.seed}")]
+        if labelled_per_batch < batch:
+            streams.append(Stream(self.shown[~has_label], batch - labelled_per_batch, f"{self.seed}/unlabelled"))
+        return streams
 
     def batch(self, step: int) -> Batch:
         own = slice(*(self.training.batch * i // self.share[1] for i in (self.share[0], self.share[0] + 1)))
@@ -127,9 +163,17 @@ class Loader:
 
     def positions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Which images a step shows, and in which epoch of each."""
-        numbers = step * self.training.batch + np.arange(self.training.batch)
-        epochs = numbers // len(self.shown)
-        positions = np.array([self._permutation(int(epoch))[n % len(self.shown)] for n, epoch in zip(numbers, epochs)])
+        drawn = [self._drawn(stream, step) for stream in self._streams]
+        # evenly spread, so that parts of a batch and processes get labelled images alike
+        place = np.concatenate([(np.arange(stream.count) + 0.5) / stream.count for stream in self._streams])
+        order = np.argsort(place, kind="stable")
+        positions, epochs = (np.concatenate(of_all)[order] for of_all in zip(*drawn))
+        return positions, epochs
+
+    def _drawn(self, stream: "Stream", step: int) -> tuple[np.ndarray, np.ndarray]:
+        numbers, size = step * stream.count + np.arange(stream.count), len(stream.positions)
+        epochs = numbers // size
+        positions = np.array([self._permutation(stream, int(epoch))[n % size] for n, epoch in zip(numbers, epochs)])
         return positions, epochs
 
     def views_at(self, positions: np.ndarray, epochs: np.ndarray) -> np.ndarray:
@@ -148,7 +192,8 @@ class Loader:
     def class_shares(self, images: int = 2000) -> Tensor:
         """[K]: each class's part of the labelled pixels, of all images or of these many of them."""
         counts = np.zeros(256)
-        for position in scan_order(self.ids)[self.training.held_out :][:images]:
+        order = [position for position in scan_order(self.ids)[self.training.held_out :] if self.ids[position] in self._labelled]
+        for position in order[:images]:
             label = self.samples.read(self.sample, np.array([position]), np.array([0]))["label"]
             counts += np.bincount(torch.as_tensor(label).cpu().numpy().ravel(), minlength=256)
         counts = counts[: len(self.dataset.classes)]
@@ -170,18 +215,18 @@ class Loader:
                 f"fetches each block once an epoch, `pipeline cache pull` each once and for all"
             )
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if self._order[0] != epoch:
-            block, window = self.training.shuffle_block, self.training.shuffle_window
-            self._order = (
+    def _permutation(self, stream: "Stream", epoch: int) -> np.ndarray:
+        if stream.order[0] != epoch:
+            block, window, positions = self.training.shuffle_block, self.training.shuffle_window, stream.positions
+            stream.order = (
                 epoch,
-                self.shown[
-                    block_shuffled(self.seed, epoch, self.shown // block, window)
+                positions[
+                    block_shuffled(stream.seed, epoch, positions // block, window)
                     if block
-                    else permutation(self.seed, epoch, len(self.shown))
+                    else permutation(stream.seed, epoch, len(positions))
                 ],
             )
-        return self._order[1]
+        return stream.order[1]
 
     def _matrices(self, positions, numbers) -> Tensor:
         if self.cached is not None:
@@ -236,12 +281,12 @@ def scan_order(ids: Sequence[str]) -> list[int]:
     return sorted(range(len(ids)), key=lambda position: text_digest(ids[position], 8))
 
 
-def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+def permutation(seed: int | str, epoch: int, count: int) -> np.ndarray:
     """The order of `count` images in one epoch."""
     return _generator(seed, epoch).permutation(count)
 
 
-def block_shuffled(seed: int, epoch: int, blocks_N: np.ndarray, window: int) -> np.ndarray:
+def block_shuffled(seed: int | str, epoch: int, blocks_N: np.ndarray, window: int) -> np.ndarray:
     """The order in one epoch of images that lie in these blocks: the blocks in random order, `window` of them at a time, and
     their images shuffled. So each block is done with before the next window begins."""
     draw, numbers_N = _generator(seed, epoch), np.unique(blocks_N, return_inverse=True)[1]
@@ -249,7 +294,7 @@ def block_shuffled(seed: int, epoch: int, blocks_N: np.ndarray, window: int) -> 
     return np.lexsort((draw.random(len(blocks_N)), windows_N))
 
 
-def _generator(seed: int, epoch: int) -> np.random.Generator:
+def _generator(seed: int | str, epoch: int) -> np.random.Generator:
     key = int.from_bytes(text_digest(f"{seed}/{epoch}", 8), "little")
     return np.random.Generator(np.random.Philox(key=key))
 

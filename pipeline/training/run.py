@@ -37,10 +37,11 @@ from pipeline.progress import Progress, say
 from pipeline.stopping import Stopped, in_order
 from pipeline.training import distributed
 from pipeline.training.loading import Loader, ahead
-from pipeline.training.step import Step
+from pipeline.training.step import LABELLED, Step
 
 Validate = Callable[[nn.Module], dict[str, float]]
 SPLIT = "val"  # which validations score
+FROM_LABELS = ("labels", "existence")  # terms that are 0 in a batch without a label
 POINTS = 400  # of a curve, whatever the number of steps
 
 
@@ -225,7 +226,7 @@ class Run:
             return
         self._write_curves()  # again: DVC deletes a stage's outs before it runs a finished one
         shutil.rmtree(self.folder / "curves", ignore_errors=True)
-        for name in self.curves[-1]:
+        for name in _names(self.curves):
             if name != "step":
                 known = [{"step": row["step"], name: row[name]} for row in self.curves if name in row]
                 write_tsv(self.folder / "curves" / f"{name}.tsv", known)
@@ -316,7 +317,7 @@ def _fit(run: Run, step: Step, loader: Loader, what: str, validation: Validate |
                 saved, since = number + 1, now
             if stops:
                 raise Stopped(asked[0], f"{number + 1} of {training.steps} steps are kept")
-            shown = run.curves[-1]["labels"] if run.curves else math.nan
+            shown = run.curves[-1].get("labels", math.nan) if run.curves else math.nan
             scored = f", {SPLIT} mean IoU {run.validations[-1]['mean_iou']:.3f}" if run.validations else ""
             progress.advance(1, f"loss {shown:.3f}{scored}")
             if last:
@@ -336,23 +337,31 @@ def _refuse_step(run: Run, step: Step, number: int, values) -> None:
 
 
 def _window(pending, folder) -> dict:
+    """Each term's mean over these steps; of what is learned from labels, over the steps that showed one."""
     found: dict[str, list[float]] = {}  # a term that has not begun yet has no values
     for number, values in pending:
+        unlabelled = float(values.get(LABELLED, 1.0)) == 0
         for name, value in values.items():
             if not math.isfinite(value := float(value)):
                 raise PipelineError(
                     f"{folder}: step {number}: the term {name!r} is {value}; lower its weight or the "
                     f"learning rate (the last checkpoint is from before)"
                 )
-            found.setdefault(name, []).append(value)
+            if not (unlabelled and name in FROM_LABELS):
+                found.setdefault(name, []).append(value)
     return {"step": pending[-1][0] + 1, **{name: sum(values) / len(values) for name, values in found.items()}}
+
+
+def _names(curves: list[dict]) -> list[str]:
+    """The columns, in the order of the last row; a window without a label has no cross-entropy."""
+    return list(dict.fromkeys(name for row in reversed(curves) for name in row))
 
 
 def draw_curves(path: Path, curves: list[dict], validations: Sequence[dict] = ()) -> None:
     """One small panel a term, so that terms of very different size can all be read."""
     from matplotlib.figure import Figure
 
-    names = [name for name in curves[-1] if name != "step"]
+    names = [name for name in _names(curves) if name != "step"]
     if validations:
         names.append("val mean IoU")
         curves = [*curves, *({"step": row["step"], names[-1]: row["mean_iou"]} for row in validations)]

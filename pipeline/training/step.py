@@ -36,6 +36,11 @@ def labelled_weight(labels_BHW: Tensor, weights_K: Tensor) -> Tensor:
     return torch.cat([weights_K, weights_K.new_zeros(256 - len(weights_K))])[labels_BHW.int()].sum()
 
 
+def has_label(labels_BHW: Tensor) -> Tensor:
+    """[B] bool: whether any pixel is labelled."""
+    return (labels_BHW != IGNORE).flatten(1).any(dim=1)
+
+
 def existence_loss(existence_BL: Tensor, flags_BL: Tensor) -> Tensor:
     """Binary cross-entropy on logits, mean over known flags (255 = unknown)."""
     known = flags_BL != IGNORE
@@ -64,12 +69,24 @@ def class_weights(dataset: DatasetBase, training: Training, device, shares_K: Te
     return weights
 
 
+LABELLED = "labelled"  # among a step's values: the part of its images that has a label
+
+
 class Step:
     """`model`, `losses` (by the method's terms), optimiser and schedule; called with a batch it makes one update."""
 
     def __init__(
-        self, model: nn.Module, terms: Sequence[Term], losses: Sequence[nn.Module], training: Training, weights_K: Tensor, seed: int
+        self,
+        model: nn.Module,
+        terms: Sequence[Term],
+        losses: Sequence[nn.Module],
+        training: Training,
+        weights_K: Tensor,
+        seed: int,
+        partly_labelled: bool = False,
     ):
+        """`partly_labelled`: batches hold images without a label; a step's values then say which part of its images has one."""
+        self.partly_labelled = partly_labelled
         device = weights_K.device
         if training.compile == "graphs" and training.accumulate > 1:
             raise ConfigError(
@@ -147,6 +164,8 @@ class Step:
             (total / len(parts)).backward()
             for name, (_, value) in terms.items():
                 values[name] = values.get(name, 0) + value.detach() / len(parts)
+        if self.partly_labelled:
+            values[LABELLED] = has_label(batch.labels_BHW).float().mean()
         distributed.all_reduce_mean([*values.values(), *(p.grad for p in self._parameters() if p.grad is not None)])
         self.optimiser.step()
         if self.mean:
@@ -154,21 +173,22 @@ class Step:
         return values, norms
 
     def held_out(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Each term's mean over these images, unweighted, also where its weight is 0: in eval mode, of the weights as they are
-        (not their running mean)."""
+        """Each term's mean over these images (cross-entropy's over those with a label), unweighted, also where its weight is 0: in
+        eval mode, of the weights as they are (not their running mean)."""
         self.model.eval(), self.losses.eval()
         sums: dict[str, float] = {}
-        images = 0
+        images: dict[str, int] = {}
         for batch in batches:
             with torch.no_grad():
                 output = as_float(self.model(batch.images_B3HW, batch.labels_BHW))
             assert output.logits is not None  # or training would have been refused
             terms = {"labels": cross_entropy(output.logits, batch.labels_BHW, self.weights_K)}
             terms |= {name: loss(output, batch) for name, (_, loss) in self.terms.items()}
-            images += len(batch.labels_BHW)
             for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(batch.labels_BHW)
-        return {name: value / images for name, value in sums.items()}
+                counted = int(has_label(batch.labels_BHW).sum()) if name == "labels" else len(batch.labels_BHW)
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) * counted
+                images[name] = images.get(name, 0) + counted
+        return {name: value / max(1, images[name]) for name, value in sums.items()}
 
     @contextmanager
     def leaving(self) -> Iterator[nn.Module]:

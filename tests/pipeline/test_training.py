@@ -12,6 +12,7 @@ from pipeline.datasets.base import DatasetBase
 from pipeline.errors import ConfigError
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output
+from pipeline.training import run as runs
 from pipeline.training import step as steps
 from pipeline.training.loading import photometric
 
@@ -55,6 +56,33 @@ def test_cross_entropy_without_a_labelled_pixel_is_zero_with_zero_gradient():
     assert loss == 0 and logits.grad.abs().max() == 0
 
 
+def test_images_without_a_label_change_nothing_that_is_learned_from_labels():
+    """Cross-entropy is the mean over labelled pixels, whatever else is in the batch."""
+    logits = torch.randn(4, 3, 2, 2, requires_grad=True)
+    labels = torch.full((4, 2, 2), 255, dtype=torch.uint8)
+    labels[1] = torch.tensor([[0, 1], [2, 255]])
+    loss = steps.cross_entropy(logits, labels, torch.ones(3))
+    alone = steps.cross_entropy(logits[1:2], labels[1:2], torch.ones(3))
+    assert torch.equal(loss, alone)
+    loss.backward()
+    assert (logits.grad[[0, 2, 3]] == 0).all() and (logits.grad[1] != 0).any()
+
+
+def test_curves_of_what_is_learned_from_labels_are_means_over_steps_that_showed_one():
+    step = steps.Step(student(), terms(), [Pull()], SETTINGS, torch.ones(5), seed=0, partly_labelled=True)
+    unlabelled = dataclasses.replace(batch(1), labels_BHW=torch.full((2, 16, 24), 255, dtype=torch.uint8))
+    half = batch(2)
+    half.labels_BHW[1] = 255
+    pending = [(number, step(one)[0]) for number, one in enumerate((batch(0), unlabelled, half))]
+    assert [float(values["labelled"]) for _, values in pending] == [1.0, 0.0, 0.5] and float(pending[1][1]["labels"]) == 0
+    point = runs._window(pending, "run")
+    assert point["labels"] == pytest.approx((float(pending[0][1]["labels"]) + float(pending[2][1]["labels"])) / 2)
+    assert point["pull"] == pytest.approx(sum(float(values["pull"]) for _, values in pending) / 3) and point["labelled"] == 0.5
+    assert "labels" not in runs._window(pending[1:2], "run")
+    held_out = step.held_out([unlabelled, half])
+    assert held_out["labels"] == pytest.approx(step.held_out([half])["labels"])  # over images with a label
+
+
 def test_coarse_logits_are_upsampled_to_the_labels():
     torch.manual_seed(0)
     logits, labels = torch.randn(1, 3, 2, 3), torch.randint(0, 3, (1, 16, 24)).to(torch.uint8)
@@ -79,6 +107,19 @@ def test_a_background_weight_needs_a_background_class():
     roads = Sky()
     roads.background = 0
     assert steps.class_weights(roads, SETTINGS, "cpu").tolist() == pytest.approx([0.4, 1.0])
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        (dict(labelled_per_batch=3), "3 images are more than a batch of 2"),
+        (dict(labelled_per_batch=1, shuffle_block=8), "which shuffle_block can't"),
+    ],
+)
+def test_labelled_images_of_a_batch_fit_into_it(keys, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SETTINGS, batch=2, **keys)
+    assert dataclasses.replace(SETTINGS, batch=2, labelled_per_batch=2, shuffle_block=8).labelled_per_batch == 2
 
 
 def test_the_learning_rate_falls_by_the_poly_rule():

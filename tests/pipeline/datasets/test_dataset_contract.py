@@ -173,6 +173,23 @@ def test_files_exist_and_the_image_comes_first(dataset):
         assert files and all(isinstance(path, Path) and path.is_file() for path in files)
 
 
+def test_whether_an_image_has_a_label_is_known_without_reading_it(dataset):
+    for image_id in every_id(dataset):
+        found = dataset.label(image_id) is not None or dataset.existence(image_id) is not None
+        assert dataset.has_label(image_id) == found, image_id
+
+
+def test_a_part_of_the_labels_is_drawn_from_the_training_images_and_the_readers_own_labels_stay(dataset):
+    with_label = {image_id for image_id in dataset.ids("train") if dataset.has_label(image_id)}
+    try:
+        dataset.labelled_part = 0.5 if len(with_label) > 1 else 1.0
+        shown = dataset.shown_labels()
+        assert shown is None if len(with_label) == 1 else shown < with_label and len(shown) == round(len(with_label) / 2)
+        assert all(dataset.label(image_id) is not None for image_id in with_label if dataset.label(image_id) is not None)
+    finally:
+        dataset.labelled_part = None
+
+
 def test_a_missing_image_is_named(dataset):
     image_id = dataset.ids("train")[-1]
     path = dataset.files(image_id)[0]

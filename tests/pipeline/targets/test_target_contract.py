@@ -123,6 +123,8 @@ def test_rows_tell_images_apart(target):
 
 @each_target
 def test_gradients_are_finite_and_not_all_zero(target):
+    if all(np.dtype(field.dtype).kind == "u" and not field.absolute_error for field in target.fields(CONTEXT).values()):
+        pytest.skip("classes have no gradient")
     output, labels_BHW = teacher()
     leaves = [output.logits, output.existence, *output.features.values()]
     for leaf in leaves:

@@ -1,0 +1,211 @@
+"""A part of the labels, all images (`dataset.labelled_part`): what is hidden stays hidden, one cache serves any part, and batches
+mix images with and without a label."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from pipeline.errors import ConfigError
+from pipeline.teacher.experiment import Experiment as Parts
+from pipeline.training.loading import Loader
+
+SHOWN = 5  # of 13
+
+
+@pytest.fixture(scope="module")
+def few(cached_experiment, tmp_path_factory):
+    """The cached experiment with a part of the labels, and its cache filled for them."""
+    folder = tmp_path_factory.mktemp("few") / "experiment"
+    shutil.copytree(cached_experiment.folder, folder)
+    experiment = type(cached_experiment)(folder)
+    raw = yaml.safe_load(experiment.config.read_text())
+    raw["dataset"]["labelled_part"] = 0.4
+    raw["targets"] = {
+        "graph": dict(type="affinity", layer="high", regions="both"),
+        "logits": dict(type="logits"),
+        "pseudo": dict(type="pseudo_labels"),
+    }
+    raw["methods"] = {
+        "plain": [],
+        "pseudo": [dict(loss="pseudo_labels", reads=["pseudo"], weight=1.0)],
+        "both": [
+            dict(loss="affinity", reads=["graph"], weight=1.0),
+            dict(loss="kd", reads=["logits"], weight=1.0, temperature=1.0),
+        ],
+    }
+    raw["training"] |= dict(steps=6, labelled_per_batch=1, existence_weight=0.1)
+    experiment.config.write_text(yaml.safe_dump(raw))
+    experiment.do("cache-teacher")
+    return experiment
+
+
+def parts(experiment, monkeypatch, *overrides):
+    from pipeline import config
+
+    monkeypatch.chdir(experiment.folder)
+    return Parts(config.load(experiment.config, overrides), Path("cache"), Path("teachers/toy.safetensors"))
+
+
+def loader_of(found: Parts, method: str = "both", **keys) -> Loader:
+    training = found.config.training
+    return Loader(
+        found.samples(),
+        found.sample,
+        found.ids,
+        dataset=found.source,
+        content=found.config.prepare.size,
+        views=found.config.views,
+        training=training,
+        seed=0,
+        device="cpu",
+        labelled=found.labelled,
+        labelled_per_batch=found.labelled_per_batch(training, from_labels=method == "plain"),
+        **keys,
+    )
+
+
+def test_hidden_labels_and_flags_are_read_by_nobody_and_the_others_by_all(few, monkeypatch):
+    found = parts(few, monkeypatch)
+    whole = parts(few, monkeypatch, "dataset.labelled_part=null")
+    every = np.arange(13), np.zeros(13, int)
+    for how in (dict(memory="ram"), dict(memory="disk"), dict(memory="device", device="cpu")):
+        rows, all_rows = (one.samples(**how).read(one.sample, *every) for one in (found, whole))
+        shown = np.array([image_id in found.shown_labels for image_id in found.ids])
+        assert shown.sum() == SHOWN
+        for name in ("label", "existence"):
+            mine, theirs = np.asarray(rows[name]), np.asarray(all_rows[name])
+            assert (mine[~shown] == 255).all() and np.array_equal(mine[shown], theirs[shown])
+            assert (theirs != 255).reshape(13, -1).any(axis=1).all()  # what is hidden is there
+        assert np.array_equal(np.asarray(rows["image"]), np.asarray(all_rows["image"]))
+
+
+def test_what_is_hidden_decides_nothing(few, tmp_path, monkeypatch):
+    """Another dataset, with other labels where they are hidden: the same rows and the same student."""
+    folder = tmp_path / "other"
+    shutil.copytree(few.folder, folder)
+    other = type(few)(folder)
+    shown, root = parts(few, monkeypatch).shown_labels, folder / "data/toy"
+    for path in [root / "list/train_gt.txt"]:
+        lines = path.read_text().splitlines()
+        for number, line in enumerate(lines):
+            image, label, *flags = line.split()
+            if image.strip("/").removesuffix(".jpg") not in shown:
+                pixels = np.array(Image.open(root / label.lstrip("/")))
+                Image.fromarray(np.where(pixels == 0, 3, 0).astype(np.uint8)).save(root / label.lstrip("/"))
+                lines[number] = " ".join([image, label, *("01"[flag == "0"] for flag in flags)])
+        path.write_text("\n".join(lines) + "\n")
+    shutil.rmtree(folder / "cache")
+    weights = []
+    for experiment in (few, other):
+        if experiment is other:
+            experiment.do("prepare"), experiment.do("cache-teacher")
+        result = experiment.train("both")
+        assert result.exit_code == 0, result.output
+        weights.append(load_file(experiment.folder / "runs/toy/erfnet-both-0/weights.safetensors"))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    rows = []
+    for experiment in (few, other):
+        found = parts(experiment, monkeypatch)
+        store, passes = found.open_cache(found.targets)
+        crcs = [store.stored_crcs("v001", pass_.folder, np.array([store.row_of[i] for i in found.ids])) for pass_ in passes]
+        rows.append([{name: values.tolist() for name, values in crc.items()} for crc in crcs])
+    assert rows[0] == rows[1]
+
+
+def test_one_cache_serves_any_part_and_only_what_looks_at_labels_is_filled_again(few, monkeypatch):
+    passes = {
+        part: {name: pass_.folder for name, (_, pass_) in parts(few, monkeypatch, f"dataset.labelled_part={part}").targets.items()}
+        for part in ("null", "0.4", "0.8", "1.0")
+    }
+    for name in ("logits", "pseudo"):
+        assert len({found[name] for found in passes.values()}) == 1
+    assert passes["null"]["graph"] == passes["1.0"]["graph"] and len({found["graph"] for found in passes.values()}) == 3
+
+    marks = {path: path.stat().st_mtime_ns for path in few.store("targets").glob("done/*/*.json")}
+    assert "blocks filled now" in few.do("cache-teacher", "--set", "dataset.labelled_part=0.8")
+    after = set(few.store("targets").glob("done/*/*.json"))
+    fresh = after - set(marks)
+    assert len(fresh) == 3 * 2 and {path.name.split(".")[1] for path in fresh} == {passes["0.8"]["graph"][-8:]}
+    assert all(path.stat().st_mtime_ns == time for path, time in marks.items())
+    assert "0 blocks filled now" in few.do("cache-teacher")
+
+
+def test_a_batch_has_so_many_labelled_images_evenly_spread_and_each_stream_goes_through_its_images(few, monkeypatch):
+    found = parts(few, monkeypatch, "training.labelled_per_batch=2")
+    loader = loader_of(found)
+    has_label = np.array([image_id in found.shown_labels for image_id in found.ids])
+    drawn = [loader.positions(step) for step in range(20)]
+    assert all(has_label[positions].tolist() == [True, False, True, False] for positions, _ in drawn)
+    for kind, count in ((True, SHOWN), (False, 13 - SHOWN)):
+        shown = [(int(epoch), int(p)) for positions, epochs in drawn for p, epoch in zip(positions, epochs) if has_label[p] == kind]
+        assert [epoch for epoch, _ in shown] == [n // count for n in range(40)]
+        for epoch in range(40 // count):
+            assert sorted(p for e, p in shown if e == epoch) == np.flatnonzero(has_label == kind).tolist()
+    assert loader.partly_labelled
+    halves = [loader_of(found, share=(i, 2)).batch(3).labels_BHW for i in (0, 1)]
+    assert [int((half != 255).flatten(1).any(1).sum()) for half in halves] == [1, 1]
+
+
+def test_a_method_that_learns_from_labels_alone_sees_no_other_images(few, monkeypatch):
+    found = parts(few, monkeypatch)
+    plain = loader_of(found, "plain")
+    assert {
+        found.ids[p] for step in range(10) for p in plain.positions(step)[0]
+    } == found.shown_labels and not plain.partly_labelled
+    alike = loader_of(parts(few, monkeypatch, "training.labelled_per_batch=null"))
+    assert {int(p) for step in range(13) for p in alike.positions(step)[0]} == set(range(13)) and alike.partly_labelled
+    with pytest.raises(ConfigError, match="all 13 images to train on have a label"):
+        loader_of(parts(few, monkeypatch, "dataset.labelled_part=null"))
+
+
+def test_runs_curves_and_the_commands_say_how_many_labels_there_are(few):
+    assert f"train: 13 images, {SHOWN} labelled, {13 - SHOWN} with labels that labelled_part hides" in few.do("doctor")
+    said = f"{SHOWN} of 13 training images have labels (dataset.labelled_part: 0.4)"
+    for command in ("prepare", "plan", "inspect"):
+        assert said in few.do(command), command
+    for method in ("plain", "pseudo"):
+        assert few.train(method).exit_code == 0
+        few.do("evaluate", "--student", "erfnet", "--method", method, "--seed", "0")
+    run = few.folder / "runs/toy/erfnet-pseudo-0"
+    record = json.loads((run / "run.json").read_text())
+    assert record["labelled"] == {"part": 0.4, "seed": 0, "images": SHOWN, "digest": record["labelled"]["digest"]}
+    with open(run / "curves.tsv") as file:
+        assert {float(row["labelled"]) for row in csv.DictReader(file, delimiter="\t")} == {0.25}
+    assert "labelled" not in (few.folder / "runs/toy/erfnet-plain-0/curves.tsv").read_text()
+    assert "Students saw the labels of 5 training images (dataset.labelled_part: 0.4, seed 0)" in few.do("report")
+    assert "is allowed" in few.do("verify", "--recompute", "4")
+
+
+def test_a_folder_alone_does_not_know_which_labels_were_used(few):
+    import pipeline
+
+    with pytest.raises(pipeline.errors.StoreError, match="only the config says which"):
+        pipeline.open_cache(few.store("targets"))
+    cache = pipeline.open_cache(few.store("targets"), targets=[path for path in stored(few) if not path.startswith("affinity")])
+    assert len(cache) == 13
+
+
+def stored(experiment) -> list[str]:
+    return [path.stem for path in experiment.store("targets").glob("passes/*.json") if not path.stem.startswith("matrix")]
+
+
+def test_the_api_hides_what_training_does_not_see(few, monkeypatch):
+    import pipeline
+
+    monkeypatch.chdir(few.folder)
+    cache, shown = pipeline.open_cache("toy.yaml"), parts(few, monkeypatch).shown_labels
+    for image_id in cache.ids:
+        assert bool((cache[image_id].label_HW != 255).any()) == (image_id in shown)
+
+
+def test_a_part_of_less_than_one_image_stops_prepare(few):
+    result = few.run("prepare", "--set", "dataset.labelled_part=0.01")
+    assert result.exit_code == 1 and "is less than one; write 0.08 or more" in result.stderr
