@@ -1,6 +1,7 @@
 """Stage two: train a student with a method, against cached targets; no teacher in memory (a study may ask for a live one)."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import lookup, records
@@ -18,13 +19,28 @@ from pipeline.training import step as steps
 from pipeline.training.loading import CachedTargets, Loader
 
 
-def run(experiment: Experiment, *, student: str, method: str, seed: int, folder: Path, device: str, live: bool = False) -> str:
+def run(
+    experiment: Experiment,
+    *,
+    student: str,
+    method: str,
+    seed: int,
+    folder: Path,
+    device: str,
+    live: bool = False,
+    log: Sequence[str] = (),
+) -> str:
     """Trains to the last step, resuming from the last checkpoint; writes the run's folder.
 
     `live`: the teacher answers at each step, on the same images and views, and no cache is needed. Otherwise raises StoreError,
     naming what differs, if the cache was made from other weights, data, preprocessing, views or targets than this config asks
-    for, or is not whole.
+    for, or is not whole. `log` names loggers (pipeline/training/loggers.py).
     """
+    logs = None
+    if log:
+        from pipeline.training.loggers import Logs
+
+        logs = Logs(log)
     config, source = experiment.config, experiment.source
     plugin, terms, training = config.student(student), config.method(method), config.training
     device = distributed.start(device)
@@ -111,5 +127,5 @@ def run(experiment: Experiment, *, student: str, method: str, seed: int, folder:
     step = steps.Step(model, terms, losses, training, weights_K, seed, loader.partly_labelled)
     validation = validating.Validation(source, config.prepare, training, weights_K) if training.validate_every else None
     run = runs.Run(folder, record, config.text)
-    runs.fit(run, step, loader, folder.name, validation)
+    runs.fit(run, step, loader, folder.name, validation, logs)
     return f"{run.weights}: {run.in_words(training)}"

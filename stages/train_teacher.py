@@ -1,6 +1,7 @@
 """Train the teacher on the prepared images, or take the checkpoint that the YAML names."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import lookup, records, weights
@@ -18,7 +19,7 @@ from pipeline.training import step as steps
 from pipeline.training.loading import Loader
 
 
-def run(experiment: Experiment, *, folder: Path, report: Path, device: str) -> str:
+def run(experiment: Experiment, *, folder: Path, report: Path, device: str, log: Sequence[str] = ()) -> str:
     """Writes the weights and a report with their digest. Resumes from its last checkpoint."""
     config, source, weights_file = experiment.config, experiment.source, experiment.weights_file
     teacher, size = config.teacher, config.prepare.size
@@ -45,7 +46,7 @@ def run(experiment: Experiment, *, folder: Path, report: Path, device: str) -> s
             device,
             "teacher_training",
         )
-        trained = _train(experiment, model, config.teacher_training, folder, device)
+        trained = _train(experiment, model, config.teacher_training, folder, device, log)
         line = f"{weights_file}: {teacher.model.name}, {trained.in_words(config.teacher_training)}"
         found = trained.outcome(config.teacher_training)
     if not distributed.is_main_process():
@@ -56,7 +57,12 @@ def run(experiment: Experiment, *, folder: Path, report: Path, device: str) -> s
     return line
 
 
-def _train(experiment: Experiment, model: ModelBase, training: Training, folder: Path, device: str) -> runs.Run:
+def _train(experiment: Experiment, model: ModelBase, training: Training, folder: Path, device: str, log: Sequence[str]) -> runs.Run:
+    logs = None
+    if log:
+        from pipeline.training.loggers import Logs
+
+        logs = Logs(log)
     config, source, teacher = experiment.config, experiment.source, experiment.config.teacher
     store, sample, images = experiment.pixels, experiment.sample, experiment.images
     prepared.require_labels(store, sample, images, source, "the teacher is trained on labels")
@@ -105,6 +111,6 @@ def _train(experiment: Experiment, model: ModelBase, training: Training, folder:
     step = steps.Step(model, [], [], training, weights_K, 0, loader.partly_labelled)
     validation = validating.Validation(source, config.prepare, training, weights_K) if training.validate_every else None
     run = runs.Run(folder, record, config.text)
-    runs.fit(run, step, loader, "training the teacher", validation)
+    runs.fit(run, step, loader, "training the teacher", validation, logs)
     model.load_state_dict(run.kept(step))
     return run

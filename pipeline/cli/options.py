@@ -56,6 +56,14 @@ device = click.option(
 deterministic = click.option(
     "--deterministic", is_flag=True, help="Resume to the same bits on a GPU too, at some cost in speed; a CPU always does."
 )
+log = click.option(
+    "--log",
+    multiple=True,
+    metavar="NAME",
+    envvar="PIPELINE_LOG",
+    show_envvar=True,
+    help="Also send the curves to dvclive, tensorboard, wandb or mlflow while training. May be repeated.",
+)
 workers = click.option(
     "--workers",
     type=click.IntRange(min=1),

@@ -119,7 +119,8 @@ def prepare(config, overrides, root, workers, skip_bad):
 @options.root
 @options.device
 @options.deterministic
-def train_teacher(config, overrides, root, device, deterministic):
+@options.log
+def train_teacher(config, overrides, root, device, deterministic, log):
     """Train the teacher, or copy the checkpoint that the file names.
 
     Reads the prepared store, writes teachers/<config>.safetensors. Resumes from its last checkpoint.
@@ -137,6 +138,7 @@ def train_teacher(config, overrides, root, device, deterministic):
                 folder=Path("runs") / cfg.name / "teacher",
                 report=Path("reports/teacher") / f"{cfg.name}.json",
                 device=options.pick(device, deterministic),
+                log=log,
             )
         )
         options.say_next("cache-teacher", config, overrides, root)
@@ -234,7 +236,8 @@ def cache_teacher(config, overrides, root, device, batch, workers, threads, sche
 @options.root
 @options.device
 @options.deterministic
-def train_student(config, overrides, student, method, seed, root, device, deterministic):
+@options.log
+def train_student(config, overrides, student, method, seed, root, device, deterministic, log):
     """Stage two: train a student with a method against the cached targets, without the teacher.
 
     Reads the prepared store and the cache, writes runs/<config>/<student>-<method>-<seed>/. Refuses a cache that was made from
@@ -255,6 +258,7 @@ def train_student(config, overrides, student, method, seed, root, device, determ
                 seed=seed,
                 folder=Path("runs") / cfg.name / options.run_name(student, method, seed),
                 device=options.pick(device, deterministic),
+                log=log,
             )
         )
         options.say_next("evaluate", config, overrides, None, "--student", student, "--method", method, "--seed", seed)

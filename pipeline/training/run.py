@@ -21,9 +21,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,10 @@ from pipeline.progress import Progress, say
 from pipeline.stopping import Stopped, in_order
 from pipeline.training import distributed
 from pipeline.training.loading import Loader, ahead
-from pipeline.training.step import LABELLED, Step
+from pipeline.training.step import LABELLED, Step, learning_rate
+
+if TYPE_CHECKING:
+    from pipeline.training.loggers import Logs
 
 Validate = Callable[[nn.Module], dict[str, float]]
 SPLIT = "val"  # which validations score
@@ -248,6 +251,20 @@ class Run:
         kept = best["step"] if training.keep == "best" else last
         return {"split": SPLIT, "best": best, "kept_step": kept, "ended_early": last < training.steps}
 
+    def told(self, steps: int) -> dict[str, float]:
+        """What loggers are told after so many steps, if it is the last of a point of the curves, a norm or a validation."""
+        rows = {"train": self.curves, "norm": self.norms, SPLIT: self.validations}
+        return _named({kind: found[-1] for kind, found in rows.items() if found}, steps)
+
+    def history(self) -> list[tuple[int, dict[str, float]]]:
+        """The same of every step so far."""
+        found: dict[int, dict[str, float]] = {}
+        for kind, rows in (("train", self.curves), ("norm", self.norms), (SPLIT, self.validations)):
+            for row in rows:
+                steps = row["step"] + (kind == "norm")
+                found.setdefault(steps, {}).update(_named({kind: row}, steps))
+        return sorted(found.items())
+
     def in_words(self, training: Training) -> str:
         """What came of a run that has ended."""
         last = self.curves[-1]
@@ -259,23 +276,41 @@ class Run:
         return f"{last['step']} steps, best {SPLIT} mean IoU {best['mean_iou']:.4f} at step {best['step']} ({kept})"
 
 
-def fit(run: Run, step: Step, loader: Loader, what: str, validation: Validate | None = None) -> None:
+def _named(rows: Mapping[str, Mapping[str, float]], steps: int) -> dict[str, float]:
+    """{"train/labels": 0.3} of the rows that belong to this number of steps; a norm is noted at the step before."""
+    return {
+        f"{kind}/{name}": value
+        for kind, row in rows.items()
+        if row["step"] + (kind == "norm") == steps
+        for name, value in row.items()
+        if name != "step"
+    }
+
+
+def fit(run: Run, step: Step, loader: Loader, what: str, validation: Validate | None = None, logs: "Logs | None" = None) -> None:
     """Train from the last checkpoint to the last step, or until no validation is better for long enough. A non-finite loss raises
     PipelineError naming step and term.
 
     SIGTERM and Ctrl-C, where they are `stoppable`, raise Stopped with the last step kept; not so among several processes, which
     would have to agree on a step: those go on from the last checkpoint.
     """
+    alone: AbstractContextManager[None] = run.alone()
+    signals: AbstractContextManager[list[int]] = in_order()
     if distributed.rank_and_world_size()[1] > 1:
-        return _fit(run, step, loader, what, validation, nullcontext([]))
-    with run.alone():
-        _fit(run, step, loader, what, validation, in_order())
+        alone, signals = nullcontext(), nullcontext([])
+    try:
+        with alone:
+            _fit(run, step, loader, what, validation, logs, signals)
+    finally:
+        if logs is not None:
+            logs.close()
 
 
-def _fit(run: Run, step: Step, loader: Loader, what: str, validation: Validate | None, signals) -> None:
+def _fit(run: Run, step: Step, loader: Loader, what: str, validation: Validate | None, logs: "Logs | None", signals: Any) -> None:
     training = step.training
     every = training.validate_every if validation is not None else 0
     begin = run.resume(step)
+    history = run.history() if logs is not None else []
     if not run.apart:
         run.open()
     window = max(1, training.steps // POINTS)
@@ -308,6 +343,9 @@ def _fit(run: Run, step: Step, loader: Loader, what: str, validation: Validate |
             if (number + 1) % window == 0 or saves:  # a checkpoint ends a window: a resumed run writes equal curves
                 run.curves.append(_window(run.pending, run.folder))
                 run.pending = []
+            if logs is not None and distributed.is_main_process():
+                if told := run.told(made):
+                    logs.log(run.folder, run.record, begin, history, made, told | {"lr": learning_rate(training, number)})
             if saves or stops:
                 if saves and training.held_out:
                     run.held_out.append({"step": number + 1, **step.held_out(loader.held_out_batches(number))})
