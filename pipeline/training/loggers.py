@@ -31,8 +31,8 @@ class Logger(Protocol):
 
 
 class DVCLive:
-    """Files below dvclive/<config>/<run>, which `dvc metrics`, `dvc plots` and the VS Code extension read while they grow: DVC looks
-    at no folder that Git ignores, as `runs` is."""
+    """Files below dvclive/<config>/<run>, which `dvc metrics`, `dvc plots` and the VS Code extension read while they grow. DVC
+    looks at no folder that Git ignores, as `runs` is."""
 
     def __init__(self, folder: Path, shown: Mapping[str, Any], begin: int, history: History):
         from dvclive import Live
