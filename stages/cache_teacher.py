@@ -52,7 +52,7 @@ def run(
     store = Store.create_or_open(
         experiment.root,
         "targets",
-        config.dataset.name,
+        experiment.home,
         identity,
         block_rows=plan.block_rows(len(images), every[1:]),
         card={"dataset": config.dataset.name, "classes": list(source.classes), "teacher": config.teacher.model.name},

@@ -10,6 +10,7 @@ from pipeline.config import Plugin, Prepare
 from pipeline.data import prepared
 from pipeline.errors import DatasetError, StoreError
 from pipeline.files import write_json
+from pipeline.identity import join_names
 from pipeline.progress import Progress, say
 from pipeline.stopping import Stopped
 from pipeline.store import ImageRow, Store, executors, image_row, plan
@@ -37,15 +38,21 @@ def run(
     source = dataset.build()
     ids = source.ids("train")
     sample = prepared.sample_pass(prepare.size, source.lanes, prepare.fit)
+    identity = prepared.identity(source, prepare)
     store = Store.create_or_open(
         root,
         "prepared",
-        dataset.name,
-        prepared.identity(source, prepare),
+        prepared.home(root, dataset, source, identity, ids),
+        identity,
         codec=prepare.codec,
         block_rows=plan.block_rows(len(ids), [sample]),
         card={"dataset": dataset.name, "classes": list(source.classes)},
     )
+    if len(dataset.homes) > 1 and store.row_of and not any(image_id in store.row_of for image_id in ids):
+        raise StoreError(
+            f"{store.folder}: holds {len(store.row_of)} images, none of them of this dataset ({join_names(ids)}); if it is another "
+            f"dataset's, write a dataset.title; if it is an old state of this one, delete that folder"
+        )
     sources = _Sources(store.path("sources.tsv"), source, ids)
     bad: dict[str, str] = {}  # image id -> file and reason, of this run
 
@@ -174,7 +181,7 @@ def _compared(store: Store, read: Iterable[tuple[ImageRow, dict]]) -> list[str]:
         raise StoreError(
             f"{store.folder}: {len(changed)} prepared images have other content on disk now, or are read otherwise, "
             f"{changed[0]!r} first; delete that folder and run `pipeline prepare` again, or, if this is "
-            f"another dataset than the store was made from, give it a --root of its own"
+            f"another dataset than the store was made from, write a dataset.title"
         )
     return same
 

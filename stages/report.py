@@ -28,7 +28,7 @@ def run(
     write_text(out / f"{name}.md", text + "\n")
     write_json(out / f"{name}.json", {name: table.summary(found, lines)})
     page_file = out / f"{name}{'' if looks is None else '-pictures'}.html"
-    cached = results.cached(cache_report, root, dataset.name)
+    cached = next(filter(None, (results.cached(cache_report, root, home) for home in dataset.homes)), None)
     write_text(
         page_file,
         page.render(

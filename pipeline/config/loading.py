@@ -15,7 +15,7 @@ import yaml
 from pipeline.config.checks import across
 from pipeline.config.keys import Faults, keys_of, keywords, section, shown
 from pipeline.config.reading import override, read_yaml
-from pipeline.config.schema import Evaluate, Labels, Plugin, Prepare, Student, Teacher, Term, Training, Views
+from pipeline.config.schema import Evaluate, Plugin, Prepare, Student, Teacher, Term, Titled, Training, Views
 from pipeline.errors import ConfigError
 from pipeline.later import leave_out
 from pipeline.lookup import absolute, add_plugins, did_you_mean, find_class
@@ -200,7 +200,12 @@ def with_later_keys(
 
 
 def read_dataset(value: Any, where: str, faults: Faults) -> Plugin | None:
-    return with_later_keys(Labels, "datasets", value, where, faults, "name", None)
+    found = with_later_keys(Titled, "datasets", value, where, faults, "name", None)
+    if found is None:
+        return None
+    args = dict(found.args)
+    title = args.pop("title", None)  # changes no value, and is in no record
+    return dataclasses.replace(found, args=args, title=title)
 
 
 def read_student(value: Any, where: str, faults: Faults, name: str) -> Plugin | None:

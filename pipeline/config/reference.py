@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from pipeline import lookup
 from pipeline.config.keys import Key, adapter, bare, keys_of, limits_of, marks_of, options_of, range_of, sentence_of, words
 from pipeline.config.loading import INJECTED
-from pipeline.config.schema import Evaluate, Labels, Photometric, Prepare, Student, Teacher, Term, Training, Views
+from pipeline.config.schema import Evaluate, Photometric, Prepare, Student, Teacher, Term, Titled, Training, Views
 
 ROOT = Path(__file__).parents[2]
 PAGE, SCHEMA = Path("docs/configuration.md"), Path("configs/schema.json")
@@ -65,7 +65,7 @@ SECTIONS = {
     "evaluate": "What is scored.",
 }
 OWN_KEYS: dict[str, tuple[type, frozenset[str]]] = {
-    "dataset": (Labels, frozenset()),
+    "dataset": (Titled, frozenset()),
     "prepare": (Prepare, frozenset()),
     "views": (Views, frozenset()),
     "teacher": (Teacher, frozenset({"model"})),
@@ -165,7 +165,7 @@ def schema() -> dict[str, Any]:
     shared: dict[str, Any] = {}
     students = entries("models", shared, Student)
     sections: dict[str, Any] = {
-        "dataset": {"anyOf": entries("datasets", shared, Labels, name_key="name")},
+        "dataset": {"anyOf": entries("datasets", shared, Titled, name_key="name")},
         "prepare": closed(Prepare, shared),
         "views": closed(Views, shared),
         "teacher": {"anyOf": entries("models", shared, Teacher, frozenset({"model"}), name_key="name")},

@@ -5,6 +5,7 @@ docs/configuration.md and the JSON Schema are made from what stands here.
 """
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +14,8 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, ValidationInfo, 
 from pydantic.dataclasses import dataclass
 
 from pipeline.later import AddedLater, leave_out
-from pipeline.lookup import find_class
+from pipeline.lookup import find_class, is_own
+from pipeline.paths import name_fault
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 LENIENT = Strict(False)  # a list for a tuple, a text for a path; what is inside stays strict
@@ -51,6 +53,18 @@ class Plugin:
     kind: str
     name: str
     args: dict[str, Any]
+    title: str | None = None  # of a dataset
+
+    @property
+    def homes(self) -> tuple[str, ...]:
+        """Of a dataset: the folders below a root where its stores may lie, the first for new ones. Datasets of one's own, which one
+        reader reads, are told apart by the names of their folders; those without lie where earlier versions put them all."""
+        if self.title is not None:
+            return (self.title,)
+        own = f"{self.name}-{os.path.basename(os.path.abspath(self.args.get('root', '')))}"
+        if self.name == "folder" or is_own(f"pipeline.datasets.{self.name}"):
+            return (self.name,) if name_fault(own) else (own, self.name)
+        return (self.name,)
 
     def build(self, **injected: Any) -> Any:
         made = find_class(self.kind, self.name)
@@ -123,6 +137,27 @@ class Labels:
         if labelled_seed and isinstance(info.data.get("labelled_part", 1.0), str | None):
             raise ValueError("nothing is drawn without a number as labelled_part; write 0, or the part")
         return labelled_seed
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Titled(Labels):
+    """The same, and what changes no value."""
+
+    title: Annotated[
+        str | None,
+        AddedLater(None),
+        Field(
+            description="Name of the folder below the cache root where the dataset's stores lie; by default the reader's name, "
+            "followed by that of the dataset's folder if the data are your own."
+        ),
+    ] = None
+
+    @field_validator("title")
+    @classmethod
+    def _is_a_name(cls, title: str | None) -> str | None:
+        if title is not None and (fault := name_fault(title)):
+            raise ValueError(f"{title!r} {fault}")
+        return title
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

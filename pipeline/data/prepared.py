@@ -6,7 +6,8 @@ width that the frame takes. H W is the canvas: the prepared size padded at the b
 networks' multiple.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -25,10 +26,12 @@ from pipeline.lookup import is_own
 from pipeline.paths import started_in
 from pipeline.progress import say
 from pipeline.store import ArrayGroup, ImageRow, Reader, Store, image_row
-from pipeline.store.files import AnyPath, locked, write
+from pipeline.store.files import AnyPath, as_path, local, locked, write
 from pipeline.store.notes import rows_of
+from pipeline.store.store import store_folder
 from pipeline.targets.base import Field
 
+FILES_COMPARED = 16  # of a store, to tell whether it is the dataset's
 AT_A_TIME = 64  # images whose labels `require_labels` looks at before it opens more
 
 
@@ -213,6 +216,39 @@ def require_labels(store: Store, sample: ArrayGroup, images: Sequence[ImageRow],
     )
 
 
+def home(root: AnyPath, plugin: Plugin, dataset: DatasetBase, record: dict, ids: Sequence[str]) -> str:
+    """The folder below the root where this dataset's stores lie: its own, unless an earlier version put them elsewhere."""
+    own, *earlier = plugin.homes
+    if earlier and not (store_folder(root, "prepared", own, record) / "store.json").exists():
+        for name in earlier:
+            if any(_is_of(store, dataset, ids) for store in _stores(as_path(root) / name, record)):
+                return name
+    return own
+
+
+def _stores(folder: AnyPath, record: dict) -> Iterator[Store]:
+    """Those below a folder that hold images prepared so, or targets of such."""
+    for path in sorted(folder.glob("*-*")) if local(folder) else []:
+        with contextlib.suppress(StoreError):  # somebody else's, perhaps
+            store = Store.open(path)
+            found = store.identity["record"]
+            if record == (found if store.kind == "prepared" else found.get("prepare")):
+                yield store
+
+
+def _is_of(store: Store, dataset: DatasetBase, ids: Sequence[str]) -> bool:
+    """Whether a store holds images of these names, whose files have the sizes that it noted, as far as both are known."""
+    common = [image_id for image_id in ids if image_id in store.row_of][:FILES_COMPARED]
+    noted = known_files(store.path("sources.tsv")) if store.kind == "prepared" else {}
+    pairs = [(_sizes(noted.get(image_id, "")), _sizes(files_now(dataset, image_id))) for image_id in common]
+    told = [before == now for before, now in pairs if before and now]
+    return bool(common) and 2 * sum(told) >= len(told)
+
+
+def _sizes(note: str) -> list[str]:
+    return [word.partition(":")[0] for word in note.split() if ":" in word]
+
+
 def _changed(store: Store, dataset: DatasetBase, prepare: Prepare, ids: Sequence[str]) -> list[str]:
     """Those of the images whose content is not what the store holds."""
     say(f"{store.folder}: comparing the content of {len(ids)} images whose files were touched")
@@ -230,7 +266,8 @@ def open_whole(
     as bad (which it says on stderr). Raises StoreError with what to run."""
     sample = sample_pass(prepare.size, dataset.lanes, prepare.fit)
     try:
-        store = Store.find(root, "prepared", plugin.name, identity(dataset, prepare))
+        record = identity(dataset, prepare)
+        store = Store.find(root, "prepared", home(root, plugin, dataset, record, ids), record)
         bad = skipped(store)
         left_out = [image_id for image_id in ids if image_id in bad]
         if left_out:

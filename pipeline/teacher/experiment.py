@@ -48,10 +48,15 @@ class Experiment:
     def sample(self) -> ArrayGroup:
         return prepared.sample_pass(self.config.prepare.size, self.source.lanes, self.config.prepare.fit)
 
+    @cached_property
+    def home(self) -> str:
+        """The folder below the root where the stores lie."""
+        config, source = self.config, self.source
+        return prepared.home(self.root, config.dataset, source, prepared.identity(source, config.prepare), source.ids("train"))
+
     def find_prepared(self) -> Store:
         """The prepared store, whole or not."""
-        config = self.config
-        return Store.find(self.root, "prepared", config.dataset.name, prepared.identity(self.source, config.prepare))
+        return Store.find(self.root, "prepared", self.home, prepared.identity(self.source, self.config.prepare))
 
     @cached_property
     def pixels(self) -> Store:
@@ -142,14 +147,12 @@ class Experiment:
 
     def find_cache(self) -> Store:
         """The cache, whole or not."""
-        return Store.find(self.root, "targets", self.config.dataset.name, self.identity)
+        return Store.find(self.root, "targets", self.home, self.identity)
 
     def open_cache(self, targets: Named) -> tuple[Store, list[ArrayGroup]]:
         """The cache and its passes, the matrices first, whole for these targets and the training images."""
         config = self.config
-        return cache.open_whole(
-            self.root, config.dataset.name, self.identity, self.images, config.views.count, targets, config.path
-        )
+        return cache.open_whole(self.root, self.home, self.identity, self.images, config.views.count, targets, config.path)
 
     def online_targets(self, names: Iterable[str], samples: Reader, *, batch: int, device: str) -> OnlineTargets:
         """The same from the teacher itself, for these samples."""
