@@ -53,7 +53,7 @@ def main():
         views = iter(range(10**6))
 
         def filler() -> tuple[BlockFiller, Store]:
-            store = Store.create_or_open(root, "targets", cfg.dataset.name, identity, block_rows=args.rows, card={})
+            store = Store.create_or_open(root, "targets", cfg.dataset.homes[0], identity, block_rows=args.rows, card={})
             store.grow(images)
             spec = Spec(
                 experiment=Experiment(cfg, root, weights_file).anywhere(),

@@ -51,7 +51,7 @@ def main():
     named = cache.target_passes({name: cfg.targets[name] for term in method for name in term.reads}, context)
     teacher_file = Path("teachers") / f"{cfg.name}.safetensors"
     identity = cache.identity(source, cfg.prepare, cfg.views, cfg.teacher, cache.weights_digest(cfg.teacher, teacher_file))
-    store = Store.find(args.root, "targets", cfg.dataset.name, identity)
+    store = Store.find(args.root, "targets", cfg.dataset.homes[0], identity)
     passes = [cache.MATRIX, *(pass_ for _, pass_ in named.values())]
     samples, host_samples = Reader(pixels, [sample], ids, 1, device=device), Reader(pixels, [sample], ids, 1)
     cached = CachedTargets(Reader(store, passes, ids, cfg.views.count, device=device, host=[cache.MATRIX]), cache.MATRIX, named)

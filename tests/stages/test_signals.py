@@ -94,7 +94,7 @@ def test_preparing_that_is_told_to_stop_goes_on_to_the_same_bytes(experiment, tm
     raw["dataset"] = dict(name="folder", root=str(pictures.parent))
     experiment.config.write_text(yaml.safe_dump(raw))
 
-    top = experiment.folder / "cache" / "folder"
+    top = experiment.folder / "cache" / f"folder-{pictures.parent.name}"
     code, out, err = stopped(experiment, signal.SIGTERM, lambda: list(top.glob("prepared-*/done/*/*.json")), "prepare")
     assert (code, out) == (75, ""), err
     assert "of 90 images are prepared; run the same command again" in said(err) and ": 90 of" not in said(err)

@@ -72,7 +72,7 @@ def test_what_another_run_has_put_into_blocks_meanwhile_is_written_where_it_stan
 def test_rows_of_other_images_than_their_block_lists_are_found_and_mended(tmp_path, dataset):
     plugin = dataset(f"{number:02d}" for number in range(16))
     run(plugin, tmp_path)
-    store = Store.find(tmp_path / "cache", "prepared", "folder", prepared.identity(plugin.build(), SIZE))
+    store = Store.find(tmp_path / "cache", "prepared", plugin.homes[0], prepared.identity(plugin.build(), SIZE))
     sample = prepared.sample_pass(SIZE.size, 0)
     first = Reader(store, [sample], [row.id for row in store.block_images(0)], 1).read(sample, np.arange(8), np.zeros(8, int))
     assert verify(store) == []
@@ -112,5 +112,5 @@ def test_a_picture_left_out_may_have_any_name_too(tmp_path, dataset):
     (tmp_path / "data/images" / f"{name}.png").write_bytes(b"no picture")
     prepare.run(dataset=plugin, prepare=SIZE, root=tmp_path / "cache", report=tmp_path / "r.json", workers=1, skip_bad=True)
     assert wrong(plugin, tmp_path) == []
-    store = Store.find(tmp_path / "cache", "prepared", "folder", prepared.identity(plugin.build(), SIZE))
+    store = Store.find(tmp_path / "cache", "prepared", plugin.homes[0], prepared.identity(plugin.build(), SIZE))
     assert list(prepared.skipped(store)) == [name]

@@ -70,7 +70,7 @@ def test_a_student_learns_from_pictures_without_labels(half_labelled, monkeypatc
     labels = Reader(store, [sample], ids, 1).read(sample, np.arange(13), np.zeros(13, int))["label"]
     assert [bool((label != 255).any()) for label in labels] == [True] * LABELLED + [False] * 10
 
-    (folder,) = (experiment.folder / "cache" / "folder").glob("targets-*")
+    (folder,) = (experiment.folder / "cache").glob("folder-*/targets-*")
     named = cache.target_passes(cfg.targets, context)
     reader = Reader(Store.open(folder), [cache.MATRIX, *(pass_ for _, pass_ in named.values())], ids, cfg.views.count)
     plain = {name: reader.read(pass_, np.arange(13), np.zeros(13, int)) for name, (_, pass_) in named.items()}
