@@ -37,6 +37,7 @@ def run(
     """
     source = dataset.build()
     ids = source.ids("train")
+    source.shown_labels()  # refused before anything is read
     sample = prepared.sample_pass(prepare.size, source.lanes, prepare.fit)
     identity = prepared.identity(source, prepare)
     store = Store.create_or_open(

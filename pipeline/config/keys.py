@@ -104,9 +104,12 @@ def adapter(made: type, without: frozenset[str] = frozenset()) -> TypeAdapter[di
     return TypeAdapter(form)  # type: ignore[arg-type]
 
 
-def keywords(made: type, mapping: Any, where: str, faults: Faults, without: frozenset[str] = frozenset()) -> dict[str, Any] | None:
-    """The mapping as keywords of a plug-in, or None and faults."""
-    found: dict[str, Any] | None = _checked(adapter(made, without).validate_python, keys_of(made, without), mapping, where, faults)
+def keywords(
+    made: type, mapping: Any, where: str, faults: Faults, without: frozenset[str] = frozenset(), others: Collection[str] = ()
+) -> dict[str, Any] | None:
+    """The mapping as keywords of a plug-in, or None and faults. `others` are keys that stand beside them, and may be meant."""
+    keys = keys_of(made, without)
+    found: dict[str, Any] | None = _checked(adapter(made, without).validate_python, keys, mapping, where, faults, others=others)
     return found
 
 
@@ -132,6 +135,7 @@ def _checked(
     where: str,
     faults: Faults,
     broken: Collection[str] = (),
+    others: Collection[str] = (),
 ) -> Any:
     """What `make` makes of the mapping, or None and faults; those of the keys in `broken` have been told."""
     mapping = {} if mapping is None else mapping
@@ -140,7 +144,9 @@ def _checked(
         return None
     strange = [name for name in mapping if name not in keys]
     for name in strange:
-        faults.add(f"{where}.{name}", f"no such key{did_you_mean(str(name), keys) or '; there are: ' + ', '.join(keys)}")
+        faults.add(
+            f"{where}.{name}", f"no such key{did_you_mean(str(name), [*keys, *others]) or '; there are: ' + ', '.join(keys)}"
+        )
     before = len(faults)
     try:
         value = make({name: value for name, value in mapping.items() if name not in strange})

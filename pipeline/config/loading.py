@@ -155,9 +155,8 @@ def read_plugin(
     except ConfigError as error:
         faults.add(f"{where}.{name_key}", str(error))
         return None
-    args = keywords(
-        made, {key: part for key, part in value.items() if key != name_key and key not in others}, where, faults, INJECTED[kind]
-    )
+    own = {key: part for key, part in value.items() if key != name_key and key not in others}
+    args = keywords(made, own, where, faults, INJECTED[kind], others)
     if args is None:
         return None
     # defaults are written out, so that an identity names them all and notices one that changed

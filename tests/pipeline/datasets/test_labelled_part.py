@@ -1,5 +1,6 @@
 """Which training images keep their labels: a part of them, drawn, or a list."""
 
+import os
 import unicodedata
 
 import numpy as np
@@ -9,7 +10,9 @@ from PIL import Image
 from pipeline.config.keys import Faults
 from pipeline.config.loading import read_dataset
 from pipeline.datasets._lists import spelt
+from pipeline.datasets.camvid import Dataset as CamVid
 from pipeline.datasets.folder import EXAMPLE
+from pipeline.datasets.folder import Dataset as Folder
 from pipeline.errors import DatasetError
 
 
@@ -74,6 +77,24 @@ def test_each_folder_of_a_path_may_be_stored_in_its_own_unicode_form(tmp_path):
     assert spelt(tmp_path, "caf\u00e9/gone\u00e9.jpg") == tmp_path / "caf\u00e9/gone\u00e9.jpg"
 
 
+@pytest.mark.skipif("CAMVID_ROOT" not in os.environ, reason="needs CAMVID_ROOT, the folder of CamVid")
+def test_a_tenth_of_camvids_labels_is_the_tenth_that_train_part_keeps():
+    root = os.environ["CAMVID_ROOT"]
+    dataset, tenth = CamVid(root=root), CamVid(root=root, train_part=0.1)
+    dataset.labelled_part = 0.1
+    assert dataset.shown_labels() == set(tenth.ids("train")) and len(dataset.shown_labels()) == 37
+    assert len(dataset.ids("train")) == 367
+
+
+@pytest.mark.skipif("IDD_LITE_ROOT" not in os.environ, reason="needs IDD_LITE_ROOT, the folder of IDD-Lite")
+def test_parts_of_idd_lite_lie_within_one_another():
+    dataset, found = Folder(root=os.environ["IDD_LITE_ROOT"]), []
+    for part in (0.03, 0.1, 0.25):
+        dataset.labelled_part = part
+        found.append(dataset.shown_labels())
+    assert found[0] < found[1] < found[2] and [len(shown) for shown in found] == [39, 129, 324]
+
+
 @pytest.mark.parametrize(
     "keys, message",
     [
@@ -82,7 +103,7 @@ def test_each_folder_of_a_path_may_be_stored_in_its_own_unicode_form(tmp_path):
         (dict(labelled_part=""), "labelled_part: expected a part above 0"),
         (dict(labelled_seed=3), "labelled_seed: nothing is drawn without a number as labelled_part"),
         (dict(labelled_part="a.txt", labelled_seed=3), "labelled_seed: nothing is drawn"),
-        (dict(labeled_part=0.1), "labeled_part: no such key"),
+        (dict(labeled_part=0.1), "labeled_part: no such key; did you mean 'labelled_part'"),
     ],
 )
 def test_keys_that_say_nothing_are_faults(keys, message):
