@@ -35,8 +35,9 @@ from pipeline.teacher import parity
 
 SEED = 0
 DEFAULT = Path(__file__).parents[1] / "configs" / "camvid-methods.yaml"
-ELSEWHERE = {  # losses that CamVid cannot show -> why
+ELSEWHERE = {  # losses that this file cannot show -> why
     "existence_kd": "reads whether each lane is there, and CamVid has no lanes; for CULane and its like",
+    "pseudo_labels": "stands for labels that are missing, and here every image has one; see few-labels.md",
 }
 
 
