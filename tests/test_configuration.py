@@ -80,3 +80,22 @@ def test_editors_find_the_faults_of_a_configuration(change, fits):
     change(raw)
     with pytest.raises(fastjsonschema.JsonSchemaException):
         fits(raw)
+
+
+def test_editors_take_plug_ins_of_ones_own_in_a_file_that_names_their_folders_alone(fits):
+    import fastjsonschema
+
+    raw = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
+    raw["dataset"] = {"name": "dashcam", "root": "data", "anything": 3}
+    raw["targets"]["edges"] = {"type": "edges"}
+    raw["students"] |= {"bisenet": None, "small": {"model": "bisenet", "width": 3}}
+    raw["methods"]["mine"] = [{"loss": "reverse_kl", "reads": ["edges"], "weight": 1.0}]
+    raw["teacher"]["name"] = "mine"
+    fits(raw | {"plugins": ["my_plugins"]})
+    for wrong in (raw, raw | {"plugins": "my_plugins"}):
+        with pytest.raises(fastjsonschema.JsonSchemaException):
+            fits(wrong)
+    raw = yaml.safe_load((ROOT / "configs/demo.yaml").read_text()) | {"plugins": ["my_plugins"]}
+    raw["targets"]["graph_mid"]["eps"] = 0  # a plug-in of the package keeps its keys
+    with pytest.raises(fastjsonschema.JsonSchemaException):
+        fits(raw)

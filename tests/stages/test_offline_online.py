@@ -249,3 +249,16 @@ def test_verify_refuses_rows_of_another_teacher(experiment, monkeypatch):
     monkeypatch.setattr(cache, "weights_digest", lambda *_: digest)
     result = experiment.run("verify", "--recompute", "10")
     assert result.exit_code == 1 and "are not this teacher's within what is declared" in result.stderr
+
+
+def test_offline_equals_online_where_frames_keep_their_aspect(experiment):
+    experiment.change(prepare={"fit": "pad"}, views={"count": 2})
+    for command in ("prepare", "cache-teacher"):
+        experiment.do(command)
+    said = experiment.do("verify", "--recompute", "8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in said.splitlines() if line.startswith("| ")]
+    allowed = {row[0]: float(row[4]) for row in rows if len(row) == 5 and row[1] == "8"}
+    assert set(allowed) == {"attention_high", "graph_high", "graph_mid", "logits"} and max(allowed.values()) <= 1
+    gradients = [float(row[3]) for row in rows if len(row) == 4 and row[0].startswith("erfnet ")]
+    assert len(gradients) == 3 and max(gradients) < 1e-2
+    assert experiment.train("intra").exit_code == 0
