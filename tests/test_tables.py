@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import tables, teacher
+from bench import demo, tables, teacher
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = [
     ("README.md", "demo-table", "demo.json", tables.text),
     ("docs/tutorial.md", "demo-table", "demo.json", tables.text),
+    ("docs/demo.md", "demo-arithmetic", "demo-arithmetic.json", demo.table),
     ("docs/roads-teacher.md", "teacher", "teacher.json", teacher.table),
 ]
 
