@@ -256,6 +256,26 @@ def load_backbone(network: nn.Module, path: str | Path, tell: Tell | None = None
     network.load_state_dict(found, strict=False)
 
 
+def load_partly(network: nn.Module, path: str | Path, tell: Tell) -> None:
+    """Puts those weights of a file into the network that fit by name and shape, and leaves the others as they are; `tell` hears
+    of both. Raises ConfigError if none fits, or a value is no number."""
+    own = network.state_dict()
+    found = fitted(renamed(network, load_file(path, tell), path), own, path, tell)
+    fits = {name: tensor for name, tensor in found.items() if name in own and tensor.shape == own[name].shape}
+    if not any(not name.endswith(COUNTER) for name in fits):
+        raise ConfigError(f"{path}: no weight fits the network: {differences(own, found)}; name a file of a network like it")
+    refuse_values(fits, own, path)
+    network.load_state_dict(fits, strict=False)
+    reshaped = [name for name in own if name in found and name not in fits]
+    left = {
+        "of another shape": reshaped,
+        "not in the file": [name for name in own if name not in found and not name.endswith(COUNTER)],
+        "not of the network": [name for name in found if name not in own],
+    }
+    said = "".join(f"; {why}: {len(names)} ({shown(names)})" for why, names in left.items() if names)
+    tell(f"{path}: takes {len(fits)} of {len(own)} weights{said}")
+
+
 def fitted(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str | Path = "", tell: Tell | None = None
 ) -> dict[str, Tensor]:

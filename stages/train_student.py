@@ -4,12 +4,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import lookup, records
+from pipeline import lookup, records, weights
 from pipeline.data import prepared
 from pipeline.errors import ConfigError
 from pipeline.models import _scaled
 from pipeline.models.base import set_precision
-from pipeline.progress import detail
+from pipeline.progress import detail, say
 from pipeline.store import Reader
 from pipeline.teacher import cache, online
 from pipeline.teacher.experiment import Experiment
@@ -61,6 +61,8 @@ def run(
         "prepared": prepared.on_record(pixels, sample, images),
         **prepared.labels_on_record(source),
     }
+    if plugin.start:
+        record["start"] = {key: weights.digest(weights.load_file(path)) for key, path in plugin.start.items()}
     if terms:
         record["contexts"] = {"student": own, "teacher": context}
     cached = None
@@ -87,6 +89,8 @@ def run(
         *(lookup.find("targets", config.targets[name].name) for name in names),
         *([_scaled] if "input_scale" in plugin.args else []),
     ]
+    if plugin.start:
+        plugins.append(weights)
     if training.validate_every:
         from pipeline.training import validation as validating
 
@@ -97,7 +101,12 @@ def run(
     record |= records.code_outside(plugins[0].Model, plugin.args)
     set_precision(training.precision)
     steps.reseed(seed, 0)
-    model = experiment.build(plugin).to(device)
+    model = experiment.build(plugin)
+    if "backbone" in plugin.start:
+        weights.load_backbone(model, plugin.start["backbone"], say)
+    if "init" in plugin.start:
+        weights.load_partly(model, plugin.start["init"], say)
+    model.to(device)
     losses = [
         term.loss.build(reads={name: cached.targets[name][0] for name in term.reads}, context=context, student=own).to(device)
         for term in terms

@@ -21,6 +21,8 @@ def across(sections: Mapping[str, Any]) -> Iterator[Fault]:
     yield from check_split(sections["dataset"], sections["evaluate"].split, "evaluate.split")
     for section in ("training", "teacher_training"):
         training = sections[section]
+        if training is not None and (training.schedule == "step") != (training.milestones is not None):
+            yield f"{section}.milestones", "this key is missing (of schedule: step; a list of steps)"
         if training is not None and training.validate_every:
             yield from check_split(sections["dataset"], "val", f"{section}.validate_every")
     for section in ("students", "methods"):

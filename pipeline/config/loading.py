@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from pipeline import lookup
 from pipeline.config.checks import across
 from pipeline.config.keys import Faults, keys_of, keywords, section, shown
 from pipeline.config.reading import override, read_yaml
@@ -21,6 +22,7 @@ from pipeline.later import leave_out
 from pipeline.lookup import absolute, add_plugins, did_you_mean, find_class
 from pipeline.paths import name_fault
 
+START = ("init", "backbone")  # of a student: files that its training starts from
 INJECTED = {  # what the stages hand to a plug-in themselves; not a key of the YAML
     "datasets": frozenset[str](),
     "models": frozenset({"num_classes", "size", "lanes"}),
@@ -190,12 +192,17 @@ def with_later_keys(
     """A plug-in from a mapping that holds the keys of the section `made`, too; those with another value than the old one are among
     its arguments."""
     own = list(keys_of(made))
+    named = value.get(name_key, name) if isinstance(value, dict) else name
+    if isinstance(named, str) and named in lookup.names(kind):  # a plug-in of one's own may have a key of that name already
+        theirs = keys_of(find_class(kind, named), INJECTED[kind])
+        own = [key for key in own if key not in theirs]
     found = read_plugin(kind, value, where, faults, name_key, name, own)
     rest = {key: value[key] for key in own if key in value} if isinstance(value, dict) else {}
     beside = section(made, rest, where, faults)
     if found is None or beside is None:
         return None
-    return dataclasses.replace(found, args={**found.args, **leave_out(dataclasses.asdict(beside), made)})
+    said = {key: arg for key, arg in leave_out(dataclasses.asdict(beside), made).items() if key in own}
+    return dataclasses.replace(found, args={**found.args, **said})
 
 
 def read_dataset(value: Any, where: str, faults: Faults) -> Plugin | None:
@@ -208,7 +215,13 @@ def read_dataset(value: Any, where: str, faults: Faults) -> Plugin | None:
 
 
 def read_student(value: Any, where: str, faults: Faults, name: str) -> Plugin | None:
-    return with_later_keys(Student, "models", value, where, faults, "model", name)
+    """Its files to start from are no arguments of the model: they are read when the training begins, and count by their content."""
+    found = with_later_keys(Student, "models", value, where, faults, "model", name)
+    if found is None:
+        return None
+    theirs = keys_of(find_class("models", found.name), INJECTED["models"])
+    start = {key: found.args[key] for key in START if key in found.args and key not in theirs}
+    return dataclasses.replace(found, args={key: arg for key, arg in found.args.items() if key not in start}, start=start)
 
 
 read_teacher = with_own_keys(Teacher, "models", "name", "model")

@@ -5,8 +5,10 @@ docs/configuration.md and the JSON Schema are made from what stands here.
 """
 
 import importlib
+import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +16,7 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, ValidationInfo, 
 from pydantic.dataclasses import dataclass
 
 from pipeline.later import AddedLater, leave_out
-from pipeline.lookup import find_class, is_own
+from pipeline.lookup import did_you_mean, find_class, is_own
 from pipeline.paths import name_fault
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -46,6 +48,28 @@ def one_of(*choices: float) -> Callable[[float], float]:
     return check
 
 
+def known_optimiser(name: str) -> str:
+    if name not in ("sgd", "adamw"):
+        keywords_of_optimiser(name)
+    return name
+
+
+def keywords_of_optimiser(name: str) -> Mapping[str, inspect.Parameter]:
+    """Raises ValueError if torch has no such optimiser, or it asks for more than gradients."""
+    import torch
+
+    name = {"sgd": "SGD", "adamw": "AdamW"}.get(name, name)
+    found = {
+        key: made
+        for key, made in vars(torch.optim).items()
+        if inspect.isclass(made) and issubclass(made, torch.optim.Optimizer) and made is not torch.optim.Optimizer
+    }
+    known = {key: made for key, made in found.items() if key not in ("LBFGS", "SparseAdam")}  # closures; sparse gradients
+    if name not in known:
+        raise ValueError(f"no optimiser {name!r}{did_you_mean(name, known)}; there are: sgd, adamw, {', '.join(sorted(known))}")
+    return inspect.signature(known[name]).parameters
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Plugin:
     """A file by its name, and the keywords that its class is made with."""
@@ -54,6 +78,7 @@ class Plugin:
     name: str
     args: dict[str, Any]
     title: str | None = None  # of a dataset
+    start: dict[str, Path] = field(default_factory=dict)  # of a student: files that its training starts from, by key
 
     @property
     def homes(self) -> tuple[str, ...]:
@@ -99,7 +124,7 @@ def canvas(size: tuple[int, int]) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Student:
-    """What a student says beside the keys of its model; values other than the old ones are among the model's arguments."""
+    """What a student says beside the keys of its model; another `input_scale` than 1 is among the model's arguments."""
 
     input_scale: Annotated[
         float,
@@ -109,6 +134,16 @@ class Student:
             json_schema_extra={"enum": list(SCALES)}, description="The network sees the image at this part of its height and width."
         ),
     ] = 1.0
+    init: Annotated[
+        Annotated[Path, LENIENT] | None,
+        AddedLater(None),
+        Field(description="Weights to start the training from; what fits by name and shape is taken, and the rest is said."),
+    ] = None
+    backbone: Annotated[
+        Annotated[Path, LENIENT] | None,
+        AddedLater(None),
+        Field(description="ImageNet weights for the backbone, with torchvision's names (resnets, vgg16, adapter)."),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -212,14 +247,14 @@ class Photometric:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Training:
-    """How a network is trained. The learning rate falls as lr * (1 - step / steps) ** power, step by step."""
+    """How a network is trained. By default the learning rate falls as lr * (1 - step / steps) ** power, step by step."""
 
     steps: Annotated[int, Field(ge=1, description="Updates of the weights.")]
     batch: Annotated[int, Field(ge=1, description="Images in a step, in all processes together.")]
     lr: Annotated[float, Field(gt=0, description="Learning rate at the first step, after the warm-up if there is one.")]
     momentum: Annotated[float, Field(ge=0, lt=1, description="Momentum of SGD, or the first beta of AdamW (the second is 0.999).")]
     weight_decay: Annotated[float, Field(ge=0, description="Weight decay of the optimiser.")]
-    power: Annotated[float, Field(ge=0, description="Exponent of the polynomial schedule; 0 keeps the rate as it is.")]
+    power: Annotated[float, Field(ge=0, description="Exponent of the schedule `poly`; 0 keeps the rate as it is.")]
     background_weight: Annotated[
         float,
         Field(ge=0, description="Weight of the background class in the cross-entropy; 1.0 where the dataset has no background."),
@@ -232,7 +267,11 @@ class Training:
     ]
     precision: Annotated[Precision, Field(description="Arithmetic of the training; bf16 is automatic mixed precision.")]
     photometric: Annotated[Photometric, Field(description="Changes of the pixels that the trained network sees.")]
-    optimiser: Annotated[Literal["sgd", "adamw"], Field(description="SGD, or AdamW (Loshchilov and Hutter, ICLR 2019).")] = "sgd"
+    optimiser: Annotated[
+        str,
+        AfterValidator(known_optimiser),
+        Field(description="`sgd`, `adamw` (Loshchilov and Hutter, ICLR 2019), or a class of torch.optim by its name (`RMSprop`)."),
+    ] = "sgd"
     warmup_steps: Annotated[
         int, Field(ge=0, description="The learning rate rises in a straight line over these steps, below the schedule.")
     ] = 0
@@ -297,6 +336,43 @@ class Training:
         Field(ge=0, description="Training ends after so many validations without a better score; 0 makes all steps."),
     ] = 0
 
+    optimiser_args: Annotated[
+        dict[str, Any] | None,
+        AddedLater(None),
+        Field(description="Further keywords of the optimiser, such as `{alpha: 0.95}` for RMSprop."),
+    ] = None
+    schedule: Annotated[
+        Literal["poly", "cosine", "one_cycle", "step"],
+        AddedLater("poly"),
+        Field(description="How the learning rate falls (docs/training.md has the formulas)."),
+    ] = "poly"
+    milestones: Annotated[
+        Annotated[tuple[Positive, ...], LENIENT, Field(min_length=1)] | None,
+        AddedLater(None),
+        Field(description="Of the schedule `step`: the steps after which the rate is multiplied by `gamma`."),
+    ] = None
+    gamma: Annotated[float, AddedLater(0.1), Field(gt=0, le=1, description="Of the schedule `step`.")] = 0.1
+    label_loss: Annotated[
+        Literal["cross_entropy", "ohem", "focal", "dice"],
+        AddedLater("cross_entropy"),
+        Field(description="The loss on labels (docs/training.md has the formulas)."),
+    ] = "cross_entropy"
+    label_smoothing: Annotated[
+        float, AddedLater(0.0), Field(ge=0, lt=1, description="Of the cross-entropy (Szegedy et al., CVPR 2016).")
+    ] = 0.0
+    ohem_threshold: Annotated[
+        float, AddedLater(0.7), Field(gt=0, lt=1, description="Of `ohem`: pixels count whose label has a lower probability.")
+    ] = 0.7
+    ohem_least: Annotated[
+        float, AddedLater(0.0625), Field(gt=0, le=1, description="Of `ohem`: the part of the labelled pixels that counts at least.")
+    ] = 0.0625
+    focal_gamma: Annotated[
+        float, AddedLater(2.0), Field(ge=0, description="Of `focal`: the exponent; with 0 it is the cross-entropy.")
+    ] = 2.0
+    dice_weight: Annotated[
+        float, AddedLater(0.0), Field(ge=0, description="Weight of the Dice loss beside the loss on labels.")
+    ] = 0.0
+
     # A check sees the fields above its own that are right
 
     @field_validator("warmup_steps")
@@ -313,6 +389,44 @@ class Training:
         if nesterov and (info.data.get("optimiser", "sgd") != "sgd" or info.data.get("momentum") == 0):
             raise ValueError("is a kind of SGD's momentum; write optimiser: sgd and a momentum, or false")
         return nesterov
+
+    @field_validator("optimiser_args")
+    @classmethod
+    def _are_keywords(cls, optimiser_args: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+        if "optimiser" in info.data:
+            said = {"params", "lr", "weight_decay", "momentum"}
+            known = set(keywords_of_optimiser(info.data["optimiser"])) - said
+            for name in optimiser_args or ():
+                if name in said - {"params"}:
+                    raise ValueError(f"{name!r} is a key of its own; write training.{name}")
+                if name not in known:
+                    raise ValueError(
+                        f"{info.data['optimiser']} has no {name!r}{did_you_mean(name, known)}; it has {', '.join(sorted(known))}"
+                    )
+        return optimiser_args
+
+    @field_validator("schedule")
+    @classmethod
+    def _rises_by_itself(cls, schedule: str, info: ValidationInfo) -> str:
+        if schedule == "one_cycle" and info.data.get("warmup_steps"):
+            raise ValueError("one_cycle has a warm-up of its own; write warmup_steps: 0")
+        return schedule
+
+    @field_validator("milestones")
+    @classmethod
+    def _rise(cls, milestones: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+        if milestones is not None and list(milestones) != sorted(set(milestones)):
+            raise ValueError(f"expected rising steps, got {list(milestones)}")
+        if milestones is not None and info.data.get("schedule", "step") != "step":
+            raise ValueError("is for schedule: step alone; leave it out")
+        return milestones
+
+    @field_validator("label_smoothing")
+    @classmethod
+    def _smooths(cls, label_smoothing: float, info: ValidationInfo) -> float:
+        if label_smoothing and info.data.get("label_loss", "cross_entropy") != "cross_entropy":
+            raise ValueError("is of label_loss: cross_entropy alone; write 0.0")
+        return label_smoothing
 
     @field_validator("class_weights")
     @classmethod

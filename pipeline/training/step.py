@@ -1,4 +1,4 @@
-"""One training step: cross-entropy, the method's losses, their sum, SGD or AdamW with a poly schedule. Nothing about files.
+"""One training step: the loss on labels, the method's losses, their sum, an optimiser and a schedule. Nothing about files.
 
 B images, H W the network input, K classes, L lane slots.
 """
@@ -17,23 +17,9 @@ from pipeline.errors import ConfigError
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output, as_float, trains_on_one_image
 from pipeline.seeds import text_digest
-from pipeline.training import distributed
-
-
-def cross_entropy(logits_BKhw: Tensor, labels_BHW: Tensor, weights_K: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Weighted mean over labelled pixels; logits are upsampled to the labels' grid. 0 where nothing is labelled. `counted` is
-    what to divide by instead, where these images are a part of a batch."""
-    if logits_BKhw.shape[-2:] != labels_BHW.shape[-2:]:
-        logits_BKhw = F.interpolate(logits_BKhw, labels_BHW.shape[-2:], mode="bilinear", align_corners=False)
-    labels_BHW = labels_BHW.long()
-    total = F.cross_entropy(logits_BKhw, labels_BHW, weights_K, ignore_index=IGNORE, reduction="sum")
-    counted = labelled_weight(labels_BHW, weights_K) if counted is None else counted
-    return total / counted.clamp(min=1e-6)
-
-
-def labelled_weight(labels_BHW: Tensor, weights_K: Tensor) -> Tensor:
-    """Sum of the labelled pixels' weights."""
-    return torch.cat([weights_K, weights_K.new_zeros(256 - len(weights_K))])[labels_BHW.int()].sum()
+from pipeline.training import distributed, label_losses
+from pipeline.training.label_losses import cross_entropy, labelled_weight
+from pipeline.training.optimisers import learning_rate, optimiser
 
 
 def has_label(labels_BHW: Tensor) -> Tensor:
@@ -100,21 +86,7 @@ class Step:
         self.terms = {term_name(terms, i): (term, loss) for i, (term, loss) in enumerate(zip(terms, losses))}
         self.losses = nn.ModuleList(losses)
         parameters, self.lr_factors = grouped(model, self.losses, training)
-        fused = True if device.type == "cuda" else None
-        self.optimiser: torch.optim.Optimizer
-        if training.optimiser == "adamw":
-            self.optimiser = torch.optim.AdamW(
-                parameters, training.lr, betas=(training.momentum, 0.999), weight_decay=training.weight_decay, fused=fused
-            )
-        else:
-            self.optimiser = torch.optim.SGD(
-                parameters,
-                training.lr,
-                momentum=training.momentum,
-                weight_decay=training.weight_decay,
-                nesterov=training.nesterov,
-                fused=fused,
-            )
+        self.optimiser = optimiser(training, parameters, device)
         self.mean = {name: value.clone() for name, value in self.model.state_dict().items()} if training.ema else {}
 
     def loss_terms(
@@ -133,13 +105,27 @@ class Step:
             )
         raw, output = output, as_float(output)
         assert output.logits is not None
-        terms = {"labels": (1.0, cross_entropy(output.logits, batch.labels_BHW, self.weights_K, counted))}
+        terms = {"labels": (1.0, self.label_loss(output.logits, batch.labels_BHW, counted))}
+        if self.training.dice_weight:
+            dice = label_losses.dice(output.logits, batch.labels_BHW, self.weights_K)
+            terms["dice"] = (self.training.dice_weight, dice)
         if output.existence is not None and batch.existence_BL is not None:
             terms["existence"] = (self.training.existence_weight, existence_loss(output.existence, batch.existence_BL))
         for name, (term, loss) in self.terms.items():
             if weight := weight_at(term, batch.step):
                 terms[name] = (weight, loss(output, batch))
         return raw, terms
+
+    def label_loss(self, logits_BKhw: Tensor, labels_BHW: Tensor, counted: Tensor | None = None) -> Tensor:
+        """`training.label_loss`; `counted`: see cross_entropy."""
+        given, training = (logits_BKhw, labels_BHW, self.weights_K), self.training
+        if training.label_loss == "ohem":
+            return label_losses.ohem(*given, training.ohem_threshold, training.ohem_least)
+        if training.label_loss == "focal":
+            return label_losses.focal(*given, training.focal_gamma, counted)
+        if training.label_loss == "dice":
+            return label_losses.dice(*given)
+        return cross_entropy(*given, counted, training.label_smoothing)
 
     def __call__(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
         """One update. Returns each term's unweighted value, and at every `norm_every`-th step its weighted gradient's norm (of
@@ -182,7 +168,7 @@ class Step:
             with torch.no_grad():
                 output = as_float(self.model(batch.images_B3HW, batch.labels_BHW))
             assert output.logits is not None  # or training would have been refused
-            terms = {"labels": cross_entropy(output.logits, batch.labels_BHW, self.weights_K)}
+            terms = {"labels": self.label_loss(output.logits, batch.labels_BHW)}
             terms |= {name: loss(output, batch) for name, (_, loss) in self.terms.items()}
             for name, value in terms.items():
                 counted = int(has_label(batch.labels_BHW).sum()) if name == "labels" else len(batch.labels_BHW)
@@ -266,11 +252,6 @@ def weight_at(term: Term, step: int) -> float:
     if step < term.start:
         return 0.0
     return term.weight if not term.ramp else term.weight * min(1.0, (step - term.start + 1) / term.ramp)
-
-
-def learning_rate(training: Training, step: int) -> float:
-    rate = training.lr * (1 - step / training.steps) ** training.power
-    return rate * min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else rate
 
 
 def grouped(model: nn.Module, losses: nn.Module, training: Training) -> tuple[list[dict], list[float]]:
