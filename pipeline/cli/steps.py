@@ -63,6 +63,9 @@ def doctor(config, overrides, splits, sheet, workers):
     from pipeline.teacher.cache import needs_labels
     from stages import doctor as stage
 
+    if sheet is not None and sheet.suffix.lower() != ".png":  # before minutes of reading
+        raise click.BadParameter(f"{sheet} is written as PNG; give it the ending .png", param_hint="--sheet")
+
     cfg = options.load(config, overrides)
     click.echo(
         stage.run(

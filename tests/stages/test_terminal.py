@@ -145,3 +145,8 @@ def test_an_example_in_a_message_can_be_copied_as_it_is_printed(config):
     assert all(line.startswith("Error: ") for line in others[len(example) :])
     assert first.startswith("Error: empty/classes.yaml: no such file")
     assert set(yaml.safe_load("\n".join(example))) == {"classes", "ignore", "background", "mirror", "crop_top"}
+
+
+def test_a_sheet_of_another_format_is_refused_before_anything_is_read(config):
+    result = run("doctor", config, "--sheet", "labels.jpg")
+    assert result.exit_code == 2 and "labels.jpg is written as PNG" in result.stderr
