@@ -135,11 +135,11 @@ def compared(opened: Opened, student: str, terms: tuple[Term, ...], run: Path, b
         networks.append(network.eval())
     losses.eval()
     keys = [term_name(terms, i) for i in range(len(terms))]
-    nothing = {"mine": 0.0, "plain": None, "loss_error": 0.0, "gradient_error": 0.0, "of_declared": 0.0}
+    nothing = {"value": 0.0, "plain": None, "loss_error": 0.0, "gradient_error": 0.0, "of_declared": 0.0}
     found: dict[str, dict] = {key: dict(nothing) for key in keys}
     for step in range(batches):
         offline = loader.batch(step)
-        online = offline.with_rows(opened.live(loader, step, reads))
+        online = offline.with_rows(opened.online(loader, step, reads))
         excess = {
             read: parity.row_error(
                 read,
@@ -157,7 +157,7 @@ def compared(opened: Opened, student: str, terms: tuple[Term, ...], run: Path, b
         for key, term, loss in zip(keys, terms, losses):
             values = found[key]
             error = parity.loss_error(key, loss, output, offline, online)
-            values["mine"] += error.online / batches
+            values["value"] += error.online / batches
             if not list(loss.parameters()):  # or they were learnt beside the other student: they say nothing
                 values["plain"] = (values["plain"] or 0.0) + float(loss(plain, online).detach()) / batches
             values["loss_error"] = max(values["loss_error"], error.difference)
@@ -198,7 +198,7 @@ def rows(method: str, found: dict) -> list[str]:
             f"{values['weight']:g}",
             f"{values['first']:.3g}",
             f"{values['last']:.3g}",
-            f"{values['mine']:.3g}{plain}",
+            f"{values['value']:.3g}{plain}",
         ]
         errors = [f"{values['loss_error']:.0e}", f"{values['gradient_error']:.0e}", f"{values['of_declared']:.2f}"]
         cells += errors if reads else ["-"] * len(errors)

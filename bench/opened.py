@@ -32,7 +32,7 @@ class Opened:
         return self.experiment.samples()
 
     @cached_property
-    def _live(self):
+    def _online(self):
         """All targets of the file, computed again by the teacher."""
         set_precision(self.cfg.teacher.precision)
         return self.experiment.online_targets(self.cfg.targets, self._samples, batch=self.cfg.training.batch, device=self.device)
@@ -55,11 +55,11 @@ class Opened:
             cached=CachedTargets(Reader(store, passes, experiment.ids, cfg.views.count), cache.MATRIX, named),
         )
 
-    def live(self, loader: Loader, step: int, reads: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    def online(self, loader: Loader, step: int, reads: Sequence[str]) -> dict[str, dict[str, Tensor]]:
         """What the teacher answers now on the views of a step, not encoded."""
         positions, epochs = loader.positions(step)
-        live = dataclasses.replace(self._live, targets={name: self.experiment.targets[name] for name in reads})
-        return live.answered(positions, loader.cached.matrices(positions, loader.views_at(positions, epochs)))
+        online = dataclasses.replace(self._online, targets={name: self.experiment.targets[name] for name in reads})
+        return online.answered(positions, loader.cached.matrices(positions, loader.views_at(positions, epochs)))
 
     def student(self, plugin: Plugin) -> nn.Module:
         torch.manual_seed(0)

@@ -75,18 +75,18 @@ def measure(args) -> str:
     rows: dict[tuple, float] = {}  # (target, dtype) -> largest error of a row
     terms: dict[tuple, tuple[float, float]] = {}  # (target, dtype, loss) -> largest error of value, of gradient
     for step in range(args.batches):
-        batch, live = loader.batch(step), opened.live(loader, step, every)
+        batch, computed = loader.batch(step), opened.online(loader, step, every)
         output = student(batch.images_B3HW)
         for name, (target, _) in named.items():
-            truth = {**live, name: live[whole]} if whole and cfg.targets[name].name == "top_classes" else live
+            truth = {**computed, name: computed[whole]} if whole and cfg.targets[name].name == "top_classes" else computed
             for dtype, variant in variants(target).items():
-                arrays = variant.encode(live[name])
+                arrays = variant.encode(computed[name])
                 stored = variant.decode({field: torch.from_numpy(array).to(args.device) for field, array in arrays.items()})
-                error = parity.row_error(name, variant, stored, live[name], context, cfg.teacher.precision).largest
+                error = parity.row_error(name, variant, stored, computed[name], context, cfg.teacher.precision).largest
                 rows[name, dtype] = max(error, rows.get((name, dtype), 0.0))
                 for loss, (reads, module) in losses.items():
                     if name in reads:
-                        offline, online = batch.with_rows({**live, name: stored}), batch.with_rows(truth)
+                        offline, online = batch.with_rows({**computed, name: stored}), batch.with_rows(truth)
                         found = parity.loss_error(loss, module, output, offline, online)
                         value, gradient = terms.get((name, dtype, loss), (0.0, 0.0))
                         terms[name, dtype, loss] = (max(value, found.difference), max(gradient, found.gradient_difference))

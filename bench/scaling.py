@@ -202,8 +202,8 @@ def classes(args, folder: Path) -> list[dict]:
     def maps(shapes):
         return {role: torch.randn(count, *shape, generator=generator).relu().to(device) for role, shape in shapes.items()}
 
-    theirs = maps({role: (channels, *GRIDS[role]) for role, channels in TEACHER.items()})
-    mine = {role: map_BChw.requires_grad_() for role, map_BChw in maps(STUDENT).items()}
+    teacher = maps({role: (channels, *GRIDS[role]) for role, channels in TEACHER.items()})
+    student = {role: map_BChw.requires_grad_() for role, map_BChw in maps(STUDENT).items()}
     work, sizes = {}, {}
     for n in args.classes:
         context = Context(n, tuple(range(n)), (208, 976), GRIDS, TEACHER)
@@ -213,7 +213,7 @@ def classes(args, folder: Path) -> list[dict]:
         loss = find_class("losses", "affinity")(reads=targets, context=context, student=context).to(device)
 
         def stored(targets=targets, labels=labels, context=context):
-            return {role: target.compute(Output(None, theirs), labels, context) for role, target in targets.items()}
+            return {role: target.compute(Output(None, teacher), labels, context) for role, target in targets.items()}
 
         rows = {
             role: targets[role].decode(
@@ -224,7 +224,7 @@ def classes(args, folder: Path) -> list[dict]:
         batch = Batch(labels[:, None].expand(-1, 3, -1, -1).float(), labels, labels < 255, None, rows, 0)
 
         def learned(loss=loss, batch=batch):
-            torch.autograd.grad(loss(Output(None, mine), batch), list(mine.values()))
+            torch.autograd.grad(loss(Output(None, student), batch), list(student.values()))
 
         work |= {f"targets {n}": torch.no_grad()(stored), f"loss {n}": learned}
         sizes[n] = 2 * plan.row_bytes(passes(n)[1])

@@ -57,7 +57,7 @@ def main():
     cached = CachedTargets(Reader(store, passes, ids, cfg.views.count, device=device, host=[cache.MATRIX]), cache.MATRIX, named)
     print(f"images: {samples.strategy}; rows: {cached.reader.strategy}")
     set_precision(cfg.training.precision)
-    live = online_targets(
+    online = online_targets(
         cfg.teacher,
         {name: cfg.targets[name] for name in named},
         source,
@@ -86,7 +86,7 @@ def main():
             cached=rows,
         )
 
-    plain_loader, cached_loader, online_loader = loader(), loader(cached), loader(live)
+    plain_loader, cached_loader, online_loader = loader(), loader(cached), loader(online)
     shares_K = plain_loader.class_shares() if cfg.training.class_weights == "enet" else None
     weights_K = steps.class_weights(source, cfg.training, device, shares_K)
 
@@ -127,7 +127,7 @@ def main():
             once()
             peaks[kind] = torch.cuda.max_memory_allocated() - held
         if not args.cached_only:
-            peaks["teacher in the loop"] += sum(value.nbytes for value in live.answers.model.state_dict().values())
+            peaks["teacher in the loop"] += sum(value.nbytes for value in online.answers.model.state_dict().values())
     in_a_row = {kind: lambda once=once: [once() for _ in range(together)] for kind, once in work.items()}
     seconds = {kind: [value / together for value in values] for kind, values in turns(in_a_row, turns_made, device, warm=1).items()}
     medians = {kind: statistics.median(values) for kind, values in seconds.items()}

@@ -29,12 +29,12 @@ def sha256(data: bytes) -> str:
 def diff(here: dict, asked: dict) -> list[str]:
     """Where two records differ: ["teacher.weights: '1a2b' here, '9f8e' asked for"]. A tuple is a list, as in JSON."""
 
-    def compare(mine: object, theirs: object, path: list[str]) -> Iterator[str]:
-        if isinstance(mine, dict) and isinstance(theirs, dict):
-            for key in [*mine, *(key for key in theirs if key not in mine)]:
-                yield from compare(mine.get(key, ABSENT), theirs.get(key, ABSENT), [*path, str(key)])
-        elif mine != theirs:
-            yield f"{'.'.join(path)}: {short(mine)} here, {short(theirs)} asked for"
+    def compare(here: object, wanted: object, path: list[str]) -> Iterator[str]:
+        if isinstance(here, dict) and isinstance(wanted, dict):
+            for key in [*here, *(key for key in wanted if key not in here)]:
+                yield from compare(here.get(key, ABSENT), wanted.get(key, ABSENT), [*path, str(key)])
+        elif here != wanted:
+            yield f"{'.'.join(path)}: {short(here)} here, {short(wanted)} asked for"
 
     return list(compare(here, json.loads(json.dumps(asked)), []))
 

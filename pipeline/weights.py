@@ -199,10 +199,10 @@ def renamed(model: Any, state: Mapping[str, Tensor], where: object = "") -> dict
             f"{known}; weights of that network for other pixels come in through `adapter`"
         )
     found = {}
-    for theirs, tensor in state.items():
-        ours = published.name(theirs.removeprefix(prefixes[0]))
-        if ours is not None:
-            found[ours] = tensor
+    for key, tensor in state.items():
+        name = published.name(key.removeprefix(prefixes[0]))
+        if name is not None:
+            found[name] = tensor
     for name in [name for name in found if name.endswith(".running_mean")]:
         found.setdefault(name.removesuffix("running_mean") + COUNTER, torch.tensor(0))
     return found

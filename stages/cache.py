@@ -163,73 +163,73 @@ def destination(folder: AnyPath, root: AnyPath) -> AnyPath:
     return root / dataset / folder.name
 
 
-def pull_one(theirs: Store, folder: AnyPath, num_views: int | None) -> str:
-    groups = [(view, pass_) for view, pass_ in theirs.stored_groups() if num_views is None or int(view[1:]) < num_views]
-    ours = same_extent(theirs, folder, groups)
+def pull_one(source: Store, folder: AnyPath, num_views: int | None) -> str:
+    groups = [(view, pass_) for view, pass_ in source.stored_groups() if num_views is None or int(view[1:]) < num_views]
+    copy = same_extent(source, folder, groups)
 
     def take(key: tuple[str, str, int]) -> int:
-        if not theirs.mark_path(*key).exists():
+        if not source.mark_path(*key).exists():
             return 0
-        if ours.fault(*key, deep=True):
-            ours.copy_block(theirs, *key)
+        if copy.fault(*key, deep=True):
+            copy.copy_block(source, *key)
         return 1
 
-    keys = [(view, pass_, block) for block in range(theirs.num_blocks) for view, pass_ in groups]
+    keys = [(view, pass_, block) for block in range(source.num_blocks) for view, pass_ in groups]
     taken = 0
     with Progress(f"pulling {folder.name}", len(keys), "blocks") as progress:
-        for count in map_concurrently(take, keys, theirs.folder if local(folder) else folder, at_once=BLOCKS_AT_ONCE):
+        for count in map_concurrently(take, keys, source.folder if local(folder) else folder, at_once=BLOCKS_AT_ONCE):
             taken += count
             progress.advance()
-    ours.finalise()
+    copy.finalise()
     missing = f", {len(keys) - taken} are not filled there" if taken < len(keys) else ""
-    return f"{folder}: {len(theirs.row_of)} images, {taken} of {len(keys)} blocks of {theirs.folder}{missing}"
+    return f"{folder}: {len(source.row_of)} images, {taken} of {len(keys)} blocks of {source.folder}{missing}"
 
 
-def same_extent(theirs: Store, folder: AnyPath, groups: list[tuple[str, str]]) -> Store:
+def same_extent(source: Store, folder: AnyPath, groups: list[tuple[str, str]]) -> Store:
     """The store in `folder`, of the same identity, images, passes and views; made if it is not there."""
     passes = sorted({pass_ for _, pass_ in groups})
-    copied = [*theirs.image_files(), *map(theirs.pass_path, passes)]
+    copied = [*source.image_files(), *map(source.pass_path, passes)]
     for pass_ in passes:
-        theirs.pass_file(pass_)  # refused before anything is written
-    beside = [theirs.path(name) for name in NOTES if theirs.path(name).exists()]
-    if faults := [fault for path in beside for fault in note_faults(theirs, path.name)]:
+        source.pass_file(pass_)  # refused before anything is written
+    beside = [source.path(name) for name in NOTES if source.path(name).exists()]
+    if faults := [fault for path in beside for fault in note_faults(source, path.name)]:
         raise StoreError(faults[0])
     with writing(folder):
         make_folder(folder)
-        for name in ("images", "passes", "done", f"{theirs.kind}.zarr"):
+        for name in ("images", "passes", "done", f"{source.kind}.zarr"):
             make_folder(below(folder, name))
     with locked(folder):
         if (folder / "store.json").exists():
-            apart = diff(Store.open(folder).head(), theirs.head())
+            apart = diff(Store.open(folder).head(), source.head())
             if apart:
-                raise StoreError(f"{folder}: is another store than {theirs.folder}: {join_names(apart)}; pull into another root")
-        places = [below(folder, str(path.relative_to(theirs.folder))) for path in copied]
+                raise StoreError(f"{folder}: is another store than {source.folder}: {join_names(apart)}; pull into another root")
+        places = [below(folder, str(path.relative_to(source.folder))) for path in copied]
         new = {
             here: data
-            for here, data in zip(places, map_concurrently(read, copied, theirs.folder))
+            for here, data in zip(places, map_concurrently(read, copied, source.folder))
             if not here.exists() or read(here) != data
         }
         for here in new:
             if here.exists():
                 raise StoreError(
-                    f"{here}: is another file in {theirs.folder}; one of them is damaged, or both have "
+                    f"{here}: is another file in {source.folder}; one of them is damaged, or both have "
                     f"grown apart; pull into another root"
                 )
         write(new.items())
         write([(below(folder, path.name), read(path)) for path in beside])
-        if codes := theirs.codes():  # what is known here of a pass stays: rows may have been compared since
+        if codes := source.codes():  # what is known here of a pass stays: rows may have been compared since
             known = Store.open(folder).codes() if (folder / "store.json").exists() else {}
             if known != codes | known:
-                head = {"format": FORMAT, "store": theirs.identity["digest"]}
+                head = {"format": FORMAT, "store": source.identity["digest"]}
                 write([(below(folder, "code.json"), with_checksum(head | {"passes": codes | known}))])
         if not (folder / "store.json").exists():
-            write([(below(folder, "store.json"), with_checksum(theirs.head()))])
-        ours = Store.open(folder)
+            write([(below(folder, "store.json"), with_checksum(source.head()))])
+        copy = Store.open(folder)
         for view, pass_ in groups:
-            make_folder(ours.path(f"done/{view}"))
-            ours.write_metadata(view, pass_)
-        append_history(folder, "pull", source=str(theirs.folder))
-    return ours
+            make_folder(copy.path(f"done/{view}"))
+            copy.write_metadata(view, pass_)
+        append_history(folder, "pull", source=str(source.folder))
+    return copy
 
 
 def words(num_bytes: int) -> str:

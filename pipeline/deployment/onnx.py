@@ -136,17 +136,17 @@ def compared(model: bytes, network: Deployed, batches: Iterable[np.ndarray]) -> 
     run = session(model)
     images, apart, greatest, equal, pixels, flags = 0, 0.0, 0.0, 0, 0, None
     for frames in batches:
-        theirs = run.run(None, {"images": network.shown(frames)})
+        found = run.run(None, {"images": network.shown(frames)})
         with torch.no_grad():
             shown = torch.from_numpy(network.shown(frames)).to(network.fill.device)
-            mine = [tensor.cpu().numpy() for tensor in network(shown)]
+            expected = [tensor.cpu().numpy() for tensor in network(shown)]
         images += len(frames)
-        apart = max(apart, float(np.abs(mine[0] - theirs[0]).max()))
-        greatest = max(greatest, float(np.abs(mine[0]).max()))
-        same = mine[0].argmax(1) == theirs[0].argmax(1)
+        apart = max(apart, float(np.abs(expected[0] - found[0]).max()))
+        greatest = max(greatest, float(np.abs(expected[0]).max()))
+        same = expected[0].argmax(1) == found[0].argmax(1)
         equal, pixels = equal + int(same.sum()), pixels + same.size
-        if len(mine) > 1:
-            flags = max(flags or 0.0, float(np.abs(mine[1] - theirs[1]).max()))
+        if len(expected) > 1:
+            flags = max(flags or 0.0, float(np.abs(expected[1] - found[1]).max()))
     return Agreement(images, apart, apart / greatest, equal / pixels, flags)
 
 

@@ -27,16 +27,16 @@ def compared(output: Output, batch: Batch, name: str, grid: Grid) -> tuple[Tenso
     return on_one_grid(output, batch.rows[name]["logits"], batch.inside_BHW, grid)
 
 
-def on_one_grid(output: Output, theirs: Tensor, inside_BHW: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+def on_one_grid(output: Output, teacher: Tensor, inside_BHW: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     """The same of the teacher's logits themselves."""
     assert output.logits is not None
-    mine = output.logits.float()
+    student = output.logits.float()
     if grid == "student":
-        theirs = resized(theirs, mine.shape[-2:])
+        teacher = resized(teacher, student.shape[-2:])
     else:
-        mine = resized(mine, theirs.shape[-2:])
-    inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), mine.shape[-2:])[:, 0] >= 0.5  # type: ignore[arg-type]  # a Size will do
-    return mine, theirs, inside_Bhw
+        student = resized(student, teacher.shape[-2:])
+    inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), student.shape[-2:])[:, 0] >= 0.5  # type: ignore[arg-type]  # a Size will do
+    return student, teacher, inside_Bhw
 
 
 def resized(logits_BKhw: Tensor, grid: torch.Size) -> Tensor:

@@ -58,16 +58,16 @@ class Loss(LossModule):
         total: Any = 0.0  # a Tensor after the first
         for name, target in self.reads.items():
             rows = batch.rows[name]
-            mine = target.graph(output.features[target.layer], target.seen(batch.labels_BHW, **rows), self.context)
-            total = total + self.distance(mine, rows)
+            student = target.graph(output.features[target.layer], target.seen(batch.labels_BHW, **rows), self.context)
+            total = total + self.distance(student, rows)
         return total
 
-    def distance(self, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Tensor:
+    def distance(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
         """Eq. 4 on `graph` [B, 3, K, K] and `cells` [B, K] of both."""
-        enough_BRK = torch.minimum(mine["cells"], theirs["cells"])[:, None] >= self.needed_R1
+        enough_BRK = torch.minimum(student["cells"], teacher["cells"])[:, None] >= self.needed_R1
         diagonal = torch.eye(enough_BRK.shape[-1], dtype=torch.bool, device=enough_BRK.device)
         counts_BRKK = enough_BRK[..., :, None] & enough_BRK[..., None, :] & ~diagonal
-        squares_B = torch.where(counts_BRKK, mine["graph"] - theirs["graph"], 0).square().sum(dim=(1, 2, 3))
+        squares_B = torch.where(counts_BRKK, student["graph"] - teacher["graph"], 0).square().sum(dim=(1, 2, 3))
         if self.normalise == "present":
             return (squares_B / counts_BRKK.sum(dim=(1, 2, 3)).clamp(min=1)).mean()
         return squares_B.mean() / diagonal.numel() / 3

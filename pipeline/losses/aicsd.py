@@ -33,10 +33,10 @@ class Loss(LossModule):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         total: Any = 0.0  # a Tensor after the first
         for name in self.reads:
-            mine_BKhw, theirs_BKhw, inside_Bhw = compared(output, batch, name, self.grid)
-            mine_BKK = unit_divergences(mine_BKhw / self.temperature, inside_Bhw)
-            theirs_BKK = unit_divergences(theirs_BKhw / self.temperature, inside_Bhw)
-            total = total + (mine_BKK - theirs_BKK).square().mean()
+            student_BKhw, teacher_BKhw, inside_Bhw = compared(output, batch, name, self.grid)
+            student_BKK = unit_divergences(student_BKhw / self.temperature, inside_Bhw)
+            teacher_BKK = unit_divergences(teacher_BKhw / self.temperature, inside_Bhw)
+            total = total + (student_BKK - teacher_BKK).square().mean()
         return total
 
 

@@ -2,7 +2,7 @@
 
 Source: Hou, Ma, Liu, Hui, Loy, "Inter-Region Affinity Distillation for Road Marking Segmentation", CVPR 2020, after
 Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017: energies L2-normalised over positions.
-`reduction: mean` over positions inside the image is theirs (AT), with a weight of 1000; at the sum's weight it is
+`reduction: mean` over positions inside the image is that of AT, with a weight of 1000; at the sum's weight it is
 thousands of times smaller. `normalise: softmax` is a softmax over positions instead (Hou et al., "Learning Lightweight
 Lane Detection CNNs by Self Attention Distillation", ICCV 2019). The student's energy is resized to the teacher's grid
 first; images are averaged; cells that lie more than half outside the image are left out on both sides.
@@ -36,17 +36,17 @@ class Loss(LossModule):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         total: Any = 0.0  # a Tensor after the first
         for name, target in self.reads.items():
-            mine_Bhw = target.compute(output, batch.labels_BHW, self.context)["energy"]
-            total = total + self.distance(mine_Bhw, batch.rows[name]["energy"], batch.inside_BHW)
+            student_Bhw = target.compute(output, batch.labels_BHW, self.context)["energy"]
+            total = total + self.distance(student_Bhw, batch.rows[name]["energy"], batch.inside_BHW)
         return total
 
-    def distance(self, mine_Bhw: Tensor, theirs_Bhw: Tensor, inside_BHW: Tensor) -> Tensor:
-        """Eq. 6 on two un-normalised energies; `mine` may have another grid."""
-        grid = theirs_Bhw.shape[-2:]
-        if mine_Bhw.shape[-2:] != grid:
-            mine_Bhw = F.interpolate(mine_Bhw[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
+    def distance(self, student_Bhw: Tensor, teacher_Bhw: Tensor, inside_BHW: Tensor) -> Tensor:
+        """Eq. 6 on two un-normalised energies; the student's may have another grid."""
+        grid = teacher_Bhw.shape[-2:]
+        if student_Bhw.shape[-2:] != grid:
+            student_Bhw = F.interpolate(student_Bhw[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
         inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), grid)[:, 0] >= 0.5  # type: ignore[arg-type]  # a Size will do
-        difference_Bhw = self.normalised(mine_Bhw, inside_Bhw) - self.normalised(theirs_Bhw, inside_Bhw)
+        difference_Bhw = self.normalised(student_Bhw, inside_Bhw) - self.normalised(teacher_Bhw, inside_Bhw)
         squares_B = difference_Bhw.square().sum(dim=(1, 2))
         if self.reduction == "mean":
             squares_B = squares_B / inside_Bhw.sum(dim=(1, 2)).clamp(min=1)

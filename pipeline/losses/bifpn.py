@@ -20,9 +20,9 @@ from pipeline.models.base import Output
 
 class Loss(attention.Loss):
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        mine = [target.compute(output, batch.labels_BHW, self.context)["energy"] for target in self.reads.values()]
+        student = [target.compute(output, batch.labels_BHW, self.context)["energy"] for target in self.reads.values()]
         total: Any = 0.0  # a Tensor after the first
         for j, name in enumerate(self.reads):
-            for mine_Bhw in mine[max(j - 1, 0) : j + 2]:
-                total = total + self.distance(mine_Bhw, batch.rows[name]["energy"], batch.inside_BHW)
+            for student_Bhw in student[max(j - 1, 0) : j + 2]:
+                total = total + self.distance(student_Bhw, batch.rows[name]["energy"], batch.inside_BHW)
         return total

@@ -89,27 +89,27 @@ class Loss(LossModule):
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
         rows = batch.rows[self.name]
-        theirs_BND, place_BN = rows["embedding"], rows["place"]
+        teacher_BND, place_BN = rows["embedding"], rows["place"]
         features_BChw = self.target.features(output, self.context)
         inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), features_BChw.shape[-2:])[:, 0] >= 0.5
         valid_BN = (rows["label"] != NONE) & inside_Bhw.flatten(1).gather(1, place_BN.long())
         everything = [features_BChw, *self.parameters()]  # so that all have a gradient, if only zero
         total = sum(values.sum() for values in everything) * 0
         if self.mini_batch:
-            mine_BNC = at(self.target.embeddings(output, self.context), place_BN)
-            total = total + self.mini_batch * relations(mine_BNC, theirs_BND, valid_BN, self.temperature)
+            student_BNC = at(self.target.embeddings(output, self.context), place_BN)
+            total = total + self.mini_batch * relations(student_BNC, teacher_BND, valid_BN, self.temperature)
         if self.needs_scan and valid_BN.sum() > 1:  # batch norm knows no variance of one
-            mine_BND = self.projected(at(features_BChw.flatten(2).mT, place_BN), valid_BN)
+            student_BND = self.projected(at(features_BChw.flatten(2).mT, place_BN), valid_BN)
             for kind, (weight, size) in self.memory.items():
                 if weight:
                     contrast_MD, known_M = self.contrast(kind, size, batch.step)
-                    total = total + weight * contrasts(mine_BND, theirs_BND, valid_BN, contrast_MD, known_M, self.temperature)
+                    total = total + weight * contrasts(student_BND, teacher_BND, valid_BN, contrast_MD, known_M, self.temperature)
         return total
 
     def projected(self, features_BNC: Tensor, valid_BN: Tensor) -> Tensor:
         """[B, N, D] of length 1, 0 where there is no anchor: padding must not enter the batch norm."""
-        mine_BND = features_BNC.new_zeros(*valid_BN.shape, self.pixels.shape[2])
-        return mine_BND.masked_scatter(valid_BN[..., None], F.normalize(self.projection(features_BNC[valid_BN]), dim=1))
+        student_BND = features_BNC.new_zeros(*valid_BN.shape, self.pixels.shape[2])
+        return student_BND.masked_scatter(valid_BN[..., None], F.normalize(self.projection(features_BNC[valid_BN]), dim=1))
 
     def contrast(self, kind: str, size: int, step: int) -> tuple[Tensor, Tensor]:
         """[M, D] embeddings of the bank, size // K + 1 of each class as in the official code; [M] which are there."""
@@ -145,34 +145,36 @@ class Loss(LossModule):
     def pushed(self, anchors: Mapping[str, Tensor], k: int) -> Tensor:
         """[B, N]: which anchors stand for class k in the bank, at most `per_image` of an image."""
         if self.sampling == "class":
-            mine_BN = anchors["label"] == k
+            of_class_BN = anchors["label"] == k
         else:
-            mine_BN = (anchors["label"] != NONE) & (anchors["place"] < anchors["cells"][:, k, None])
-        return mine_BN & (mine_BN.cumsum(dim=1) <= self.per_image)
+            of_class_BN = (anchors["label"] != NONE) & (anchors["place"] < anchors["cells"][:, k, None])
+        return of_class_BN & (of_class_BN.cumsum(dim=1) <= self.per_image)
 
 
-def relations(mine_BNC: Tensor, theirs_BND: Tensor, valid_BN: Tensor, temperature: float) -> Tensor:
+def relations(student_BNC: Tensor, teacher_BND: Tensor, valid_BN: Tensor, temperature: float) -> Tensor:
     """The mini-batch term: for each ordered pair of images the mean over the first one's anchors; mean over pairs."""
     B, N = valid_BN.shape
-    mine, theirs = ((flat @ flat.T).view(B, N, B, N) / temperature for flat in (mine_BNC.flatten(0, 1), theirs_BND.flatten(0, 1)))
-    divergence_BNB = divergence(mine, theirs, valid_BN)
+    student, teacher = (
+        (flat @ flat.T).view(B, N, B, N) / temperature for flat in (student_BNC.flatten(0, 1), teacher_BND.flatten(0, 1))
+    )
+    divergence_BNB = divergence(student, teacher, valid_BN)
     return means(divergence_BNB.transpose(1, 2), valid_BN[:, None]).mean()
 
 
 def contrasts(
-    mine_BND: Tensor, theirs_BND: Tensor, valid_BN: Tensor, contrast_MD: Tensor, known_M: Tensor, temperature: float
+    student_BND: Tensor, teacher_BND: Tensor, valid_BN: Tensor, contrast_MD: Tensor, known_M: Tensor, temperature: float
 ) -> Tensor:
     """A memory term: mean over an image's anchors, then over images."""
     return means(
-        divergence(mine_BND @ contrast_MD.T / temperature, theirs_BND @ contrast_MD.T / temperature, known_M), valid_BN
+        divergence(student_BND @ contrast_MD.T / temperature, teacher_BND @ contrast_MD.T / temperature, known_M), valid_BN
     ).mean()
 
 
-def divergence(mine: Tensor, theirs: Tensor, known: Tensor) -> Tensor:
-    """KL(theirs || mine) in nats over the last dimension, of those that are known; 0 where none is."""
-    lowest = torch.finfo(mine.dtype).min  # not -inf: 0 * inf is NaN
-    mine, theirs = (torch.where(known, logits, lowest).log_softmax(dim=-1) for logits in (mine, theirs))
-    return F.kl_div(mine, theirs, reduction="none", log_target=True).sum(dim=-1)
+def divergence(student: Tensor, teacher: Tensor, known: Tensor) -> Tensor:
+    """KL(teacher || student) in nats over the last dimension, of those that are known; 0 where none is."""
+    lowest = torch.finfo(student.dtype).min  # not -inf: 0 * inf is NaN
+    student, teacher = (torch.where(known, logits, lowest).log_softmax(dim=-1) for logits in (student, teacher))
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
 
 
 def means(values: Tensor, valid: Tensor) -> Tensor:

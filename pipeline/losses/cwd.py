@@ -28,9 +28,9 @@ class Loss(LossModule):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         total: Any = 0.0  # a Tensor after the first
         for name in self.reads:
-            mine_BKhw, theirs_BKhw, inside_Bhw = compared(output, batch, name, self.grid)
-            mine_BKP = log_spatial(mine_BKhw / self.temperature, inside_Bhw)
-            theirs_BKP = log_spatial(theirs_BKhw / self.temperature, inside_Bhw)
-            divergence = F.kl_div(mine_BKP, theirs_BKP, reduction="sum", log_target=True)
-            total = total + self.temperature**2 * divergence / mine_BKP[..., 0].numel()
+            student_BKhw, teacher_BKhw, inside_Bhw = compared(output, batch, name, self.grid)
+            student_BKP = log_spatial(student_BKhw / self.temperature, inside_Bhw)
+            teacher_BKP = log_spatial(teacher_BKhw / self.temperature, inside_Bhw)
+            divergence = F.kl_div(student_BKP, teacher_BKP, reduction="sum", log_target=True)
+            total = total + self.temperature**2 * divergence / student_BKP[..., 0].numel()
         return total

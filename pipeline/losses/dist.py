@@ -39,20 +39,20 @@ class Loss(LossModule):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         total: Any = 0.0  # a Tensor after the first
         for name in self.reads:
-            mine_BKhw, theirs_BKhw, inside_Bhw = compared(output, batch, name, self.grid)
-            inside_B1hw = inside_Bhw[:, None].to(mine_BKhw)
-            mine_BKhw, theirs_BKhw = mine_BKhw.softmax(dim=1) * inside_B1hw, theirs_BKhw.softmax(dim=1) * inside_B1hw
-            total = total + self.inter * distance(mine_BKhw, theirs_BKhw, inside_B1hw, over=(1,))
-            total = total + self.intra * distance(mine_BKhw, theirs_BKhw, inside_B1hw, over=(0, 2, 3))
+            student_BKhw, teacher_BKhw, inside_Bhw = compared(output, batch, name, self.grid)
+            inside_B1hw = inside_Bhw[:, None].to(student_BKhw)
+            student_BKhw, teacher_BKhw = student_BKhw.softmax(dim=1) * inside_B1hw, teacher_BKhw.softmax(dim=1) * inside_B1hw
+            total = total + self.inter * distance(student_BKhw, teacher_BKhw, inside_B1hw, over=(1,))
+            total = total + self.intra * distance(student_BKhw, teacher_BKhw, inside_B1hw, over=(0, 2, 3))
         return total
 
 
-def distance(mine: Tensor, theirs: Tensor, inside: Tensor, over: tuple[int, ...]) -> Tensor:
-    """1 - Pearson correlation over the dimensions `over`, mean over the others where `theirs` varies; 0 outside."""
-    count = inside.expand_as(mine).sum(dim=over, keepdim=True).clamp(min=1)
-    mine, my_deviation, _ = deviations(mine, inside, count, over)
-    theirs, deviation, varies = deviations(theirs, inside, count, over)
-    correlation = (mine * theirs).sum(dim=over, keepdim=True) / count / my_deviation / deviation
+def distance(student: Tensor, teacher: Tensor, inside: Tensor, over: tuple[int, ...]) -> Tensor:
+    """1 - Pearson correlation over the dimensions `over`, mean over the others where the teacher's varies; 0 outside."""
+    count = inside.expand_as(student).sum(dim=over, keepdim=True).clamp(min=1)
+    student, student_deviation, _ = deviations(student, inside, count, over)
+    teacher, deviation, varies = deviations(teacher, inside, count, over)
+    correlation = (student * teacher).sum(dim=over, keepdim=True) / count / student_deviation / deviation
     return torch.where(varies, 1 - correlation, 0).sum() / varies.sum().clamp(min=1)
 
 

@@ -41,14 +41,14 @@ class Loss(LossModule):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         total: Any = 0.0  # a Tensor after the first
         for name in self.reads:
-            mine_BKhw, theirs_BKhw, inside_Bhw = compared(output, batch, name, self.grid)
+            student_BKhw, teacher_BKhw, inside_Bhw = compared(output, batch, name, self.grid)
             labels_BHW, grid = batch.labels_BHW.float(), inside_Bhw.shape[1:]
             labels_Bhw = F.interpolate(labels_BHW[:, None], grid, mode="nearest-exact")[:, 0]
             counts_Bhw = inside_Bhw & (labels_Bhw != IGNORE)
             own_B1hw = torch.where(counts_Bhw, labels_Bhw, 0).long()[:, None]
-            my_own, my_others = decoupled(mine_BKhw / self.temperature, own_B1hw)
-            own, others = decoupled(theirs_BKhw / self.temperature, own_B1hw)
-            terms_Bhw = self.alpha * divergence(my_own, own) + self.beta * divergence(my_others, others)
+            student_own, student_others = decoupled(student_BKhw / self.temperature, own_B1hw)
+            own, others = decoupled(teacher_BKhw / self.temperature, own_B1hw)
+            terms_Bhw = self.alpha * divergence(student_own, own) + self.beta * divergence(student_others, others)
             mean_B = torch.where(counts_Bhw, terms_Bhw, 0).sum(dim=(1, 2)) / counts_Bhw.sum(dim=(1, 2)).clamp(min=1)
             total = total + self.temperature**2 * mean_B.mean()
         return total

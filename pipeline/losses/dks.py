@@ -45,7 +45,7 @@ class Loss(LossModule):
         grid = min((logits_BKhw.shape[-2:] for logits_BKhw in answers), key=lambda size: size[0] * size[1])
         answers = [F.adaptive_avg_pool2d(logits_BKhw, grid) for logits_BKhw in answers]
         inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), grid)[:, 0] >= 0.5
-        pairs_Bhw = sum(divergence(mine, theirs.detach()) for mine, theirs in itertools.permutations(answers, 2))
+        pairs_Bhw = sum(divergence(one, other.detach()) for one, other in itertools.permutations(answers, 2))
         mean_B = torch.where(inside_Bhw, pairs_Bhw, 0).sum(dim=(1, 2)) / inside_Bhw.sum(dim=(1, 2)).clamp(min=1)
         return labels + self.synergy * mean_B.mean()
 

@@ -28,18 +28,18 @@ class Loss(LossModule):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         if output.existence is None:
             raise ConfigError("existence_kd: the student has no lane-existence head; write training.existence_weight above 0")
-        mine_BL = output.existence.float() / self.temperature
+        student_BL = output.existence.float() / self.temperature
         seen_B1 = batch.inside_BHW.flatten(1).any(dim=1, keepdim=True)
         total: Any = 0.0  # a Tensor after the first
         for name in self.reads:
-            theirs_BL = batch.rows[name]["existence"] / self.temperature
-            total = total + self.temperature**2 * (divergence(mine_BL, theirs_BL) * seen_B1).mean()
+            teacher_BL = batch.rows[name]["existence"] / self.temperature
+            total = total + self.temperature**2 * (divergence(student_BL, teacher_BL) * seen_B1).mean()
         return total
 
 
-def divergence(mine_BL: Tensor, theirs_BL: Tensor) -> Tensor:
-    """KL(theirs || mine) in nats of each lane's two outcomes, from logits."""
-    there_BL = theirs_BL.sigmoid()
-    yes_BL = F.logsigmoid(theirs_BL) - F.logsigmoid(mine_BL)
-    no_BL = F.logsigmoid(-theirs_BL) - F.logsigmoid(-mine_BL)
+def divergence(student_BL: Tensor, teacher_BL: Tensor) -> Tensor:
+    """KL(teacher || student) in nats of each lane's two outcomes, from logits."""
+    there_BL = teacher_BL.sigmoid()
+    yes_BL = F.logsigmoid(teacher_BL) - F.logsigmoid(student_BL)
+    no_BL = F.logsigmoid(-teacher_BL) - F.logsigmoid(-student_BL)
     return there_BL * yes_BL + (1 - there_BL) * no_BL

@@ -39,12 +39,12 @@ class Loss(LossModule):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         total: Any = 0.0  # a Tensor after the first
         for (name, target), adapter in zip(self.reads.items(), self.adapters):
-            theirs_BChw = batch.rows[name]["features"]
-            mine_BChw = adapter(target.compute(output, batch.labels_BHW, self.context)["features"])
-            inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), theirs_BChw.shape[-2:])[:, 0] >= 0.5  # type: ignore[arg-type]  # a Size will do
-            loss_B = inside_mean(F.mse_loss(mine_BChw, theirs_BChw, reduction="none"), inside_Bhw)
+            teacher_BChw = batch.rows[name]["features"]
+            student_BChw = adapter(target.compute(output, batch.labels_BHW, self.context)["features"])
+            inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), teacher_BChw.shape[-2:])[:, 0] >= 0.5  # type: ignore[arg-type]  # a Size will do
+            loss_B = inside_mean(F.mse_loss(student_BChw, teacher_BChw, reduction="none"), inside_Bhw)
             if self.normalise == "teacher":
-                energy_B = inside_mean(theirs_BChw.square(), inside_Bhw)
+                energy_B = inside_mean(teacher_BChw.square(), inside_Bhw)
                 loss_B = loss_B / torch.where(energy_B > 0, energy_B, 1)
             total = total + loss_B.mean()
         return total

@@ -42,11 +42,11 @@ class Loss(LossModule):
         seen_B = batch.inside_BHW.flatten(1).any(dim=1)
         for (name, target), adapters in zip(self.reads.items(), self.adapters):
             assert isinstance(adapters, nn.ModuleList)
-            theirs_BDD = batch.rows[name]["gram"]
-            mine_BDD = gram(*(adapter(output.features[layer]) for adapter, layer in zip(adapters, target.layers)))
-            squares_B = (mine_BDD - theirs_BDD).square().mean(dim=(1, 2))
+            teacher_BDD = batch.rows[name]["gram"]
+            student_BDD = gram(*(adapter(output.features[layer]) for adapter, layer in zip(adapters, target.layers)))
+            squares_B = (student_BDD - teacher_BDD).square().mean(dim=(1, 2))
             if self.normalise == "teacher":
-                energy_B = theirs_BDD.square().mean(dim=(1, 2))
+                energy_B = teacher_BDD.square().mean(dim=(1, 2))
                 squares_B = squares_B / torch.where(energy_B > 0, energy_B, 1)
             total = total + torch.where(seen_B, squares_B, 0).mean()
         return total

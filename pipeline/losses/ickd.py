@@ -30,8 +30,8 @@ class Loss(LossModule):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         total: Any = 0.0  # a Tensor after the first
         for name in self.reads:
-            mine_BKhw, theirs_BKhw, inside_Bhw = compared(output, batch, name, self.grid)
-            difference_BKK = unit_gram(mine_BKhw, inside_Bhw) - unit_gram(theirs_BKhw, inside_Bhw)
+            student_BKhw, teacher_BKhw, inside_Bhw = compared(output, batch, name, self.grid)
+            difference_BKK = unit_gram(student_BKhw, inside_Bhw) - unit_gram(teacher_BKhw, inside_Bhw)
             total = total + difference_BKK.square().sum(dim=2).mean()
         return total
 

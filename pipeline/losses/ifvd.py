@@ -25,11 +25,11 @@ class Loss(LossModule):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         total: Any = 0.0  # a Tensor after the first
         for name, target in self.reads.items():
-            theirs_Bhw = batch.rows[name]["similarity"]
-            mine_Bhw = target.compute(output, batch.labels_BHW, self.context)["similarity"]
-            grid = theirs_Bhw.shape[-2], theirs_Bhw.shape[-1]
+            teacher_Bhw = batch.rows[name]["similarity"]
+            student_Bhw = target.compute(output, batch.labels_BHW, self.context)["similarity"]
+            grid = teacher_Bhw.shape[-2], teacher_Bhw.shape[-1]
             inside_Bhw = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), grid)[:, 0] >= 0.5
             counts_Bhw = inside_Bhw & (cell_labels(batch.labels_BHW, grid) != 255)
-            squares_B = torch.where(counts_Bhw, mine_Bhw - theirs_Bhw, 0).square().sum(dim=(1, 2))
+            squares_B = torch.where(counts_Bhw, student_Bhw - teacher_Bhw, 0).square().sum(dim=(1, 2))
             total = total + (squares_B / counts_Bhw.sum(dim=(1, 2)).clamp(min=1)).mean()
         return total

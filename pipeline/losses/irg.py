@@ -64,12 +64,12 @@ class Loss(LossModule):
                     )
                 earlier = pair
                 continue
-            for layer, theirs_BS in zip(target.layers, rows["sketch"].unbind(dim=1)):
-                mine_BB, theirs_BB = distances(output.features[layer].float().flatten(1)), distances(theirs_BS)
-                total = total + self.edges * difference(mine_BB, theirs_BB, counts_BB)
-            mine_BL, theirs_BL = target.transformations(output), rows["transformation"]
-            for mine_B, theirs_B in zip(mine_BL.unbind(dim=1), theirs_BL.unbind(dim=1)):
-                total = total + self.transformations * difference(mine_B, theirs_B, seen_B)
+            for layer, teacher_BS in zip(target.layers, rows["sketch"].unbind(dim=1)):
+                student_BB, teacher_BB = distances(output.features[layer].float().flatten(1)), distances(teacher_BS)
+                total = total + self.edges * difference(student_BB, teacher_BB, counts_BB)
+            student_BL, teacher_BL = target.transformations(output), rows["transformation"]
+            for student_B, teacher_B in zip(student_BL.unbind(dim=1), teacher_BL.unbind(dim=1)):
+                total = total + self.transformations * difference(student_B, teacher_B, seen_B)
         return total
 
 
@@ -82,15 +82,15 @@ def distances(values_BN: Tensor) -> Tensor:
     return torch.where(squares_BB > VANISHING * values_BN.detach().square().sum(dim=1).mean(), squares_BB, 0)
 
 
-def difference(mine: Tensor, theirs: Tensor, counts: Tensor) -> Tensor:
+def difference(student: Tensor, teacher: Tensor, counts: Tensor) -> Tensor:
     """Mean squared difference where it counts, each side divided by its own largest."""
-    mine, theirs = (torch.where(counts, side, 0) for side in (mine, theirs))
-    mine, theirs = (side / torch.where(side.max() > 0, side.max(), 1) for side in (mine, theirs))
-    return (mine - theirs).square().sum() / counts.sum().clamp(min=1)
+    student, teacher = (torch.where(counts, side, 0) for side in (student, teacher))
+    student, teacher = (side / torch.where(side.max() > 0, side.max(), 1) for side in (student, teacher))
+    return (student - teacher).square().sum() / counts.sum().clamp(min=1)
 
 
-def vertices(mine_BKhw: Tensor, theirs_BKhw: Tensor, inside_BHW: Tensor) -> Tensor:
-    theirs_BKhw = resized(theirs_BKhw, mine_BKhw.shape[-2:])
-    inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), mine_BKhw.shape[-2:])[:, 0] >= 0.5  # type: ignore[arg-type]  # a Size will do
-    squares_Bhw = torch.where(inside_Bhw, (mine_BKhw - theirs_BKhw).square().mean(dim=1), 0)
+def vertices(student_BKhw: Tensor, teacher_BKhw: Tensor, inside_BHW: Tensor) -> Tensor:
+    teacher_BKhw = resized(teacher_BKhw, student_BKhw.shape[-2:])
+    inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), student_BKhw.shape[-2:])[:, 0] >= 0.5  # type: ignore[arg-type]  # a Size will do
+    squares_Bhw = torch.where(inside_Bhw, (student_BKhw - teacher_BKhw).square().mean(dim=1), 0)
     return (squares_Bhw.sum(dim=(1, 2)) / inside_Bhw.sum(dim=(1, 2)).clamp(min=1)).mean()

@@ -32,14 +32,14 @@ class Loss(LossModule):
         for name, target in self.reads.items():
             rows = batch.rows[name]
             logits = rows["logits"] if "logits" in rows else target.logits(rows, self.context)
-            mine, theirs, inside_Bhw = on_one_grid(output, logits, batch.inside_BHW, self.grid)
-            divergence_Bhw = torch.where(inside_Bhw, divergence(mine / self.temperature, theirs / self.temperature), 0)
+            student, teacher, inside_Bhw = on_one_grid(output, logits, batch.inside_BHW, self.grid)
+            divergence_Bhw = torch.where(inside_Bhw, divergence(student / self.temperature, teacher / self.temperature), 0)
             mean_B = divergence_Bhw.sum(dim=(1, 2)) / inside_Bhw.sum(dim=(1, 2)).clamp(min=1)
             total = total + self.temperature**2 * mean_B.mean()
         return total
 
 
-def divergence(mine_BKhw: Tensor, theirs_BKhw: Tensor) -> Tensor:
-    """KL(theirs || mine) in nats at each position, from logits."""
-    mine_BKhw, theirs_BKhw = mine_BKhw.log_softmax(dim=1), theirs_BKhw.log_softmax(dim=1)
-    return F.kl_div(mine_BKhw, theirs_BKhw, reduction="none", log_target=True).sum(dim=1)
+def divergence(student_BKhw: Tensor, teacher_BKhw: Tensor) -> Tensor:
+    """KL(teacher || student) in nats at each position, from logits."""
+    student_BKhw, teacher_BKhw = student_BKhw.log_softmax(dim=1), teacher_BKhw.log_softmax(dim=1)
+    return F.kl_div(student_BKhw, teacher_BKhw, reduction="none", log_target=True).sum(dim=1)

@@ -58,26 +58,26 @@ class Loss(LossModule):
         for name, score in zip(self.reads, self.discriminators):
             assert output.logits is not None
             finer = output.logits.shape[-2:].numel() >= batch.rows[name]["logits"].shape[-2:].numel()
-            mine_BKhw, theirs_BKhw, inside_Bhw = compared(output, batch, name, "teacher" if finer else "student")
-            mine_BKhw, theirs_BKhw = centred(mine_BKhw, inside_Bhw), centred(theirs_BKhw, inside_Bhw)
+            student_BKhw, teacher_BKhw, inside_Bhw = compared(output, batch, name, "teacher" if finer else "student")
+            student_BKhw, teacher_BKhw = centred(student_BKhw, inside_Bhw), centred(teacher_BKhw, inside_Bhw)
             frozen = {key: parameter.detach() for key, parameter in score.named_parameters()}
-            passing_B = -functional_call(score, frozen, mine_BKhw)
-            telling_B = self.telling(score, mine_BKhw.detach(), theirs_BKhw, inside_Bhw, batch.step)
+            passing_B = -functional_call(score, frozen, student_BKhw)
+            telling_B = self.telling(score, student_BKhw.detach(), teacher_BKhw, inside_Bhw, batch.step)
             counts_B = inside_Bhw.flatten(1).any(dim=1)
             both_B = torch.where(counts_B, passing_B + self.discriminator * telling_B, 0)
             total = total + both_B.sum() / counts_B.sum().clamp(min=1)
         return total
 
-    def telling(self, score: nn.Module, mine_BKhw: Tensor, theirs_BKhw: Tensor, inside_Bhw: Tensor, step: int) -> Tensor:
+    def telling(self, score: nn.Module, student_BKhw: Tensor, teacher_BKhw: Tensor, inside_Bhw: Tensor, step: int) -> Tensor:
         """[B] what the discriminator minimises."""
-        mine_B, theirs_B = score(mine_BKhw), score(theirs_BKhw)
+        student_B, teacher_B = score(student_BKhw), score(teacher_BKhw)
         if self.objective == "hinge":
-            difference_B = (1 + mine_B).relu() + (1 - theirs_B).relu()
+            difference_B = (1 + student_B).relu() + (1 - teacher_B).relu()
         else:
-            difference_B = mine_B - theirs_B
+            difference_B = student_B - teacher_B
         generator = torch.Generator().manual_seed(step)  # equal logits, equal loss: offline = online
-        share_B = torch.rand(len(mine_B), generator=generator).to(mine_B.device)
-        between_BKhw = mine_BKhw.lerp(theirs_BKhw, share_B[:, None, None, None])
+        share_B = torch.rand(len(student_B), generator=generator).to(student_B.device)
+        between_BKhw = student_BKhw.lerp(teacher_BKhw, share_B[:, None, None, None])
         return difference_B + self.penalty * (slope(score, between_BKhw, inside_Bhw) - 1).square()
 
 

@@ -23,12 +23,12 @@ class Loss(LossModule):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         total: Any = 0.0  # a Tensor after the first
         for name, target in self.reads.items():
-            mine_BNN = target.graph(output.features[target.layer], self.context)
-            theirs_BNN = target.stored_graph(batch.rows[name], self.context)
+            student_BNN = target.graph(output.features[target.layer], self.context)
+            teacher_BNN = target.stored_graph(batch.rows[name], self.context)
             inside = F.adaptive_avg_pool2d(batch.inside_BHW[:, None].float(), target.node_grid(self.context))
             inside_BN = inside.flatten(1) >= 0.5
             diagonal = torch.eye(inside_BN.shape[1], dtype=torch.bool, device=inside_BN.device)
             counts_BNN = inside_BN[:, :, None] & inside_BN[:, None] & ~diagonal
-            squares_B = torch.where(counts_BNN, mine_BNN - theirs_BNN, 0).square().sum(dim=(1, 2))
+            squares_B = torch.where(counts_BNN, student_BNN - teacher_BNN, 0).square().sum(dim=(1, 2))
             total = total + (squares_B / inside_BN.sum(dim=1).clamp(min=1).square()).mean()
         return total

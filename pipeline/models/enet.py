@@ -194,8 +194,8 @@ PARTS = {
 }
 
 
-def our_name(theirs: str) -> str:
-    block, _, rest = theirs.partition(".")
+def our_name(published_name: str) -> str:
+    block, _, rest = published_name.partition(".")
     part, dot, rest = rest.partition(".")
     ours = BLOCKS.get(block, block)
     if found := re.fullmatch(r"(?:regular|dilated|asymmetric)([1-4])_(\d)", block):

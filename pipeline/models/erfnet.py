@@ -91,16 +91,16 @@ NAMES = [  # pattern of a published name, ours; {} is the first group less the n
 PARTS = {"conv3x1_1": "conv1_rows", "conv1x3_1": "conv1_columns", "conv3x1_2": "conv2_rows", "conv1x3_2": "conv2_columns"}
 
 
-def our_name(theirs: str) -> str | None:
+def our_name(published_name: str) -> str | None:
     """None for the encoder's own classifier."""
-    if theirs.startswith("encoder.output_conv."):
+    if published_name.startswith("encoder.output_conv."):
         return None
     for pattern, ours, less in NAMES:
-        if found := re.match(pattern, theirs):
+        if found := re.match(pattern, published_name):
             place = int(found[1]) - less if found.groups() else ""
-            part, dot, rest = theirs[found.end() :].partition(".")
+            part, dot, rest = published_name[found.end() :].partition(".")
             return f"{ours.format(place)}{PARTS.get(part, part)}{dot}{rest}"
-    return theirs
+    return published_name
 
 
 class Model(ModelBase):

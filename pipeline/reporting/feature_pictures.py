@@ -87,17 +87,17 @@ def look(config: Config, results: Results, runs: Path, weights_file: Path, devic
     measured = [sample for sample in samples if sample.label is not None]
     answers, features = {}, {}
     graphs: dict[str, dict] = {}  # by layer and network
-    theirs: dict[str, list] = {}  # by layer
+    rows_of: dict[str, list] = {}  # by layer
     for name, network in _networks(source, config, results, runs, weights_file, device):
         found = prediction.answered(network, source, shown, prepare.size, device=device, batch=SHOWN, fit=prepare.fit)
         answers[name] = [answer.classes_HW for _, answer in found]
         outputs = [_answer(network, sample, source, prepare, device) for sample in measured]
         for layer, target in _affinities(config.targets).items():
             context = cache.context(teacher.model, source, prepare.size)
-            theirs.setdefault(layer, [target.compute(*one, context) for one in outputs])
+            rows_of.setdefault(layer, [target.compute(*one, context) for one in outputs])
             graphs.setdefault(layer, {})[name] = [
                 target.graph(output.features[layer], target.seen(labels, **rows), context)
-                for (output, labels), rows in zip(outputs, theirs[layer])
+                for (output, labels), rows in zip(outputs, rows_of[layer])
             ]
         features[name] = _cells([(output.features[FEATURES], labels) for output, labels in outputs])
     regions = cache.context(teacher.model, source, prepare.size).regions
@@ -142,8 +142,8 @@ def _answer(network: ModelBase, sample: Sample, source: DatasetBase, prepare: Pr
 def _affinities(targets: Mapping[str, Plugin]) -> dict[str, Any]:
     """By layer: the experiment's own affinity targets, or those of the paper if it has none."""
     own = [plugin.build() for plugin in targets.values() if plugin.name == "affinity"]
-    theirs = [find_class("targets", "affinity")(layer=layer) for layer in ("mid", "high")]
-    return {target.layer: target for target in own or theirs}
+    of_the_paper = [find_class("targets", "affinity")(layer=layer) for layer in ("mid", "high")]
+    return {target.layer: target for target in own or of_the_paper}
 
 
 def _graphs(found: Mapping[str, Sequence[Mapping]], regions: Sequence[int], source: DatasetBase) -> list[Graph]:
@@ -165,7 +165,7 @@ def _graphs(found: Mapping[str, Sequence[Mapping]], regions: Sequence[int], sour
             limits,
             INK,
         )
-        distances = [float(loss.distance(mine, rows)) for mine, rows in zip(many, teacher)]
+        distances = [float(loss.distance(student, rows)) for student, rows in zip(many, teacher)]
         own = name == "teacher"
         drawn.append(Graph(name, _markup(svg(figure)), None if own else distances[0], None if own else float(np.mean(distances))))
     return drawn

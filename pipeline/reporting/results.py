@@ -230,8 +230,8 @@ def _filled_in(history: Path) -> float | None:
         return None
 
 
-def apart(mine: dict | None, theirs: dict | None) -> list[str]:
+def apart(recipe: dict | None, baseline: dict | None) -> list[str]:
     """The settings in which two recipes differ, by name; none where one is not known."""
-    found = [line.split(":")[0] for line in diff(mine, theirs)] if mine and theirs else []
-    noted = all("order" in (recipe or {}).get("prepared", {}) for recipe in (mine, theirs))
+    found = [line.split(":")[0] for line in diff(recipe, baseline)] if recipe and baseline else []
+    noted = all("order" in (one or {}).get("prepared", {}) for one in (recipe, baseline))
     return [name for name in found if noted or name != "prepared.order"]  # runs from before it was noted have none

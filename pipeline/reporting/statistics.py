@@ -25,16 +25,16 @@ class Difference:
     p: float  # two-sided, of no difference
 
 
-def compare(mine: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """mine - theirs, a value for each seed."""
-    mean = math.fsum(mine) / len(mine) - math.fsum(theirs) / len(theirs)
-    if min(len(mine), len(theirs)) < 2 or not spread(mine) + spread(theirs) > 0:
+def compare(values: Sequence[float], baseline: Sequence[float]) -> Difference:
+    """values - baseline, a value for each seed."""
+    mean = math.fsum(values) / len(values) - math.fsum(baseline) / len(baseline)
+    if min(len(values), len(baseline)) < 2 or not spread(values) + spread(baseline) > 0:
         return Difference(mean, math.nan, math.nan, math.nan)
     from scipy import stats  # a second of work, which only these comparisons need
 
     with warnings.catch_warnings():  # one side without a spread is no reason to doubt the other's
         warnings.simplefilter("ignore", RuntimeWarning)
-        found = stats.ttest_ind(mine, theirs, equal_var=False)
+        found = stats.ttest_ind(values, baseline, equal_var=False)
         interval = found.confidence_interval(CONFIDENCE)
     return Difference(mean, float(interval.low), float(interval.high), float(found.pvalue))
 
@@ -48,7 +48,7 @@ def spread(values: Sequence[float]) -> float:
 LEAST_GAP = 0.01  # one point: a share of less is noise divided by next to nothing
 
 
-def gap_closed(mine: float, plain: float, teacher: float | None) -> float | None:
+def gap_closed(score: float, plain: float, teacher: float | None) -> float | None:
     """The share of the way from the plain student to the teacher; None where the teacher is not at least a point better, or has
     no score."""
-    return (mine - plain) / (teacher - plain) if teacher is not None and teacher - plain >= LEAST_GAP else None
+    return (score - plain) / (teacher - plain) if teacher is not None and teacher - plain >= LEAST_GAP else None

@@ -53,12 +53,12 @@ def lines(results: Results, metric: str, methods: Mapping[str, Sequence[Term]]) 
     for (student, method), runs in groups.items():
         known = {run.seed: run.score[metric] for run in runs if run.score.get(metric) is not None}
         base = groups.get((student, plain), []) if plain is not None else []
-        theirs = {run.seed: run.score[metric] for run in base if run.score.get(metric) is not None}
+        base_scores = {run.seed: run.score[metric] for run in base if run.score.get(metric) is not None}
         against, gap, why = None, None, ""
         differing = _differing(runs, base)
         if method == plain:
             why = "baseline"
-        elif not theirs:
+        elif not base_scores:
             why = "no plain run" if plain is None else f"no {plain} run"
         elif not known:
             why = "no score"
@@ -69,8 +69,8 @@ def lines(results: Results, metric: str, methods: Mapping[str, Sequence[Term]]) 
                 f"{join_names(differing)}."
             )
         else:
-            against = compare(list(known.values()), list(theirs.values()))
-            gap = gap_closed(math.fsum(known.values()) / len(known), math.fsum(theirs.values()) / len(theirs), teacher)
+            against = compare(list(known.values()), list(base_scores.values()))
+            gap = gap_closed(math.fsum(known.values()) / len(known), math.fsum(base_scores.values()) / len(base_scores), teacher)
         found.append(
             Line(
                 student=student, method=method, seeds=tuple(known), values=tuple(known.values()), against=against, gap=gap, why=why

@@ -41,27 +41,27 @@ def row_error(
     name: str,
     target: TargetType,
     stored: Mapping[str, Tensor],
-    live: Mapping[str, Tensor],
+    online: Mapping[str, Tensor],
     context: Context,
     precision: str = "fp32",
 ) -> RowError:
-    """Decoded rows `stored` against computed `live`, both [B, ...] by field, of a teacher that runs in `precision`."""
+    """Decoded rows `stored` against computed `online`, both [B, ...] by field, of a teacher that runs in `precision`."""
     fields = target.fields(context)
     largest = excess = total = count = 0.0
-    for field, ours in stored.items():
-        theirs = live[field].to(ours)
-        magnitude = theirs.flatten(1).abs().amax(1).clamp(min=1e-30).view(-1, *[1] * (theirs.ndim - 1))
-        error = (ours - theirs).abs()
-        if not ours.is_floating_point():  # classes: where two logits are nearly equal, another batch may find the other larger
-            cells = ours[0].numel()
-            other = (ours != theirs).flatten(1).float().mean(1)
+    for field, found in stored.items():
+        expected = online[field].to(found)
+        magnitude = expected.flatten(1).abs().amax(1).clamp(min=1e-30).view(-1, *[1] * (expected.ndim - 1))
+        error = (found - expected).abs()
+        if not found.is_floating_point():  # classes: where two logits are nearly equal, another batch may find the other larger
+            cells = found[0].numel()
+            other = (found != expected).flatten(1).float().mean(1)
             excess = max(excess, float(other.max()) / max(1 / cells, LOOSER[precision] * target.compute_tolerance))
-            largest, total, count = max(largest, float(other.max())), total + float(other.sum()) * cells, count + ours.numel()
+            largest, total, count = max(largest, float(other.max())), total + float(other.sum()) * cells, count + found.numel()
             continue
         declared = fields.get(field, Field((), "float32"))
         allowed = (
             declared.absolute_error + LOOSER[precision] * target.compute_tolerance
-        ) * magnitude + declared.relative_error * theirs.abs()
+        ) * magnitude + declared.relative_error * expected.abs()
         worst = float((error / allowed).max())
         excess = max(excess, worst) if worst == worst else float("inf")  # NaN is no agreement
         relative = error / magnitude
@@ -80,7 +80,7 @@ class LossError:
 
 
 def loss_error(name: str, loss: nn.Module, output: Output, offline: Batch, online: Batch) -> LossError:
-    """`offline` and `online` are the same batch with stored and with live rows; gradients are taken at the student's output."""
+    """`offline` and `online` are the same batch with stored and with online rows; gradients are taken at the student's output."""
     leaves = [t for t in (output.logits, *output.features.values()) if t is not None and t.requires_grad]
     values, gradients = [], []
     for batch in (online, offline):

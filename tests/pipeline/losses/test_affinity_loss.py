@@ -33,27 +33,27 @@ def toy(num_images=3, seed=0):
     labels_BHW[:, :8, 12:] = 1  # 2 x 5 cells
     labels_BHW[:, 8:12, 4:28] = 2  # 6 cells
     labels_BHW[0, 12:16, 28:] = 3
-    theirs = torch.randn(num_images, 9, 4, 8, generator=generator).relu()
-    mine = torch.randn(num_images, 5, 4, 8, generator=generator).relu()
-    return theirs, mine.requires_grad_(), labels_BHW
+    teacher = torch.randn(num_images, 9, 4, 8, generator=generator).relu()
+    student = torch.randn(num_images, 5, 4, 8, generator=generator).relu()
+    return teacher, student.requires_grad_(), labels_BHW
 
 
-def rows_for(theirs, labels_BHW, target=GRAPH):
-    return {"graph": target.graph(theirs, labels_BHW, CONTEXT)}
+def rows_for(teacher, labels_BHW, target=GRAPH):
+    return {"graph": target.graph(teacher, labels_BHW, CONTEXT)}
 
 
-def slow_eq4(mine, theirs, min_cells=(1, 2, 8), moments=(1, 2, 3), normalise="all"):
-    B, _, n, _ = mine["graph"].shape
+def slow_eq4(student, teacher, min_cells=(1, 2, 8), moments=(1, 2, 3), normalise="all"):
+    B, _, n, _ = student["graph"].shape
     images = []
     for b in range(B):
         total, counted = 0.0, 0
         for r in moments:
             for k1 in range(n):
                 for k2 in range(n):
-                    cells = [float(side["cells"][b, k]) for side in (mine, theirs) for k in (k1, k2)]
+                    cells = [float(side["cells"][b, k]) for side in (student, teacher) for k in (k1, k2)]
                     if k1 != k2 and min(cells) >= min_cells[r - 1]:
                         here = b, r - 1, k1, k2
-                        total += (float(mine["graph"][here]) - float(theirs["graph"][here])) ** 2
+                        total += (float(student["graph"][here]) - float(teacher["graph"][here])) ** 2
                         counted += 1
         images.append(total / (3 * n**2) if normalise == "all" else total / max(counted, 1))
     return sum(images) / B
@@ -71,10 +71,10 @@ def slow_eq4(mine, theirs, min_cells=(1, 2, 8), moments=(1, 2, 3), normalise="al
     ],
 )
 def test_the_loss_equals_the_loops(keys):
-    theirs, mine, labels_BHW = toy()
-    rows = rows_for(theirs, labels_BHW)
-    expected = slow_eq4(GRAPH.graph(mine.detach(), labels_BHW, CONTEXT), rows["graph"], **keys)
-    found = loss_of(**keys)(Output(torch.empty(0), {"high": mine}), batch_of(labels_BHW, rows)).item()
+    teacher, student, labels_BHW = toy()
+    rows = rows_for(teacher, labels_BHW)
+    expected = slow_eq4(GRAPH.graph(student.detach(), labels_BHW, CONTEXT), rows["graph"], **keys)
+    found = loss_of(**keys)(Output(torch.empty(0), {"high": student}), batch_of(labels_BHW, rows)).item()
     assert found == pytest.approx(expected, rel=1e-5) and found > 0
 
 
@@ -91,9 +91,9 @@ def test_a_loss_worked_by_hand():
 
 
 def test_two_layers_add_up():
-    theirs, mine, labels_BHW = toy()
-    rows = rows_for(theirs, labels_BHW)
-    output = Output(torch.empty(0), {"high": mine, "mid": mine})
+    teacher, student, labels_BHW = toy()
+    rows = rows_for(teacher, labels_BHW)
+    output = Output(torch.empty(0), {"high": student, "mid": student})
     batch = batch_of(labels_BHW, rows | {"other": rows["graph"]})
     both = Loss(reads={"graph": GRAPH, "other": Target(layer="mid", aoi_kernel=1)}, context=CONTEXT, student=CONTEXT)
     assert both(output, batch).item() == pytest.approx(2 * loss_of()(output, batch).item())
@@ -102,14 +102,14 @@ def test_two_layers_add_up():
 @pytest.mark.parametrize("grid, counts", [((8, 16), (4, 16)), ((2, 4), (4, 1))])
 def test_a_pair_needs_cells_on_both_grids(grid, counts):
     """Four of the teacher's cells are sixteen of a finer grid and one of a coarser: the smaller count decides."""
-    theirs, _, labels_BHW = toy(num_images=1)
+    teacher, _, labels_BHW = toy(num_images=1)
     labels_BHW[:, 8:16, 24:32] = 3
-    mine = torch.randn(1, 5, *grid, generator=torch.Generator().manual_seed(1)).relu()
-    rows = rows_for(theirs, labels_BHW)
-    assert (rows["graph"]["cells"][0, 3], GRAPH.graph(mine, labels_BHW, CONTEXT)["cells"][0, 3]) == counts
+    student = torch.randn(1, 5, *grid, generator=torch.Generator().manual_seed(1)).relu()
+    rows = rows_for(teacher, labels_BHW)
+    assert (rows["graph"]["cells"][0, 3], GRAPH.graph(student, labels_BHW, CONTEXT)["cells"][0, 3]) == counts
     rows["graph"]["graph"][0, 0, 3] += 100.0
     rows["graph"]["graph"][0, 0, :, 3] += 100.0
-    output, batch = Output(torch.empty(0), {"high": mine}), batch_of(labels_BHW, rows)
+    output, batch = Output(torch.empty(0), {"high": student}), batch_of(labels_BHW, rows)
     assert loss_of(moments=(1,), min_cells=(min(counts), 1, 1))(output, batch).item() > 100
     assert loss_of(moments=(1,), min_cells=(min(counts) + 1, 1, 1))(output, batch).item() < 1
 
@@ -118,49 +118,49 @@ def test_pairs_that_do_not_count_have_no_gradient():
     """Regions 0 and 1 of four cells each, 2 of eight: with 1 / 2 / 8 the skewness has no pair."""
     labels_BHW = torch.full((1, 16, 32), 255, dtype=torch.uint8)
     labels_BHW[0, :4, :16], labels_BHW[0, :4, 16:], labels_BHW[0, 8:16, :16] = 0, 1, 2
-    theirs, mine, _ = toy(num_images=1)
-    rows = rows_for(theirs, labels_BHW)
-    output = Output(torch.empty(0), {"high": mine})
+    teacher, student, _ = toy(num_images=1)
+    rows = rows_for(teacher, labels_BHW)
+    output = Output(torch.empty(0), {"high": student})
     loss = loss_of(moments=(3,))(output, batch_of(labels_BHW, rows))
     loss.backward()
-    assert loss.item() == 0 and (mine.grad == 0).all()
+    assert loss.item() == 0 and (student.grad == 0).all()
     loss_of(moments=(3,), min_cells=(1, 2, 3))(output, batch_of(labels_BHW, rows)).backward()
-    assert (mine.grad[0, :, 0] != 0).any() and (mine.grad[0, :, 1] == 0).all()  # row 1 is in no region
+    assert (student.grad[0, :, 0] != 0).any() and (student.grad[0, :, 1] == 0).all()  # row 1 is in no region
 
 
 @pytest.mark.parametrize("reading", ["masked", "literal"])
 def test_gradients_are_finite_for_dead_layers_and_images_without_labels(reading):
-    theirs, mine, labels_BHW = toy()
+    teacher, student, labels_BHW = toy()
     with torch.no_grad():
-        mine[0], mine[1] = 0, 0.5
+        student[0], student[1] = 0, 0.5
     labels_BHW[2] = 255
     target = Target(layer="high", reading=reading)
     loss = Loss(reads={"graph": target}, context=CONTEXT, student=CONTEXT, min_cells=(1, 1, 1))
-    loss(Output(torch.empty(0), {"high": mine}), batch_of(labels_BHW, rows_for(theirs, labels_BHW, target))).backward()
-    assert mine.grad.isfinite().all() and (mine.grad[2] == 0).all()
+    loss(Output(torch.empty(0), {"high": student}), batch_of(labels_BHW, rows_for(teacher, labels_BHW, target))).backward()
+    assert student.grad.isfinite().all() and (student.grad[2] == 0).all()
 
 
 def test_the_loss_sees_the_teachers_regions_where_the_rows_say_so():
-    theirs, mine, labels_BHW = toy()
+    teacher, student, labels_BHW = toy()
     target = Target(layer="high", regions="teacher")
     logits = torch.randn(3, 5, 4, 8, generator=torch.Generator().manual_seed(3))
-    rows = {"graph": target.compute(Output(logits, {"high": theirs}), labels_BHW, CONTEXT)}
+    rows = {"graph": target.compute(Output(logits, {"high": teacher}), labels_BHW, CONTEXT)}
     loss = Loss(reads={"graph": target}, context=CONTEXT, student=CONTEXT)
     unlabelled = torch.full_like(labels_BHW, 255)
-    student = Output(torch.empty(0), {"high": mine})
-    found = [loss(student, batch_of(labels, rows)).item() for labels in (labels_BHW, unlabelled)]
+    output = Output(torch.empty(0), {"high": student})
+    found = [loss(output, batch_of(labels, rows)).item() for labels in (labels_BHW, unlabelled)]
     assert found[0] == found[1] > 0
-    assert loss(Output(torch.empty(0), {"high": theirs}), batch_of(unlabelled, rows)).item() == 0
+    assert loss(Output(torch.empty(0), {"high": teacher}), batch_of(unlabelled, rows)).item() == 0
 
 
 def test_training_a_toy_student_brings_its_graph_to_the_teachers():
-    theirs, mine, labels_BHW = toy()
-    rows, loss = rows_for(theirs, labels_BHW), loss_of()
-    optimiser = torch.optim.Adam([mine], lr=0.05)
+    teacher, student, labels_BHW = toy()
+    rows, loss = rows_for(teacher, labels_BHW), loss_of()
+    optimiser = torch.optim.Adam([student], lr=0.05)
     values = []
     for _ in range(60):
         optimiser.zero_grad()
-        value = loss(Output(torch.empty(0), {"high": mine}), batch_of(labels_BHW, rows))
+        value = loss(Output(torch.empty(0), {"high": student}), batch_of(labels_BHW, rows))
         value.backward()
         optimiser.step()
         values.append(value.item())

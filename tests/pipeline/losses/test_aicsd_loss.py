@@ -16,11 +16,11 @@ def loss_of(**keys):
     return built(Loss, **keys)
 
 
-def slow_aicsd(mine_BKhw, theirs_BKhw, inside_Bhw, T=1.0):
+def slow_aicsd(student_BKhw, teacher_BKhw, inside_Bhw, T=1.0):
     images = []
-    for mine_Khw, theirs_Khw, inside_hw in zip(mine_BKhw.astype(float), theirs_BKhw.astype(float), inside_Bhw):
+    for student_Khw, teacher_Khw, inside_hw in zip(student_BKhw.astype(float), teacher_BKhw.astype(float), inside_Bhw):
         matrices = []
-        for logits_Khw in (mine_Khw, theirs_Khw):
+        for logits_Khw in (student_Khw, teacher_Khw):
             p = [np.exp(logits_hw[inside_hw] / T) / np.exp(logits_hw[inside_hw] / T).sum() for logits_hw in logits_Khw]
             rows = [[sum(a * math.log(a / b) for a, b in zip(p[i], p[j])) for j in range(4)] for i in range(4)]
             matrices.append(np.array([np.array(row) / math.hypot(*row) for row in rows]))
@@ -30,9 +30,9 @@ def slow_aicsd(mine_BKhw, theirs_BKhw, inside_Bhw, T=1.0):
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_the_loss_equals_the_loops(temperature):
-    theirs_BKhw, mine_BKhw = toy()
-    found = loss_of(temperature=temperature)(Output(mine_BKhw, {}), batch_of(theirs_BKhw, partly_outside())).item()
-    expected = slow_aicsd(mine_BKhw.detach().numpy(), theirs_BKhw.numpy(), cells_inside(), temperature)
+    teacher_BKhw, student_BKhw = toy()
+    found = loss_of(temperature=temperature)(Output(student_BKhw, {}), batch_of(teacher_BKhw, partly_outside())).item()
+    expected = slow_aicsd(student_BKhw.detach().numpy(), teacher_BKhw.numpy(), cells_inside(), temperature)
     assert found == pytest.approx(expected, rel=1e-5) and found > 0
 
 
@@ -52,34 +52,34 @@ def test_rows_of_classes_that_look_alike_stay_short():
 
 
 def test_a_student_that_equals_the_teacher_loses_nothing():
-    theirs_BKhw, _ = toy()
-    assert loss_of()(Output(theirs_BKhw, {}), batch_of(theirs_BKhw, partly_outside())).item() == 0
+    teacher_BKhw, _ = toy()
+    assert loss_of()(Output(teacher_BKhw, {}), batch_of(teacher_BKhw, partly_outside())).item() == 0
 
 
 @pytest.mark.parametrize("grid", ["student", "teacher"])
 def test_logits_are_compared_on_the_named_grid(grid):
-    theirs_BKhw, mine_BKhw = toy((7, 11))
-    output, batch = Output(mine_BKhw, {}), batch_of(theirs_BKhw, partly_outside())
-    mine, theirs, inside = (values.detach().numpy() for values in compared(output, batch, "logits", grid))
-    assert loss_of(grid=grid)(output, batch).item() == pytest.approx(slow_aicsd(mine, theirs, inside), rel=1e-5)
+    teacher_BKhw, student_BKhw = toy((7, 11))
+    output, batch = Output(student_BKhw, {}), batch_of(teacher_BKhw, partly_outside())
+    student, teacher, inside = (values.detach().numpy() for values in compared(output, batch, "logits", grid))
+    assert loss_of(grid=grid)(output, batch).item() == pytest.approx(slow_aicsd(student, teacher, inside), rel=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e4])
 def test_constant_and_huge_logits_keep_the_gradient_finite(scale):
-    theirs_BKhw, mine_BKhw = toy()
-    for theirs_by, mine_by in ((scale, scale), (1, scale), (scale, 1)):
-        theirs, mine = theirs_by * theirs_BKhw, mine_by * mine_BKhw
-        loss = loss_of()(Output(mine, {}), batch_of(theirs, partly_outside()))
-        (slope_BKhw,) = torch.autograd.grad(loss, mine_BKhw)
+    teacher_BKhw, student_BKhw = toy()
+    for teacher_by, student_by in ((scale, scale), (1, scale), (scale, 1)):
+        teacher, student = teacher_by * teacher_BKhw, student_by * student_BKhw
+        loss = loss_of()(Output(student, {}), batch_of(teacher, partly_outside()))
+        (slope_BKhw,) = torch.autograd.grad(loss, student_BKhw)
         assert loss.isfinite() and slope_BKhw.isfinite().all()
 
 
 def test_images_wholly_outside_give_nothing():
-    theirs_BKhw, mine_BKhw = toy()
+    teacher_BKhw, student_BKhw = toy()
     nowhere_BHW = torch.zeros(2, *CONTEXT.size, dtype=torch.bool)
-    loss = loss_of()(Output(mine_BKhw, {}), batch_of(theirs_BKhw, nowhere_BHW))
+    loss = loss_of()(Output(student_BKhw, {}), batch_of(teacher_BKhw, nowhere_BHW))
     loss.backward()
-    assert loss.item() == 0 and (mine_BKhw.grad == 0).all()
+    assert loss.item() == 0 and (student_BKhw.grad == 0).all()
 
 
 @pytest.mark.parametrize("dtype, of_loss, of_gradient", [("float16", 3e-4, 3e-3), ("uint8", 5e-3, 5e-2)])

@@ -37,9 +37,9 @@ def loss(features_BChw, energy_Bhw, inside_BHW, **keys):
 def slow_at(features_BChw, energy_Bhw, columns_inside):
     """Mean over images of the mean over the first columns of (Q_S / |Q_S| - Q_T / |Q_T|)^2."""
     total = 0.0
-    for features_Chw, theirs_hw in zip(features_BChw.double().numpy(), energy_Bhw.double().numpy()):
-        mine, theirs = ((features_Chw**2).mean(axis=0)[:, :columns_inside], theirs_hw[:, :columns_inside])
-        squares = (mine / np.sqrt((mine**2).sum()) - theirs / np.sqrt((theirs**2).sum())) ** 2
+    for features_Chw, teacher_hw in zip(features_BChw.double().numpy(), energy_Bhw.double().numpy()):
+        student, teacher = ((features_Chw**2).mean(axis=0)[:, :columns_inside], teacher_hw[:, :columns_inside])
+        squares = (student / np.sqrt((student**2).sum()) - teacher / np.sqrt((teacher**2).sum())) ** 2
         total += squares.sum() / (3 * columns_inside)
     return total / len(features_BChw)
 

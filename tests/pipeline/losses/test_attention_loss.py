@@ -38,8 +38,8 @@ def student(features_BChw):
 
 def toy(num_images=2, grid=(3, 5), seed=0):
     generator = torch.Generator().manual_seed(seed)
-    theirs_Bhw = torch.empty(num_images, 3, 5).exponential_(generator=generator)
-    return theirs_Bhw, torch.randn(num_images, 4, *grid, generator=generator).requires_grad_()
+    teacher_Bhw = torch.empty(num_images, 3, 5).exponential_(generator=generator)
+    return teacher_Bhw, torch.randn(num_images, 4, *grid, generator=generator).requires_grad_()
 
 
 def partly_outside(num_images=2):
@@ -66,8 +66,8 @@ def slow_resize(map_hw, size):
 
 def slow_eq6(features_BChw, energy_Bhw, inside_BHW, normalise):
     total = 0.0
-    for features_Chw, theirs_hw, inside_HW in zip(features_BChw.astype(float), energy_Bhw.astype(float), inside_BHW):
-        maps = [slow_resize((features_Chw**2).mean(axis=0), theirs_hw.shape), theirs_hw]
+    for features_Chw, teacher_hw, inside_HW in zip(features_BChw.astype(float), energy_Bhw.astype(float), inside_BHW):
+        maps = [slow_resize((features_Chw**2).mean(axis=0), teacher_hw.shape), teacher_hw]
         cells = [(i, j) for i, j in np.ndindex(3, 5) if inside_HW[8 * i : 8 * i + 8, 8 * j : 8 * j + 8].mean() >= 0.5]
         values = [[m[cell] for cell in cells] for m in maps]
         if normalise == "l2":
@@ -82,10 +82,10 @@ def slow_eq6(features_BChw, energy_Bhw, inside_BHW, normalise):
 @pytest.mark.parametrize("view", ["whole", "partly outside"])
 @pytest.mark.parametrize("grid", [(3, 5), (6, 10), (2, 4)])
 def test_the_loss_equals_the_loops(normalise, view, grid):
-    theirs_Bhw, features_BChw = toy(grid=grid)
+    teacher_Bhw, features_BChw = toy(grid=grid)
     inside_BHW = partly_outside() if view == "partly outside" else torch.ones(2, *CONTEXT.size, dtype=torch.bool)
-    found = loss_of(normalise=normalise)(student(features_BChw), batch_of(theirs_Bhw, inside_BHW)).item()
-    expected = slow_eq6(features_BChw.detach().numpy(), theirs_Bhw.numpy(), inside_BHW.numpy(), normalise)
+    found = loss_of(normalise=normalise)(student(features_BChw), batch_of(teacher_Bhw, inside_BHW)).item()
+    expected = slow_eq6(features_BChw.detach().numpy(), teacher_Bhw.numpy(), inside_BHW.numpy(), normalise)
     assert found == pytest.approx(expected, rel=1e-5) and found > 0
 
 
@@ -106,35 +106,35 @@ def test_a_loss_worked_by_hand():
 
 @pytest.mark.parametrize("normalise", ["l2", "softmax"])
 def test_what_lies_outside_counts_on_neither_side(normalise):
-    theirs_Bhw, features_BChw = toy()
+    teacher_Bhw, features_BChw = toy()
     loss, output = loss_of(normalise=normalise), student(features_BChw)
-    before = loss(output, batch_of(theirs_Bhw, partly_outside()))
+    before = loss(output, batch_of(teacher_Bhw, partly_outside()))
     before.backward()
     outside = (slice(None), slice(None), 4)
     assert (features_BChw.grad[:, :, :, 4] == 0).all() and (features_BChw.grad[:, :, 1:, 3] != 0).any()
-    theirs_Bhw[outside] += 50
+    teacher_Bhw[outside] += 50
     with torch.no_grad():
         features_BChw[:, :, :, 4] += 50
-    assert loss(output, batch_of(theirs_Bhw, partly_outside())).item() == pytest.approx(before.item())
+    assert loss(output, batch_of(teacher_Bhw, partly_outside())).item() == pytest.approx(before.item())
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_the_size_of_the_activations_does_not_matter(scale):
-    theirs_Bhw, features_BChw = toy()
-    expected = loss_of()(student(features_BChw), batch_of(theirs_Bhw)).item()
-    found = loss_of()(student(features_BChw * scale), batch_of(theirs_Bhw / scale)).item()
+    teacher_Bhw, features_BChw = toy()
+    expected = loss_of()(student(features_BChw), batch_of(teacher_Bhw)).item()
+    found = loss_of()(student(features_BChw * scale), batch_of(teacher_Bhw / scale)).item()
     assert found == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("normalise", ["l2", "softmax"])
 def test_gradients_are_finite_for_maps_of_zeros_and_views_that_see_nothing(normalise):
-    theirs_Bhw, features_BChw = toy(num_images=3)
+    teacher_Bhw, features_BChw = toy(num_images=3)
     inside_BHW = torch.ones(3, *CONTEXT.size, dtype=torch.bool)
     inside_BHW[2] = False
-    theirs_Bhw[1] = 0
+    teacher_Bhw[1] = 0
     with torch.no_grad():
         features_BChw[0] = 0
-    loss_of(normalise=normalise)(student(features_BChw), batch_of(theirs_Bhw, inside_BHW)).backward()
+    loss_of(normalise=normalise)(student(features_BChw), batch_of(teacher_Bhw, inside_BHW)).backward()
     assert features_BChw.grad.isfinite().all() and (features_BChw.grad[2] == 0).all()
 
 
@@ -146,12 +146,12 @@ def test_the_normalised_maps_have_the_right_gradient(normalised):
 
 
 def test_training_a_toy_student_brings_its_map_to_the_teachers():
-    theirs_Bhw, features_BChw = toy(grid=(6, 10))
+    teacher_Bhw, features_BChw = toy(grid=(6, 10))
     optimiser = torch.optim.Adam([features_BChw], lr=0.05)
     values = []
     for _ in range(80):
         optimiser.zero_grad()
-        value = loss_of()(student(features_BChw), batch_of(theirs_Bhw))
+        value = loss_of()(student(features_BChw), batch_of(teacher_Bhw))
         value.backward()
         optimiser.step()
         values.append(value.item())

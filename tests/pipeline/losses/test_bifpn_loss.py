@@ -51,15 +51,15 @@ def slow_resize(map_hw, size):
 
 def slow_pair(features_BChw, energy_Bhw):
     total = 0.0
-    for features_Chw, theirs_hw, inside_HW in zip(features_BChw.double().numpy(), energy_Bhw.numpy(), INSIDE.numpy()):
-        (h, w), (H, W) = theirs_hw.shape, inside_HW.shape
-        mine_hw = slow_resize((features_Chw**2).mean(axis=0), (h, w))
+    for features_Chw, teacher_hw, inside_HW in zip(features_BChw.double().numpy(), energy_Bhw.numpy(), INSIDE.numpy()):
+        (h, w), (H, W) = teacher_hw.shape, inside_HW.shape
+        student_hw = slow_resize((features_Chw**2).mean(axis=0), (h, w))
         cells = [
             (i, j)
             for i, j in np.ndindex(h, w)
             if inside_HW[i * H // h : (i + 1) * H // h, j * W // w : (j + 1) * W // w].mean() >= 0.5
         ]
-        sides = [np.array([float(side[cell]) for cell in cells]) for side in (mine_hw, theirs_hw)]
+        sides = [np.array([float(side[cell]) for cell in cells]) for side in (student_hw, teacher_hw)]
         total += ((sides[0] / np.sqrt((sides[0] ** 2).sum()) - sides[1] / np.sqrt((sides[1] ** 2).sum())) ** 2).sum()
     return total / len(features_BChw)
 
@@ -74,7 +74,7 @@ def slow_pair(features_BChw, energy_Bhw):
 )
 def test_each_layer_matches_its_own_and_the_neighbouring_maps(layers, pairs):
     student, batch = toy(seed=1), batch_of(layers, toy())
-    expected = sum(slow_pair(student.features[mine], batch.rows[theirs]["energy"]) for mine, theirs in map(str.split, pairs))
+    expected = sum(slow_pair(student.features[seen], batch.rows[stored]["energy"]) for seen, stored in map(str.split, pairs))
     assert loss_of(layers)(student, batch).item() == pytest.approx(expected, rel=1e-5)
 
 

@@ -59,14 +59,14 @@ def loss_of(only=None, surveyed=True, **keys):
     return loss
 
 
-def kl(mine, theirs):
-    """KL(theirs || mine) of two lists of logits, in float64."""
+def kl(student, teacher):
+    """KL(teacher || student) of two lists of logits, in float64."""
 
     def softmax(logits):
         e = np.exp(logits - logits.max())
         return e / e.sum()
 
-    p, q = softmax(theirs), softmax(mine)
+    p, q = softmax(teacher), softmax(student)
     return float((p * np.log(p / q)).sum())
 
 
@@ -96,11 +96,11 @@ def test_the_mini_batch_term_equals_the_loops():
     for first in images:
         for second in images:
             terms = []
-            for theirs, mine in first:
+            for teacher_D, student_D in first:
                 terms.append(
                     kl(
-                        np.array([unit(mine) @ unit(other) for _, other in second]) / 0.1,
-                        np.array([theirs @ other for other, _ in second]) / 0.1,
+                        np.array([unit(student_D) @ unit(other) for _, other in second]) / 0.1,
+                        np.array([teacher_D @ other for other, _ in second]) / 0.1,
                     )
                 )
             total += np.mean(terms) / 9
@@ -115,11 +115,11 @@ def test_a_memory_term_equals_the_loops(term, kind, size):
     first, norm, _, last = loss.projection
     first, last = (layer.weight.detach().double().numpy() for layer in (first, last))
     images = anchors_of(batch, student)
-    hidden = np.array([first @ mine for here in images for _, mine in here])
+    hidden = np.array([first @ student_D for here in images for _, student_D in here])
     hidden = np.maximum(0, (hidden - hidden.mean(axis=0)) / np.sqrt(hidden.var(axis=0) + norm.eps))
     projected, total = iter(hidden @ last.T), 0.0
     for here in images:
-        total += np.mean([kl(contrast @ unit(next(projected)) / 0.1, contrast @ theirs / 0.1) for theirs, _ in here]) / 3
+        total += np.mean([kl(contrast @ unit(next(projected)) / 0.1, contrast @ teacher_D / 0.1) for teacher_D, _ in here]) / 3
     assert loss(student, batch).item() == pytest.approx(total, rel=1e-4)
 
 

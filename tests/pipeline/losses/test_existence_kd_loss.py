@@ -11,38 +11,38 @@ from pipeline.targets.existence import Target
 CONTEXT = Context(5, (0, 1, 2, 3, 4), (8, 8), {"high": (1, 1), "logits": (1, 1)})
 
 
-def found(mine, theirs, temperature):
+def found(student, teacher, temperature):
     loss = Loss(reads={"lanes": Target(lanes=4)}, context=CONTEXT, student=CONTEXT, temperature=temperature)
-    B = len(mine)
+    B = len(student)
     batch = Batch(
         torch.zeros(B, 3, 8, 8),
         torch.full((B, 8, 8), 255),
         torch.ones(B, 8, 8, dtype=torch.bool),
         None,
-        {"lanes": {"existence": theirs}},
+        {"lanes": {"existence": teacher}},
         1,
     )
-    return loss(Output(None, {}, mine), batch)
+    return loss(Output(None, {}, student), batch)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_the_loss_is_that_of_a_slow_loop_over_lanes(temperature):
     generator = torch.Generator().manual_seed(0)
-    mine, theirs = 4 * torch.randn(2, 3, 4, generator=generator)
+    student, teacher = 4 * torch.randn(2, 3, 4, generator=generator)
     total = 0.0
     for image in range(3):
         for lane in range(4):
-            p, q = (float(torch.sigmoid(logits[image, lane].double() / temperature)) for logits in (theirs, mine))
+            p, q = (float(torch.sigmoid(logits[image, lane].double() / temperature)) for logits in (teacher, student))
             outcomes = torch.tensor([[p, 1 - p], [q, 1 - q]], dtype=torch.float64)
             total += float((outcomes[0] * (outcomes[0] / outcomes[1]).log()).sum())
-    assert float(found(mine, theirs, temperature)) == pytest.approx(temperature**2 * total / 12, rel=1e-5)
+    assert float(found(student, teacher, temperature)) == pytest.approx(temperature**2 * total / 12, rel=1e-5)
 
 
 def test_surest_answers_stay_finite():
-    mine = torch.tensor([[500.0, -500.0, 500.0, 0.0]], requires_grad=True)
-    value = found(mine, torch.tensor([[-500.0, -500.0, 500.0, 800.0]]), 1.0)
+    student = torch.tensor([[500.0, -500.0, 500.0, 0.0]], requires_grad=True)
+    value = found(student, torch.tensor([[-500.0, -500.0, 500.0, 800.0]]), 1.0)
     value.backward()
-    assert value.isfinite() and mine.grad.isfinite().all() and mine.grad[0, 0] == 0.25
+    assert value.isfinite() and student.grad.isfinite().all() and student.grad[0, 0] == 0.25
 
 
 def test_a_student_without_a_head_is_refused_and_so_is_a_teacher():

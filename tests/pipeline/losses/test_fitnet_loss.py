@@ -50,12 +50,12 @@ def test_the_loss_equals_the_loops(normalise):
     weight, bias = (parameter.detach().double().squeeze().numpy() for parameter in loss.adapters[0].parameters())
     total = 0.0
     for b, columns in enumerate((4, 5)):
-        mine, theirs = (o.features["high"][b].double().numpy() for o in (student, teacher))
+        student_Chw, teacher_Chw = (o.features["high"][b].double().numpy() for o in (student, teacher))
         differences, energies = [], []
         for y, x in np.ndindex(3, columns):
-            said = weight @ mine[:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean(axis=(1, 2)) + bias
-            differences.append(((said - theirs[:, y, x]) ** 2).mean())
-            energies.append((theirs[:, y, x] ** 2).mean())
+            said = weight @ student_Chw[:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean(axis=(1, 2)) + bias
+            differences.append(((said - teacher_Chw[:, y, x]) ** 2).mean())
+            energies.append((teacher_Chw[:, y, x] ** 2).mean())
         total += np.mean(differences) / (np.mean(energies) if normalise == "teacher" else 1) / 2
     assert loss(student, batch_of(teacher)).item() == pytest.approx(total, rel=1e-5)
 
@@ -64,8 +64,8 @@ def test_a_pooled_target_is_compared_on_its_own_grid():
     target, teacher = Target(layer="high", pool=2), network(TEACHER, 0)
     loss, student = loss_of(target=target), network(STUDENT, 1)
     batch = batch_of(teacher, inside_BHW=torch.ones(2, *SIZE, dtype=torch.bool), target=target)
-    mine_BChw = loss.adapters[0](torch.nn.functional.adaptive_avg_pool2d(student.features["high"], (2, 3)))
-    expected = (mine_BChw - batch.rows["map"]["features"]).square().mean().item()
+    student_BChw = loss.adapters[0](torch.nn.functional.adaptive_avg_pool2d(student.features["high"], (2, 3)))
+    expected = (student_BChw - batch.rows["map"]["features"]).square().mean().item()
     assert loss(student, batch).item() == pytest.approx(expected, rel=1e-5)
 
 

@@ -63,13 +63,13 @@ def test_the_loss_equals_the_loops(normalise):
     total = 0.0
     for b in range(2):
         features = {layer: map_BChw[b].double().numpy() for layer, map_BChw in student.features.items()}
-        mine = np.zeros((5, 5))
+        student_DD = np.zeros((5, 5))
         for y, x in np.ndindex(2, 3):
             pooled = features["mid"][:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean(axis=(1, 2))
-            mine += np.outer(mid @ pooled, high @ features["high"][:, y, x]) / 6
-        theirs = TARGET.compute(teacher, None, TEACHER)["gram"][b].double().numpy()
-        unit = (theirs**2).mean() if normalise == "teacher" else 1
-        total += ((mine - theirs) ** 2).mean() / unit / 2
+            student_DD += np.outer(mid @ pooled, high @ features["high"][:, y, x]) / 6
+        teacher_DD = TARGET.compute(teacher, None, TEACHER)["gram"][b].double().numpy()
+        unit = (teacher_DD**2).mean() if normalise == "teacher" else 1
+        total += ((student_DD - teacher_DD) ** 2).mean() / unit / 2
     assert loss(student, batch_of(teacher)).item() == pytest.approx(total, rel=1e-5)
 
 

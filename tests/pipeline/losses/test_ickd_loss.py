@@ -16,67 +16,67 @@ def loss_of(**keys):
     return built(Loss, **keys)
 
 
-def slow_ickd(mine_BKhw, theirs_BKhw, inside_Bhw):
+def slow_ickd(student_BKhw, teacher_BKhw, inside_Bhw):
     total = 0.0
-    for mine_Khw, theirs_Khw, inside_hw in zip(mine_BKhw.astype(float), theirs_BKhw.astype(float), inside_Bhw):
+    for student_Khw, teacher_Khw, inside_hw in zip(student_BKhw.astype(float), teacher_BKhw.astype(float), inside_Bhw):
         for i in range(4):
-            mine_row, theirs_row = (
+            student_row, teacher_row = (
                 np.array([sum((logits_Khw[i] * logits_Khw[j])[inside_hw]) for j in range(4)])
-                for logits_Khw in (mine_Khw, theirs_Khw)
+                for logits_Khw in (student_Khw, teacher_Khw)
             )
-            total += ((mine_row / math.hypot(*mine_row) - theirs_row / math.hypot(*theirs_row)) ** 2).sum() / 4
-    return total / len(mine_BKhw)
+            total += ((student_row / math.hypot(*student_row) - teacher_row / math.hypot(*teacher_row)) ** 2).sum() / 4
+    return total / len(student_BKhw)
 
 
 def test_the_loss_equals_the_loops():
-    theirs_BKhw, mine_BKhw = toy()
-    found = loss_of()(Output(mine_BKhw, {}), batch_of(theirs_BKhw, partly_outside())).item()
-    expected = slow_ickd(mine_BKhw.detach().numpy(), theirs_BKhw.numpy(), cells_inside())
+    teacher_BKhw, student_BKhw = toy()
+    found = loss_of()(Output(student_BKhw, {}), batch_of(teacher_BKhw, partly_outside())).item()
+    expected = slow_ickd(student_BKhw.detach().numpy(), teacher_BKhw.numpy(), cells_inside())
     assert found == pytest.approx(expected, rel=1e-5) and found > 0
 
 
 def test_a_loss_worked_by_hand():
     """Classes (1, 0) and (0, 1) over two pixels: Gram 1; both (1, 1): all rows (1, 1) / sqrt 2. So 2 - sqrt 2."""
-    theirs_1212, mine_1212 = torch.eye(2).view(1, 2, 1, 2), torch.ones(1, 2, 1, 2)
-    found = loss_of()(Output(mine_1212, {}), batch_of(theirs_1212)).item()
+    teacher_1212, student_1212 = torch.eye(2).view(1, 2, 1, 2), torch.ones(1, 2, 1, 2)
+    found = loss_of()(Output(student_1212, {}), batch_of(teacher_1212)).item()
     assert found == pytest.approx(2 - math.sqrt(2))
 
 
 def test_the_size_of_the_logits_does_not_matter():
-    theirs_BKhw, mine_BKhw = toy()
-    plain, tripled = (loss_of()(Output(scale * mine_BKhw, {}), batch_of(theirs_BKhw)).item() for scale in (1, 3))
+    teacher_BKhw, student_BKhw = toy()
+    plain, tripled = (loss_of()(Output(scale * student_BKhw, {}), batch_of(teacher_BKhw)).item() for scale in (1, 3))
     assert tripled == pytest.approx(plain, rel=1e-5)
 
 
 def test_a_student_that_equals_the_teacher_loses_nothing():
-    theirs_BKhw, _ = toy()
-    assert loss_of()(Output(theirs_BKhw, {}), batch_of(theirs_BKhw, partly_outside())).item() == 0
+    teacher_BKhw, _ = toy()
+    assert loss_of()(Output(teacher_BKhw, {}), batch_of(teacher_BKhw, partly_outside())).item() == 0
 
 
 @pytest.mark.parametrize("grid", ["student", "teacher"])
 def test_logits_are_compared_on_the_named_grid(grid):
-    theirs_BKhw, mine_BKhw = toy((7, 11))
-    output, batch = Output(mine_BKhw, {}), batch_of(theirs_BKhw, partly_outside())
-    mine, theirs, inside = (values.detach().numpy() for values in compared(output, batch, "logits", grid))
-    assert loss_of(grid=grid)(output, batch).item() == pytest.approx(slow_ickd(mine, theirs, inside), rel=1e-5)
+    teacher_BKhw, student_BKhw = toy((7, 11))
+    output, batch = Output(student_BKhw, {}), batch_of(teacher_BKhw, partly_outside())
+    student, teacher, inside = (values.detach().numpy() for values in compared(output, batch, "logits", grid))
+    assert loss_of(grid=grid)(output, batch).item() == pytest.approx(slow_ickd(student, teacher, inside), rel=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e4])
 def test_constant_and_huge_logits_keep_the_gradient_finite(scale):
-    theirs_BKhw, mine_BKhw = toy()
-    for theirs_by, mine_by in ((scale, scale), (1, scale), (scale, 1)):
-        theirs, mine = theirs_by * theirs_BKhw, mine_by * mine_BKhw
-        loss = loss_of()(Output(mine, {}), batch_of(theirs, partly_outside()))
-        (slope_BKhw,) = torch.autograd.grad(loss, mine_BKhw)
+    teacher_BKhw, student_BKhw = toy()
+    for teacher_by, student_by in ((scale, scale), (1, scale), (scale, 1)):
+        teacher, student = teacher_by * teacher_BKhw, student_by * student_BKhw
+        loss = loss_of()(Output(student, {}), batch_of(teacher, partly_outside()))
+        (slope_BKhw,) = torch.autograd.grad(loss, student_BKhw)
         assert loss.isfinite() and slope_BKhw.isfinite().all()
 
 
 def test_images_wholly_outside_give_nothing():
-    theirs_BKhw, mine_BKhw = toy()
+    teacher_BKhw, student_BKhw = toy()
     nowhere_BHW = torch.zeros(2, *CONTEXT.size, dtype=torch.bool)
-    loss = loss_of()(Output(mine_BKhw, {}), batch_of(theirs_BKhw, nowhere_BHW))
+    loss = loss_of()(Output(student_BKhw, {}), batch_of(teacher_BKhw, nowhere_BHW))
     loss.backward()
-    assert loss.item() == 0 and (mine_BKhw.grad == 0).all()
+    assert loss.item() == 0 and (student_BKhw.grad == 0).all()
 
 
 @pytest.mark.parametrize("dtype, of_loss, of_gradient", [("float16", 3e-4, 3e-3), ("uint8", 5e-3, 5e-2)])

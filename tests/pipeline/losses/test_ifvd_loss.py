@@ -53,8 +53,8 @@ def slow_similarity(features_Chw, labels_hw):
     for place in np.ndindex(labels_hw.shape):
         mates = np.argwhere(labels_hw == labels_hw[place])
         mean = np.mean([features_Chw[:, i, j] for i, j in mates], axis=0)
-        mine = features_Chw[(slice(None), *place)]
-        found[place] = mine @ mean / np.sqrt(mine @ mine) / np.sqrt(mean @ mean)
+        student = features_Chw[(slice(None), *place)]
+        found[place] = student @ mean / np.sqrt(student @ student) / np.sqrt(mean @ mean)
     return found
 
 
@@ -63,11 +63,11 @@ def test_the_loss_equals_the_loops():
     student_BChw, teacher_BChw, total = random_features(1, (6, 10)), random_features(0, channels=9), 0.0
     for b in range(2):
         labels_hw = labels()[b].numpy()[4::8, 4::8]
-        mine_Chw = student_BChw[b].double().numpy().reshape(6, 3, 2, 5, 2).mean(axis=(2, 4))
-        mine, theirs = (slow_similarity(f, labels_hw) for f in (mine_Chw, teacher_BChw[b].double().numpy()))
+        student_Chw = student_BChw[b].double().numpy().reshape(6, 3, 2, 5, 2).mean(axis=(2, 4))
+        student, teacher = (slow_similarity(f, labels_hw) for f in (student_Chw, teacher_BChw[b].double().numpy()))
         shares = inside()[b].double().numpy().reshape(3, 8, 5, 8).mean(axis=(1, 3))
         cells = [(i, j) for i, j in np.ndindex(3, 5) if shares[i, j] >= 0.5 and labels_hw[i, j] != 255]
-        total += sum((mine[cell] - theirs[cell]) ** 2 for cell in cells) / len(cells) / 2
+        total += sum((student[cell] - teacher[cell]) ** 2 for cell in cells) / len(cells) / 2
     assert len(cells) == 11 and loss(student_BChw, teacher_BChw).item() == pytest.approx(total, rel=1e-5)
 
 

@@ -160,11 +160,11 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_images(cls, type_name, keys, c
     together = loss(student, batch_of(loss, teacher)).item()
     alone = []
     for i in range(3):
-        theirs, mine = (
+        one_teacher, one_student = (
             Output(o.logits[i : i + 1], {layer: f[i : i + 1] for layer, f in o.features.items()}, o.existence[i : i + 1])
             for o in (teacher, student)
         )
-        alone.append(loss(mine, batch_of(loss, theirs, labels(1))).item())
+        alone.append(loss(one_student, batch_of(loss, one_teacher, labels(1))).item())
     assert together == pytest.approx(sum(alone) / 3, rel=1e-5)
 
 

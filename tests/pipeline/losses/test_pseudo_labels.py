@@ -31,14 +31,14 @@ def loss_of(target=None, **keys):
     return Loss(reads={"pseudo": target or Target()}, context=CONTEXT, student=CONTEXT, **keys)
 
 
-def slow(mine_BKHW, labels_BHW, inside_BHW, weights=(1.0, 1.0, 1.0), counted=(True, True)):
+def slow(student_BKHW, labels_BHW, inside_BHW, weights=(1.0, 1.0, 1.0), counted=(True, True)):
     images = []
     for image in np.flatnonzero(counted):
         total = divisor = 0.0
         for y, x in np.ndindex(8, 12):
             if inside_BHW[image, y, x]:
                 label = int(labels_BHW[image, y, x])
-                z = mine_BKHW[image, :, y, x].double().exp()
+                z = student_BKHW[image, :, y, x].double().exp()
                 divisor += 1.0 if label == 255 else weights[label]
                 total -= 0.0 if label == 255 else weights[label] * math.log(z[label] / z.sum())
         images.append(total / divisor)
@@ -62,33 +62,33 @@ def test_labels_are_the_prediction_at_the_input_and_unsure_pixels_have_none():
 def test_the_loss_equals_a_loop_over_pixels(weights):
     target = Target(threshold=0.6)
     rows = target.compute(teacher(), NO_LABELS, CONTEXT)
-    mine = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(1))
+    student = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(1))
     inside = torch.ones(2, 8, 12, dtype=torch.bool)
     inside[0, :3], inside[1, :, 7:] = False, False
-    value = loss_of(target, class_weights=weights)(Output(mine, {}), batch_of(rows, inside_BHW=inside))
-    assert float(value) == pytest.approx(slow(mine, rows["labels"], inside, weights or (1.0, 1.0, 1.0)), rel=1e-5)
+    value = loss_of(target, class_weights=weights)(Output(student, {}), batch_of(rows, inside_BHW=inside))
+    assert float(value) == pytest.approx(slow(student, rows["labels"], inside, weights or (1.0, 1.0, 1.0)), rel=1e-5)
 
 
 def test_coarse_labels_are_repeated_and_coarse_students_upsampled():
     rows = Target(grid="teacher").compute(teacher(), NO_LABELS, CONTEXT)
-    mine = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(1))
-    up = torch.nn.functional.interpolate(mine, (8, 12), mode="bilinear", align_corners=False)
+    student = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(1))
+    up = torch.nn.functional.interpolate(student, (8, 12), mode="bilinear", align_corners=False)
     repeated = rows["labels"].repeat_interleave(4, 1).repeat_interleave(4, 2)
-    value = loss_of(Target(grid="teacher"))(Output(mine, {}), batch_of(rows))
+    value = loss_of(Target(grid="teacher"))(Output(student, {}), batch_of(rows))
     assert float(value) == pytest.approx(slow(up, repeated, torch.ones(2, 8, 12, dtype=torch.bool)), rel=1e-5)
 
 
 def test_labelled_images_may_be_left_to_their_labels():
     rows, labels = Target().compute(teacher(), NO_LABELS, CONTEXT), NO_LABELS.clone()
     labels[0, 5, 5] = 1
-    mine = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    student = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(1)).requires_grad_()
     everywhere = torch.ones(2, 8, 12, dtype=torch.bool)
-    value = loss_of(skip_labelled=True)(Output(mine, {}), batch_of(rows, labels))
-    assert value.item() == pytest.approx(slow(mine.detach(), rows["labels"], everywhere, counted=(False, True)), rel=1e-5)
+    value = loss_of(skip_labelled=True)(Output(student, {}), batch_of(rows, labels))
+    assert value.item() == pytest.approx(slow(student.detach(), rows["labels"], everywhere, counted=(False, True)), rel=1e-5)
     labels[1, 0, 0] = 0  # now all are labelled
-    value = loss_of(skip_labelled=True)(Output(mine, {}), batch_of(rows, labels))
+    value = loss_of(skip_labelled=True)(Output(student, {}), batch_of(rows, labels))
     value.backward()
-    assert value == 0 and mine.grad.abs().max() == 0
+    assert value == 0 and student.grad.abs().max() == 0
 
 
 def test_a_class_that_another_batch_sees_at_a_near_tie_is_within_tolerance_and_other_rows_are_not():

@@ -56,11 +56,11 @@ def slow_nodes(map_Chw, rows=3, columns=4):
 def slow_loss(features_Chw, teacher_Chw, inside_HW):
     shares = slow_nodes(inside_HW[None].astype(float))
     kept = [i for i, share in enumerate(shares) if share[0] >= 0.5]
-    mine, theirs = slow_nodes(features_Chw), slow_nodes(teacher_Chw)
+    student, teacher = slow_nodes(features_Chw), slow_nodes(teacher_Chw)
     total = 0.0
     for i in kept:
         for j in kept:
-            a, b = (side[i] @ side[j] / math.sqrt((side[i] @ side[i]) * (side[j] @ side[j])) for side in (mine, theirs))
+            a, b = (side[i] @ side[j] / math.sqrt((side[i] @ side[i]) * (side[j] @ side[j])) for side in (student, teacher))
             total += (a - b) ** 2
     return total / len(kept) ** 2, len(kept)
 
@@ -130,9 +130,9 @@ def test_corner_cases_have_a_finite_gradient_and_leave_other_images_alone(case, 
 def test_the_gradient_equals_differences_of_the_loops():
     student_BChw, teacher_BChw = random_features(1, num_images=1).requires_grad_(), random_features(0, num_images=1)
     loss(student_BChw, teacher_BChw).backward()
-    features_Chw, theirs_Chw, step = student_BChw.detach()[0].double().numpy(), teacher_BChw[0].double().numpy(), 1e-6
+    features_Chw, teacher_Chw, step = student_BChw.detach()[0].double().numpy(), teacher_BChw[0].double().numpy(), 1e-6
     for place in list(np.ndindex(features_Chw.shape))[::7]:
         nudge = np.zeros_like(features_Chw)
         nudge[place] = step
-        above, below = (slow_loss(features_Chw + way * nudge, theirs_Chw, inside()[0].numpy())[0] for way in (1, -1))
+        above, below = (slow_loss(features_Chw + way * nudge, teacher_Chw, inside()[0].numpy())[0] for way in (1, -1))
         assert student_BChw.grad[0][place].item() == pytest.approx((above - below) / (2 * step), abs=1e-6)

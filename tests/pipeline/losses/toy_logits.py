@@ -19,16 +19,16 @@ def built(cls, **keys):
     return cls(reads={"logits": Target()}, context=CONTEXT, student=CONTEXT, **keys)
 
 
-def batch_of(theirs_BKhw, inside_BHW=None, labels_BHW=None, size=CONTEXT.size, step=0):
+def batch_of(teacher_BKhw, inside_BHW=None, labels_BHW=None, size=CONTEXT.size, step=0):
     """Unlabelled and wholly inside, unless told otherwise."""
-    everywhere = torch.ones(len(theirs_BKhw), *size, dtype=torch.bool)
+    everywhere = torch.ones(len(teacher_BKhw), *size, dtype=torch.bool)
     labels_BHW = torch.full(everywhere.shape, 255, dtype=torch.uint8) if labels_BHW is None else labels_BHW
     return Batch(
         images_B3HW=torch.empty(0),
         labels_BHW=labels_BHW,
         existence_BL=None,
         inside_BHW=everywhere if inside_BHW is None else inside_BHW,
-        rows={"logits": {"logits": theirs_BKhw}},
+        rows={"logits": {"logits": teacher_BKhw}},
         step=step,
     )
 
@@ -36,8 +36,8 @@ def batch_of(theirs_BKhw, inside_BHW=None, labels_BHW=None, size=CONTEXT.size, s
 def toy(grid=(5, 7), seed=0):
     """Confident as trained networks are: the largest of 4 probabilities is 0.9 on average."""
     generator = torch.Generator().manual_seed(seed)
-    theirs_BKhw = 6 * torch.randn(2, 4, 5, 7, generator=generator)
-    return theirs_BKhw, (6 * torch.randn(2, 4, *grid, generator=generator)).requires_grad_()
+    teacher_BKhw = 6 * torch.randn(2, 4, 5, 7, generator=generator)
+    return teacher_BKhw, (6 * torch.randn(2, 4, *grid, generator=generator)).requires_grad_()
 
 
 def partly_outside():
@@ -75,26 +75,26 @@ def slow_means(map_hw, size):
     return out
 
 
-def slow_compared(mine_Khw, theirs_Khw, inside_HW, grid):
+def slow_compared(student_Khw, teacher_Khw, inside_HW, grid):
     def resized(map_Khw, size):
         one = slow_means if size <= map_Khw.shape[1:] else slow_resize
         return np.stack([one(map_hw, size) for map_hw in map_Khw])
 
     if grid == "student":
-        theirs_Khw = resized(theirs_Khw, mine_Khw.shape[1:])
+        teacher_Khw = resized(teacher_Khw, student_Khw.shape[1:])
     else:
-        mine_Khw = resized(mine_Khw, theirs_Khw.shape[1:])
-    return mine_Khw, theirs_Khw, slow_means(inside_HW.astype(float), mine_Khw.shape[1:]) >= 0.5
+        student_Khw = resized(student_Khw, teacher_Khw.shape[1:])
+    return student_Khw, teacher_Khw, slow_means(inside_HW.astype(float), student_Khw.shape[1:]) >= 0.5
 
 
 def assert_offline_equals_online(loss, dtype, of_loss, of_gradient, grid=(5, 7), labels_BHW=None):
     """Stored in `dtype`, loss and gradient differ by less than these shares, and a neighbour's row by ten times as much."""
-    theirs_BKhw, mine_BKhw = toy(grid)
-    assert 0.85 < theirs_BKhw.softmax(dim=1).amax(dim=1).mean() < 0.95
+    teacher_BKhw, student_BKhw = toy(grid)
+    assert 0.85 < teacher_BKhw.softmax(dim=1).amax(dim=1).mean() < 0.95
     target = Target(dtype=dtype)
-    rows = {name: torch.from_numpy(array) for name, array in target.encode({"logits": theirs_BKhw}).items()}
+    rows = {name: torch.from_numpy(array) for name, array in target.encode({"logits": teacher_BKhw}).items()}
     stored_BKhw = target.decode(rows)["logits"]
-    output, online = Output(mine_BKhw, {}), batch_of(theirs_BKhw, labels_BHW=labels_BHW)
+    output, online = Output(student_BKhw, {}), batch_of(teacher_BKhw, labels_BHW=labels_BHW)
     error = loss_error("loss", loss, output, batch_of(stored_BKhw, labels_BHW=labels_BHW), online)
     assert 0 < error.difference < of_loss and 0 < error.gradient_difference < of_gradient
     neighbour = loss_error("loss", loss, output, batch_of(stored_BKhw.roll(1, 0), labels_BHW=labels_BHW), online)

@@ -47,8 +47,8 @@ def batch_of(rows):
 
 
 def student():
-    mine = 6 * torch.randn(2, 12, 10, 14, generator=torch.Generator().manual_seed(1))
-    return Output(mine.requires_grad_(), {})
+    student = 6 * torch.randn(2, 12, 10, 14, generator=torch.Generator().manual_seed(1))
+    return Output(student.requires_grad_(), {})
 
 
 def test_two_of_four_classes_worked_by_hand():
