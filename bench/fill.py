@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.machine import described, keep, ratio, turns, wait
+from bench.machine import described, ratio, time_interleaved, wait, write_result
 from pipeline import config
 from pipeline.data import views as geometry
 from pipeline.store import Store, plan
@@ -100,7 +100,7 @@ def main():
             for task in tasks():
                 work(task)
 
-        seconds = turns(
+        seconds = time_interleaved(
             {
                 "bare forward": bare,
                 "fill, one after the other": one_by_one,
@@ -120,7 +120,7 @@ def main():
     for name, values in seconds.items():
         print(f"| {name} | {views_filled / statistics.median(values):.2f} | {ratio(seconds['bare forward'], values):.3f}x |")
     print("one block: " + ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in stages.items()))
-    keep(
+    write_result(
         args.out,
         device,
         {

@@ -1,4 +1,4 @@
-"""The machine in words, for the JSON of a bench; and medians of things that take turns."""
+"""The machine in words, for the JSON of a bench; and medians of works that alternate."""
 
 import json
 import os
@@ -24,11 +24,11 @@ def described(device: str) -> dict:
     return found | {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else found
 
 
-def turns(
+def time_interleaved(
     work: Mapping[str, Callable[[], None]], runs: int, device: str, warm: int = 2, work_only: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of each, by turns, so that what else the machine does falls on all of them. On the CPU these are seconds of
-    work (of all threads of this process), which a busy machine changes less than the clock's."""
+    """Seconds of each work. One run of each follows another, so that what else the machine does falls on all of them. On the
+    CPU these are seconds of work (of all threads of this process), which a busy machine changes less than the clock's."""
     clock = time.perf_counter if device.startswith("cuda") or not work_only else time.process_time
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for number in range(warm + runs):
@@ -52,6 +52,6 @@ def wait(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def keep(path: Path, device: str, found: dict) -> None:
+def write_result(path: Path, device: str, found: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": described(device), **found}, indent=1) + "\n")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bench.machine import keep, ratio, turns
+from bench.machine import ratio, time_interleaved, write_result
 from pipeline.targets import affinity
 
 SHAPES = {"cpu": ((12, 64, 52, 122), (12, 128, 26, 122)), "cuda": ((12, 128, 26, 122), (12, 512, 26, 122), (12, 2048, 26, 122))}
@@ -70,7 +70,7 @@ def main():
                 return graph, torch.autograd.grad(graph.square().sum(), features)[0]
 
             other = torch.empty_like(features)
-            seconds = turns(
+            seconds = time_interleaved(
                 {
                     **{name: functools.partial(once, pooling) for name, pooling in versions.items()},
                     "copy": lambda: other.copy_(features.detach()),
@@ -103,7 +103,7 @@ def main():
                 + " |",
                 flush=True,
             )
-    keep(args.out, args.device, {"rows": rows})
+    write_result(args.out, args.device, {"rows": rows})
 
 
 if __name__ == "__main__":

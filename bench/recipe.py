@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bench.machine import keep
+from bench.machine import write_result
 from pipeline.store import Store
 
 
@@ -39,7 +39,7 @@ def main():
             f"{args.run}: {training['measured_steps']} steps at {1000 * training['step_s']:.2f} ms; {args.steps} would take "
             f"{training['extrapolated_s'] / 60:.1f} min (extrapolated)"
         )
-    keep(args.out, args.device, found)
+    write_result(args.out, args.device, found)
 
 
 def filled(store: Store) -> dict:

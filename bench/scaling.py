@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.machine import described, keep, turns
+from bench.machine import described, time_interleaved, write_result
 from pipeline import config, weights
 from pipeline.data import prepared
 from pipeline.lookup import find_class
@@ -71,7 +71,7 @@ def main():
             found[name] = PARTS[name](args, Path(folder).absolute())
         lines = table(found[name])
         print(f"\n{name}\n", *lines, sep="\n", flush=True)
-    keep(args.out, args.device, {"overrides": args.overrides, "full": args.full, **found})
+    write_result(args.out, args.device, {"overrides": args.overrides, "full": args.full, **found})
 
 
 def table(rows: list[dict]) -> list[str]:
@@ -195,7 +195,7 @@ def resident_bytes() -> int:
 
 
 def classes(args, folder: Path) -> list[dict]:
-    """Teacher's targets and student's losses of one batch of pictures, by turns; rows of both layers."""
+    """Teacher's targets and student's losses of one batch of pictures, in rotation; rows of both layers."""
     count, device = args.pictures, args.device
     generator = torch.Generator().manual_seed(0)
 
@@ -228,7 +228,7 @@ def classes(args, folder: Path) -> list[dict]:
 
         work |= {f"targets {n}": torch.no_grad()(stored), f"loss {n}": learned}
         sizes[n] = 2 * plan.row_bytes(passes(n)[1])
-    seconds = turns(work, args.runs, device)
+    seconds = time_interleaved(work, args.runs, device)
     return [
         {
             "classes": n,

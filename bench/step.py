@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from bench.machine import described, keep, ratio, turns, wait
+from bench.machine import described, ratio, time_interleaved, wait, write_result
 from pipeline import config
 from pipeline.data import prepared
 from pipeline.models.base import set_precision
@@ -101,8 +101,8 @@ def main():
 
     plain_step, cached_step, online_step = student(()), student(method), student(method)
 
-    turns_made = -(-args.steps // together)
-    shown = range(1, 1 + (turns_made + 1) * together + 2)  # gradient norms are measured at none of these steps
+    rounds = -(-args.steps // together)
+    shown = range(1, 1 + (rounds + 1) * together + 2)  # gradient norms are measured at none of these steps
     assert shown.stop + BUSY_STEPS <= min(cfg.training.norm_every, cfg.training.steps), (
         "fewer --steps, or a larger norm_every, please"
     )
@@ -129,7 +129,9 @@ def main():
         if not args.cached_only:
             peaks["teacher in the loop"] += sum(value.nbytes for value in online.answers.model.state_dict().values())
     in_a_row = {kind: lambda once=once: [once() for _ in range(together)] for kind, once in work.items()}
-    seconds = {kind: [value / together for value in values] for kind, values in turns(in_a_row, turns_made, device, warm=1).items()}
+    seconds = {
+        kind: [value / together for value in values] for kind, values in time_interleaved(in_a_row, rounds, device, warm=1).items()
+    }
     medians = {kind: statistics.median(values) for kind, values in seconds.items()}
     ratios = {kind: ratio(values, seconds["plain"]) for kind, values in seconds.items()}
     waits = 1 - ratio(seconds["its batch at hand"], seconds["from the cache"])
@@ -153,12 +155,12 @@ def main():
         "seconds": seconds,
         "peak_bytes": peaks,
     }
-    keep(args.out, device, found)
+    write_result(args.out, device, found)
     if device.startswith("cuda"):
         more = ahead(cached_loader, range(shown.stop, shown.stop + BUSY_STEPS))
         found["idle"] = idle(lambda: [cached_step(batch) for batch in more], device)
         print(f"nothing runs on the GPU: {found['idle']:.1%} of the time of {BUSY_STEPS} steps, with the profiler's own cost")
-        keep(args.out, device, found)
+        write_result(args.out, device, found)
 
 
 def idle(work, device: str) -> float:

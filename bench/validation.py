@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bench.machine import described, keep, turns, wait
+from bench.machine import described, time_interleaved, wait, write_result
 from pipeline import config
 from pipeline.models.base import set_precision
 from pipeline.teacher.experiment import Experiment
@@ -52,10 +52,10 @@ def main():
     step = steps.Step(model, [], [], cfg.training, weights_K, seed=0)
     validation = Validation(source, cfg.prepare, cfg.training, weights_K)
     wait(device)
-    (first,) = turns({"first": lambda: validation(step.model)}, 1, device, warm=0, work_only=False)["first"]
+    (first,) = time_interleaved({"first": lambda: validation(step.model)}, 1, device, warm=0, work_only=False)["first"]
     batches = ahead(loader, range(args.steps + 2))
-    seconds = turns({"step": lambda: step(next(batches))}, args.steps, device, work_only=False)
-    seconds |= turns({"validation": lambda: validation(step.model)}, 5, device, warm=1, work_only=False)
+    seconds = time_interleaved({"step": lambda: step(next(batches))}, args.steps, device, work_only=False)
+    seconds |= time_interleaved({"validation": lambda: validation(step.model)}, 5, device, warm=1, work_only=False)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     print(f"machine: {described(device)}")
     print(f"a step of {cfg.training.batch} images: {medians['step']:.3f} s")
@@ -63,7 +63,7 @@ def main():
     for every in args.every:
         part = medians["validation"] / (every * medians["step"])
         print(f"validate_every: {every}: {100 * part:.1f} % more time")
-    keep(args.out, device, {"first": first, **medians, "frames": len(validation.ids), "config": str(args.config)})
+    write_result(args.out, device, {"first": first, **medians, "frames": len(validation.ids), "config": str(args.config)})
 
 
 if __name__ == "__main__":

@@ -19,15 +19,15 @@ def run(
     methods = dict(sorted(config.methods.items(), key=lambda item: bool(item[1])))  # the baseline first
     found = results.read(scores, runs, weights_file, students, methods)
     lines, notes = table.lines(found, found.metric, methods)
-    looks = None
+    pictures = None
     if device is not None:
-        from pipeline.reporting import feature_pictures as looking
+        from pipeline.reporting import feature_pictures
 
-        looks = looking.look(config, found, runs, weights_file, device)
+        pictures = feature_pictures.draw_networks(config, found, runs, weights_file, device)
     text = table.markdown(found, lines, notes)
     write_text(out / f"{name}.md", text + "\n")
     write_json(out / f"{name}.json", {name: table.summary(found, lines)})
-    page_file = out / f"{name}{'' if looks is None else '-pictures'}.html"
+    page_file = out / f"{name}{'' if pictures is None else '-pictures'}.html"
     cached = next(filter(None, (results.cached(cache_report, root, home) for home in dataset.homes)), None)
     write_text(
         page_file,
@@ -41,7 +41,7 @@ def run(
             methods=methods,
             cached=cached,
             settings=config.text,
-            looks=looks,
+            pictures=pictures,
         ),
     )
     return f"{text}\n\n{page_file}"

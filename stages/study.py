@@ -66,7 +66,7 @@ class Cells:
             seed=seed,
             folder=folder,
             device=self.device,
-            live=arm.live,
+            online_targets=arm.live,
         )
         cost = {
             "cpu_seconds": time.process_time() - worked,

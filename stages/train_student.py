@@ -1,4 +1,4 @@
-"""Stage two: train a student with a method, against cached targets; no teacher in memory (a study may ask for a live one)."""
+"""Stage two: train a student with a method, against cached targets; no teacher in memory (a study may ask for online targets)."""
 
 import sys
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ def run(
     seed: int,
     folder: Path,
     device: str,
-    live: bool = False,
+    online_targets: bool = False,
     log: Sequence[str] = (),
 ) -> str:
     """Trains to the last step, resuming from the last checkpoint; writes the run's folder.
 
-    `live`: the teacher answers at each step, on the same images and views, and no cache is needed. Otherwise raises StoreError,
-    naming what differs, if the cache was made from other weights, data, preprocessing, views or targets than this config asks
-    for, or is not whole. `log` names loggers (pipeline/training/loggers.py).
+    `online_targets`: the teacher answers at each step, on the same images and views, and no cache is needed. Otherwise raises
+    StoreError, naming what differs, if the cache was made from other weights, data, preprocessing, views or targets than this
+    config asks for, or is not whole. `log` names loggers (pipeline/training/loggers.py).
     """
     logs = None
     if log:
@@ -67,13 +67,13 @@ def run(
         record["contexts"] = {"student": own, "teacher": context}
     cached = None
     names = list(dict.fromkeys(name for term in terms for name in term.reads))
-    if names and training.fresh_views and not live:
+    if names and training.fresh_views and not online_targets:
         raise ConfigError(
             f"{config.path}: training.fresh_views: cached targets exist for the {config.views.count} stored views only; "
             f"write false, or train with a method that reads none"
         )
     targets = experiment.some_targets(names)
-    if names and live:
+    if names and online_targets:
         record["live"] = {"teacher": experiment.identity, "targets": {name: config.targets[name] for name in names}}
         cached = experiment.online_targets(names, experiment.samples(), batch=training.batch, device=device)
     elif names:
@@ -95,7 +95,7 @@ def run(
         from pipeline.training import validation as validating
 
         plugins.append(validating)
-    if live:
+    if online_targets:
         plugins += [online, cache, lookup.find("models", config.teacher.model.name)]
     record["code"] = records.code_digest(sys.modules[__name__], *plugins)
     record |= records.code_outside(plugins[0].Model, plugin.args)

@@ -119,20 +119,20 @@ def examined(dataset: DatasetBase, ids: list[str], workers: int, prepare: Prepar
         yield from (examine(dataset, image_id, prepare) for image_id in ids)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of running threads
-    with ProcessPoolExecutor(workers, context, initializer=_hold, initargs=(dataset, prepare)) as pool:
-        yield from pool.map(_examine_held, ids, chunksize=max(1, min(16, len(ids) // (4 * workers))))
+    with ProcessPoolExecutor(workers, context, initializer=_share, initargs=(dataset, prepare)) as pool:
+        yield from pool.map(_examine_shared, ids, chunksize=max(1, min(16, len(ids) // (4 * workers))))
 
 
-_held: Any  # what every call in a process of the pool takes
+_shared: Any  # what every call in a process of the pool takes
 
 
-def _hold(*held: Any) -> None:
-    global _held
-    _held = held
+def _share(*values: Any) -> None:
+    global _shared
+    _shared = values
 
 
-def _examine_held(image_id: str) -> Finding:
-    dataset, prepare = _held
+def _examine_shared(image_id: str) -> Finding:
+    dataset, prepare = _shared
     return examine(dataset, image_id, prepare)
 
 

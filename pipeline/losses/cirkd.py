@@ -128,13 +128,13 @@ class Loss(LossModule):
         for several in rows:
             anchors = {field: values[:left] for field, values in several[self.name].items()}
             for k in range(self.context.num_classes):
-                self.keep("pixels", k, anchors["embedding"][self.pushed(anchors, k)])
-                self.keep("regions", k, F.normalize(anchors["mean"][anchors["cells"][:, k] > 0, k], dim=1))
+                self.enqueue("pixels", k, anchors["embedding"][self.pushed(anchors, k)])
+                self.enqueue("regions", k, F.normalize(anchors["mean"][anchors["cells"][:, k] > 0, k], dim=1))
             left -= len(anchors["label"])
             if not left:
                 break
 
-    def keep(self, kind: str, k: int, found_RD: Tensor) -> None:
+    def enqueue(self, kind: str, k: int, found_RD: Tensor) -> None:
         """As many as there is room for."""
         bank_KRD, num_K = getattr(self, kind), getattr(self, f"num_{kind}")
         begin = int(num_K[k])

@@ -66,7 +66,7 @@ class Features:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looks:
+class NetworkPictures:
     classes: list[tuple[str, str]]  # names and CSS colours
     frames: list[Frame]
     graph_image: str
@@ -77,7 +77,7 @@ class Looks:
     features: list[Features]
 
 
-def look(config: Config, results: Results, runs: Path, weights_file: Path, device: str) -> Looks:
+def draw_networks(config: Config, results: Results, runs: Path, weights_file: Path, device: str) -> NetworkPictures:
     """Of the teacher, and of each student and method's run with the lowest seed. PipelineError where weights are missing."""
     source, prepare, teacher = config.dataset.build(), config.prepare, config.teacher
     ids = source.ids(config.evaluate.split)
@@ -101,7 +101,7 @@ def look(config: Config, results: Results, runs: Path, weights_file: Path, devic
             ]
         features[name] = _cells([(output.features[FEATURES], labels) for output, labels in outputs])
     regions = cache.context(teacher.model, source, prepare.size).regions
-    return Looks(
+    return NetworkPictures(
         classes=[
             (name, "rgb({}, {}, {})".format(*source.colours[number]))
             for number, name in enumerate(source.classes)

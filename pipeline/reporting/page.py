@@ -29,9 +29,9 @@ def render(
     methods: Mapping[str, Sequence[Term]],
     cached: Cached | None,
     settings: str,
-    looks: Any,
+    pictures: Any,
 ) -> str:
-    """`looks` is what the networks were made to show (`pipeline.reporting.feature_pictures`), or None."""
+    """`pictures` is what the networks were made to show (`pipeline.reporting.feature_pictures`), or None."""
     import jinja2
     from markupsafe import Markup
 
@@ -68,7 +68,7 @@ def render(
         palette=palette,
         cached=cached,
         settings=settings,
-        looks=looks,
+        pictures=pictures,
         words=lambda key: WORDS.get(key, key),
         points=points,
         compared=compared,

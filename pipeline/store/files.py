@@ -188,11 +188,11 @@ def locked(folder: AnyPath) -> Iterator[None]:
             yield
         return
     with writing(folder), _lock_file(folder / ".lock") as file:
-        hold(file)
+        lock_exclusive(file)
         yield
 
 
-def hold(file: BinaryIO) -> None:
+def lock_exclusive(file: BinaryIO) -> None:
     """Waits for the file's lock, which ends with the process."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -250,7 +250,7 @@ def claim_block(mark: AnyPath) -> Iterator[Claim]:
     unfinished = mark.with_name(mark.name + ".tmp")
     while True:
         with open(unfinished, "ab", opener=no_link) as file:
-            hold(file)
+            lock_exclusive(file)
             try:
                 ours = os.path.samestat(os.fstat(file.fileno()), os.stat(unfinished))
             except FileNotFoundError:  # whoever held it has made it the mark

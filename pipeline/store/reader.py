@@ -79,7 +79,7 @@ class Reader:
                     check_metadata(store.folder, array)
                 self._arrays[folder].append({name: arrays[name] for name in fields})
         room = limit_bytes if limit_bytes is not None else int(RAM_SHARE * free_bytes())
-        self._files, self._held = OpenFiles(), ChunkCache(0)
+        self._files, self._chunks = OpenFiles(), ChunkCache(0)
         self._device, self._on_device, self._in_ram = device, [], []
         device_room = free_device_bytes(device) * DEVICE_SHARE if memory == "auto" else 0
         hosted = {pass_.folder for pass_ in host}
@@ -93,10 +93,10 @@ class Reader:
                 self._in_ram.append(folder)
         self._load()
 
-    def hold(self, num_rows: int) -> None:
+    def keep_chunks(self, num_rows: int) -> None:
         """From now on what is not resident is read a whole chunk at a time, and of each array the chunks last used are kept,
         as many as hold these rows. For an order that stays among so many rows before it goes on, such as loading.block_shuffled."""
-        self._held = ChunkCache(num_rows)
+        self._chunks = ChunkCache(num_rows)
 
     @property
     def resident(self) -> bool:
@@ -107,8 +107,8 @@ class Reader:
     def strategy(self) -> str:
         """For the log: which pass is held where."""
         source = "from disk" if local(self.folder) else "from object storage"
-        if self._held.num_rows:
-            source += f", by whole chunks, those of {self._held.num_rows} images kept"
+        if self._chunks.num_rows:
+            source += f", by whole chunks, those of {self._chunks.num_rows} images kept"
         return "; ".join(
             f"{folder}: {self._num_bytes(folder) / 1e6:.1f} MB "
             + (
@@ -142,7 +142,7 @@ class Reader:
         arrays = self._arrays[folder]
         found = np.empty((len(positions), *arrays[0][name].shape), arrays[0][name].dtype)
         rows, numbers = self._rows[positions].tolist(), views.tolist()
-        whole = self._held.num_rows or not arrays[0][name].raw
+        whole = self._chunks.num_rows or not arrays[0][name].raw
         take = self._decode if whole else self._from_disk if local(self.folder) else self._from_afar
         bytes_of = found.reshape(len(found), -1).view(np.uint8)
         crcs = self._crcs[folder][name][views, positions].tolist()
@@ -200,14 +200,14 @@ class Reader:
         wanted: dict[tuple[str, int], list[int]] = {}
         for i, (array, row) in enumerate(zip(arrays, rows)):
             wanted.setdefault((array.path, row // array.chunk_rows), []).append(i)
-        held = {key: self._held.get(*key) for key in wanted}
+        held = {key: self._chunks.get(*key) for key in wanted}
         paths = [arrays[wanted[key][0]].chunk_path(key[1]) for key in wanted if held[key] is None]
         fresh = map_concurrently(self._chunk, paths, self.folder)
         for key, places in wanted.items():
             array, decoded = arrays[places[0]], held[key]
             if decoded is None:
                 decoded = array.decode(next(fresh)).reshape(array.chunk_rows, -1).view(np.uint8)
-            self._held.keep(*key, decoded)
+            self._chunks.put(*key, decoded)
             targets[places] = decoded[[rows[i] % array.chunk_rows for i in places]]
 
     def _chunk(self, path: str) -> bytes:
@@ -356,7 +356,7 @@ class ChunkCache:
         chunks = self._of.get(array)
         return None if chunks is None else chunks.get(chunk)
 
-    def keep(self, array: str, chunk: int, decoded: np.ndarray) -> None:
+    def put(self, array: str, chunk: int, decoded: np.ndarray) -> None:
         if not self.num_rows:
             return
         with self._lock:

@@ -96,7 +96,7 @@ class Loader:
         self.size = height, width
         for reader in [samples, *([cached.reader] if isinstance(cached, CachedTargets) else [])]:
             if not reader.resident:
-                self._hold(reader)
+                self._keep_chunks(reader)
         if not 0 <= training.held_out < len(self.ids):
             raise ConfigError(
                 f"training.held_out: {training.held_out} of {len(self.ids)} images leave none to train on; write less"
@@ -199,7 +199,7 @@ class Loader:
         counts = counts[: len(self.dataset.classes)]
         return torch.from_numpy(counts / counts.sum().clip(min=1)).float()
 
-    def _hold(self, reader: Reader) -> None:
+    def _keep_chunks(self, reader: Reader) -> None:
         """Makes it keep whole blocks if the order goes from block to block; says so if it should."""
         block, rows = self.training.shuffle_block, reader.block_rows
         if block % rows:
@@ -208,7 +208,7 @@ class Loader:
                 f"which have {rows}; write a multiple of {rows}"
             )
         if block:
-            reader.hold(block * self.training.shuffle_window)
+            reader.keep_chunks(block * self.training.shuffle_window)
         elif not local(reader.folder) and self.share[0] == 0:
             say(
                 f"{reader.folder}: rows are fetched one by one, since they don't fit into RAM; training.shuffle_block: {rows} "

@@ -124,7 +124,7 @@ def test_an_order_by_blocks_fetches_each_file_there_once_an_epoch(bucket, monkey
     meant, requests, whole = reader.read(GRAPH, order, order % 2)["graph"], [], RemotePath.read_bytes
     monkeypatch.setattr(RemotePath, "read_bytes", lambda path: requests.append(path.key) or whole(path))
     monkeypatch.setattr(RemotePath, "read_ranges", None)  # no row is asked for by itself
-    reader.hold(4)
+    reader.keep_chunks(4)
     found = [reader.read(GRAPH, order[start : start + 2], order[start : start + 2] % 2)["graph"] for start in range(0, COUNT, 2)]
     assert np.array_equal(np.concatenate(found), meant)
     assert len(requests) == len(set(requests)) == store.num_blocks * len(GRAPH.fields) * len(VIEWS)

@@ -46,7 +46,7 @@ def test_an_order_follows_from_seed_and_epoch_and_mixes_what_lies_in_a_window():
 @pytest.mark.parametrize("codec", ["raw", "zstd"])
 def test_each_chunk_is_fetched_once_an_epoch_and_rows_are_those_that_were_written(tmp_path, fetched, codec):
     reader = Reader(filled(tmp_path, 30, [GRAPH], codec=codec), [GRAPH], IDS, len(VIEWS), memory="disk")
-    reader.hold(2 * 4)
+    reader.keep_chunks(2 * 4)
     assert "by whole chunks, those of 8 images kept" in reader.strategy and not reader.resident
     for epoch in range(2):
         fetched.clear()
@@ -59,12 +59,12 @@ def test_each_chunk_is_fetched_once_an_epoch_and_rows_are_those_that_were_writte
                 assert np.array_equal(found["graph"][i], values(GRAPH, view, [images(30)[position]])["graph"][0])
         assert len(fetched) == len(set(fetched))
         assert {path.rpartition("/")[2].split(".")[1] for path in fetched} == {str(block) for block in range(8)}
-    assert sum(len(chunks) for chunks in reader._held._of.values()) == 2 * 2 * len(VIEWS)  # blocks, fields, views
+    assert sum(len(chunks) for chunks in reader._chunks._of.values()) == 2 * 2 * len(VIEWS)  # blocks, fields, views
 
 
 def test_threads_may_share_what_is_held(tmp_path):
     reader = Reader(filled(tmp_path, 30, [GRAPH]), [GRAPH], IDS, len(VIEWS), memory="disk")
-    reader.hold(4)
+    reader.keep_chunks(4)
     alone, wrong = Reader(filled(tmp_path, 30, [GRAPH]), [GRAPH], IDS, len(VIEWS), memory="ram"), []
 
     def work(seed):

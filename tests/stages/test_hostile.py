@@ -821,8 +821,7 @@ HOSTILE = [
 
 
 def test_class_names_ids_and_terms_stay_text_in_the_report():
-    from pipeline.reporting import feature_pictures as looks
-    from pipeline.reporting import page, results, table
+    from pipeline.reporting import feature_pictures, page, results, table
     from pipeline.reporting import record_pictures as pictures
     from pipeline.reporting.charts import new_figure, svg
 
@@ -847,16 +846,16 @@ def test_class_names_ids_and_terms_stay_text_in_the_report():
     found = results.Results(runs=[run], teacher=score, teacher_time=None, strays=HOSTILE, stale=HOSTILE)
     methods = {HOSTILE[1]: ()}
     lines, notes = table.lines(found, found.metric, methods)
-    picture = looks.Picture(HOSTILE[1], "data:image/jpeg;base64,", 0.5)
-    seen = looks.Looks(
+    picture = feature_pictures.Picture(HOSTILE[1], "data:image/jpeg;base64,", 0.5)
+    seen = feature_pictures.NetworkPictures(
         classes=[(name, "rgb(0, 0, 0)") for name in HOSTILE],
-        frames=[looks.Frame(name, [picture]) for name in HOSTILE],
+        frames=[feature_pictures.Frame(name, [picture]) for name in HOSTILE],
         graph_image=HOSTILE[0],
         num_graphs=1,
-        graphs={HOSTILE[0]: [looks.Graph(HOSTILE[1], looks._markup(drawing), 0.1, 0.1)]},
+        graphs={HOSTILE[0]: [feature_pictures.Graph(HOSTILE[1], feature_pictures._markup(drawing), 0.1, 0.1)]},
         feature_layer=HOSTILE[0],
         num_features=1,
-        features=[looks.Features(HOSTILE[1], looks._markup(drawing), 0.5)],
+        features=[feature_pictures.Features(HOSTILE[1], feature_pictures._markup(drawing), 0.5)],
     )
     html = page.render(
         name=HOSTILE[0],
@@ -868,7 +867,7 @@ def test_class_names_ids_and_terms_stay_text_in_the_report():
         methods=methods,
         cached=None,
         settings="\n".join(HOSTILE),
-        looks=seen,
+        pictures=seen,
     )
     for tag in ("<script", "<img src=x", "onerror=alert(1)>", "]]><b>"):
         assert tag not in html, tag

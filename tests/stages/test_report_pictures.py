@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file
 from test_evaluate import left_by_a_run
 
-from pipeline.reporting import feature_pictures as looks
-from pipeline.reporting import results
+from pipeline.reporting import feature_pictures, results
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +81,15 @@ def test_the_share_between_classes_is_what_their_means_explain():
     features = rng.normal(size=(60, 5)) + 2 * labels[:, None]
     predicted = np.stack([features[labels == label].mean(axis=0) for label in labels])
     slow = 1 - ((features - predicted) ** 2).sum() / ((features - features.mean(axis=0)) ** 2).sum()
-    assert looks.between_classes(features, labels) == pytest.approx(slow)
-    assert looks.between_classes(predicted, labels) == pytest.approx(1)
+    assert feature_pictures.between_classes(features, labels) == pytest.approx(slow)
+    assert feature_pictures.between_classes(predicted, labels) == pytest.approx(1)
 
 
 def test_components_are_the_covariances_greatest_eigenvectors():
     features = np.random.default_rng(1).normal(size=(50, 6)) * [5, 1, 3, 0.5, 0.1, 2]
     values, vectors = np.linalg.eigh(np.cov(features.T))
     slow = (features - features.mean(axis=0)) @ vectors[:, [-1, -2]]
-    found = looks.components(features)
+    found = feature_pictures.components(features)
     np.testing.assert_allclose(np.abs(found), np.abs(slow), atol=1e-9)
     assert (found[np.abs(found).argmax(axis=0), [0, 1]] > 0).all()
 
@@ -99,12 +98,12 @@ def test_cells_carry_the_label_at_their_centre():
     labels = torch.full((1, 16, 24), 255, dtype=torch.uint8)
     labels[0, 4, 4], labels[0, 12, 20] = 1, 3  # the centres of the first and the last of 2 x 3 cells
     features = torch.arange(6.0).view(1, 1, 2, 3)
-    found, known = looks._cells([(features, labels)])
+    found, known = feature_pictures._cells([(features, labels)])
     assert found.ravel().tolist() == [0.0, 5.0] and known.tolist() == [1, 3]
 
 
 def test_no_class_has_more_cells_than_any_other_may():
     labels = torch.zeros(1, 160, 160, dtype=torch.uint8)
     labels[0, :8] = 2
-    found, known = looks._cells([(torch.randn(1, 4, 20, 20), labels)])
-    assert np.bincount(known).tolist() == [looks.CELLS, 0, 20] and found.shape == (120, 4)
+    found, known = feature_pictures._cells([(torch.randn(1, 4, 20, 20), labels)])
+    assert np.bincount(known).tolist() == [feature_pictures.CELLS, 0, 20] and found.shape == (120, 4)
