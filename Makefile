@@ -11,7 +11,7 @@ VENV ?= .venv
 # an existing torch build can be chosen here, e.g. TORCH="torch --index-url <the CUDA wheels you want>"
 TORCH ?= torch==2.13.0
 
-.PHONY: demo teacher test coverage test-s3 reference types lint docs wheel-check install clean-demo
+.PHONY: demo teacher test coverage test-s3 reference types lint docs tools wheel-check install clean-demo
 
 install: $(VENV)/installed
 
@@ -57,13 +57,18 @@ test-s3: $(S3_VENV)/installed
 types: install
 	$(VENV)/bin/mypy
 
-lint: install
-	$(VENV)/bin/pip install -q -c constraints.txt -e '.[lint]'
+# ruff and mkdocs, which nobody needs to run the pipeline
+tools: $(VENV)/tools
+
+$(VENV)/tools: $(VENV)/installed
+	$(VENV)/bin/pip install -q -c constraints.txt -e '.[lint,docs]'
+	touch $@
+
+lint: tools
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-docs: install
-	$(VENV)/bin/pip install -q -c constraints.txt -e '.[docs]'
+docs: tools
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 SMALL = --set dataset.train=6 --set dataset.val=1 --set dataset.test=2 \
