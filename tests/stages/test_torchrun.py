@@ -94,10 +94,15 @@ def assert_equal_training(one, two):
 def test_a_student_of_two_processes_is_that_of_one(bare):
     student = "--student", "bare", "--method", "intra", "--seed", "0"
     where = "bare-intra-0", "runs/toy/bare-intra-0/weights.safetensors"
+    bare.change(training=dict(validate_every=6, keep="best", patience=2))  # each process scores its share of the split
+    validations = bare.folder / "runs/toy/bare-intra-0/validation.tsv"
     bare.do("train-student", *student)
+    scores = [line.split("\t") for line in validations.read_text().splitlines()[1:]]
     one = trained(bare, *where)
     assert len(one[0]) == 12 and {"labels", "affinity", "attention"} < set(one[0][0])
     in_two(bare, "train-student", "toy.yaml", *student)
+    for mine, theirs in zip(scores, validations.read_text().splitlines()[1:], strict=True):
+        assert [float(value) for value in theirs.split("\t")] == pytest.approx([float(value) for value in mine], rel=1e-3)
     assert_equal_training(one, trained(bare, *where))
 
 

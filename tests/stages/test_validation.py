@@ -152,3 +152,11 @@ def test_equal_scores_do_not_move_the_best():
     assert runs.best_of(rows)["step"] == 2 and runs.best_of([]) is None
     assert [runs.out_of_patience(rows[:n], 1) for n in range(4)] == [False, False, False, True]
     assert not runs.out_of_patience(rows, 0)
+
+
+def test_the_report_shows_the_curve_and_the_best_step(experiment):
+    assert experiment.train("plain", "--set", "training.validate_every=4", "--set", "training.keep=best").exit_code == 0
+    experiment.do("evaluate", "--student", "erfnet", "--method", "plain", "--seed", "0", "--workers", "1")
+    experiment.do("report")
+    page, best = (experiment.folder / "reports/toy.html").read_text(), result(experiment.folder / RUN)["best"]
+    assert "<b>val mean_iou</b>" in page and f"<td>{100 * best['mean_iou']:.2f}, {best['step']}, kept</td>" in page
