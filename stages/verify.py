@@ -42,18 +42,18 @@ def run(experiment: Experiment, *, recompute: int, device: str, batch: int, work
     cached = CachedTargets(Reader(store, [pass_ for pass_, _ in passes], ids, views.count), cache.MATRIX, named)
     positions, numbers = parity.choose(len(ids), views.count, recompute)
 
-    online, offline = {name: [] for name in named}, {name: [] for name in named}
+    recomputed, offline = {name: [] for name in named}, {name: [] for name in named}
     with Progress("teacher again", len(positions), "views") as progress:
         for start in range(0, len(positions), batch):
             here, view = positions[start : start + batch], numbers[start : start + batch]
             computed = online.answered(here, cached.matrices(here, view))
             stored = cached.rows(here, view, lambda rows: torch.from_numpy(rows).to(device))
             for name in named:
-                online[name].append(computed[name])
+                recomputed[name].append(computed[name])
                 offline[name].append(stored[name])
             progress.advance(len(here))
     errors = [
-        parity.row_error(name, target, joined(offline[name]), joined(online[name]), context, config.teacher.precision)
+        parity.row_error(name, target, joined(offline[name]), joined(recomputed[name]), context, config.teacher.precision)
         for name, (target, _) in named.items()
     ]
     lines += ["", parity.table(errors)]
