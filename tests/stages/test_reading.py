@@ -106,7 +106,7 @@ def test_a_cut_that_leaves_almost_nothing_is_refused_by_every_reader_of_frames(o
 
 
 def sources(dataset="folder") -> Path:
-    (found,) = Path("cache", dataset).glob("prepared-*/sources.tsv")
+    (found,) = Path("cache").glob(f"{dataset}*/prepared-*/sources.tsv")
     return found
 
 
