@@ -38,7 +38,7 @@ def run(experiment: Experiment, *, recompute: int, device: str, batch: int, work
 
     set_precision(config.teacher.precision)
     samples = experiment.samples()
-    online = experiment.online_targets(config.targets, samples, batch=batch, device=device)
+    teacher = experiment.online_targets(config.targets, samples, batch=batch, device=device)
     cached = CachedTargets(Reader(store, [pass_ for pass_, _ in passes], ids, views.count), cache.MATRIX, named)
     positions, numbers = parity.choose(len(ids), views.count, recompute)
 
@@ -46,7 +46,7 @@ def run(experiment: Experiment, *, recompute: int, device: str, batch: int, work
     with Progress("teacher again", len(positions), "views") as progress:
         for start in range(0, len(positions), batch):
             here, view = positions[start : start + batch], numbers[start : start + batch]
-            computed = online.answered(here, cached.matrices(here, view))
+            computed = teacher.answered(here, cached.matrices(here, view))
             stored = cached.rows(here, view, lambda rows: torch.from_numpy(rows).to(device))
             for name in named:
                 recomputed[name].append(computed[name])
@@ -83,7 +83,7 @@ def run(experiment: Experiment, *, recompute: int, device: str, batch: int, work
             read = loader.batch(0)
             here, epochs = loader.positions(0)
             matrices = cached.matrices(here, loader.views_at(here, epochs))
-            answered = read.with_rows(dataclasses.replace(online, targets=wanted).answered(here, matrices))
+            answered = read.with_rows(dataclasses.replace(teacher, targets=wanted).answered(here, matrices))
             network.train(len(read.images_B3HW) > 1)  # of one image a pyramid's cell has no variance
             output = network(read.images_B3HW)
             for i, term in enumerate(terms):
