@@ -65,5 +65,5 @@ def test_a_cell_trains_on_the_tiny_experiment(experiment, method):
     assert experiment.train(method).exit_code == 0
     run = experiment.folder / "runs" / "toy" / f"erfnet-{method}-0"
     logged = (run / "curves.tsv").read_text().splitlines()
-    assert logged[0].split("\t") == ["step", "labels", *(term["loss"] for term in terms)]
+    assert logged[0].split("\t") == ["step", "ce", *(term["loss"] for term in terms)]
     assert logged[-1].split("\t")[0] == "4" and (run / "weights.safetensors").exists()

@@ -12,11 +12,26 @@ The sections are what the stages take and what dvc.yaml lists.
 
 from pipeline.config.loading import INJECTED, SECTIONS, Config, load, plugin
 from pipeline.config.reading import read_yaml
-from pipeline.config.schema import Evaluate, Photometric, Plugin, Prepare, Student, Teacher, Term, Training, Views, term_name
+from pipeline.config.schema import (
+    LABEL_TERMS,
+    TERM_WORDS,
+    Evaluate,
+    Photometric,
+    Plugin,
+    Prepare,
+    Student,
+    Teacher,
+    Term,
+    Training,
+    Views,
+    term_name,
+)
 
 __all__ = [
     "INJECTED",
     "SECTIONS",
+    "LABEL_TERMS",
+    "TERM_WORDS",
     "Config",
     "Evaluate",
     "Photometric",
@@ -30,5 +45,7 @@ __all__ = [
     "load",
     "plugin",
     "read_yaml",
+    "LABEL_TERMS",
+    "TERM_WORDS",
     "term_name",
 ]

@@ -512,6 +512,10 @@ class Term:
     ramp: Annotated[int, Field(ge=0, description="From `start` on the weight rises in a straight line over these steps.")] = 0
 
 
+LABEL_TERMS = {"cross_entropy": "ce", "ohem": "ohem(labels)", "focal": "focal(labels)", "dice": "dice(labels)"}  # by label_loss
+TERM_WORDS = {"ce": "cross-entropy"}  # of terms in files, for people
+
+
 def term_name(terms: Sequence[Term], i: int) -> str:
     """How a term is called in logs: the loss, with its targets where the method has that loss more than once."""
     term = terms[i]

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pipeline.config import Term
+from pipeline.config import TERM_WORDS, Term
 from pipeline.metrics.names import WORDS
 from pipeline.reporting import charts
 from pipeline.reporting.results import Cached, Results, Run, Time
@@ -80,7 +80,7 @@ def render(
         classes=_classes(results, groups, palette),
         methods_of={student: list(of[student]) for student in students},
         curves={
-            student: {term: Markup(drawing) for term, drawing in charts.curves(of[student], palette).items()}
+            student: {TERM_WORDS.get(term, term): Markup(drawing) for term, drawing in charts.curves(of[student], palette).items()}
             for student in students
             if any(run.curves for runs in of[student].values() for run in runs)
         },

@@ -16,6 +16,7 @@ from pipeline.paths import below, name_fault
 RECIPE = ("student", "training", "views", "dataset", "prepared", "labelled")  # of run.json: what two runs must share to be compared
 LOGGING = ("checkpoint_every", "norm_every")
 VALIDATED = "val mean_iou"  # among a run's curves
+FORMERLY = {"labels": "ce"}  # terms of runs of earlier versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,8 @@ def _curves(path: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     with open(path, newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file, delimiter="\t")]
+        rows = csv.DictReader(file, delimiter="\t")
+        return [{FORMERLY.get(name, name): float(value) for name, value in row.items() if value} for row in rows]
 
 
 def time_of(folder: Path) -> Time | None:

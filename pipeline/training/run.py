@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import records, weights
-from pipeline.config import Training
+from pipeline.config import LABEL_TERMS, TERM_WORDS, Training
 from pipeline.errors import PipelineError
 from pipeline.files import write_json, write_text, write_tsv
 from pipeline.identity import diff, identity_digest, join_names, sha256
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 Validate = Callable[[nn.Module], dict[str, float]]
 SPLIT = "val"  # which validations score
-FROM_LABELS = ("labels", "existence")  # terms that are 0 in a batch without a label
+FROM_LABELS = (*LABEL_TERMS.values(), "existence")  # terms that are 0 in a batch without a label
 POINTS = 400  # of a curve, whatever the number of steps
 
 
@@ -277,7 +277,7 @@ class Run:
 
 
 def _named(rows: Mapping[str, Mapping[str, float]], steps: int) -> dict[str, float]:
-    """{"train/labels": 0.3} of the rows that belong to this number of steps; a norm is noted at the step before."""
+    """{"train/ce": 0.3} of the rows that belong to this number of steps; a norm is noted at the step before."""
     return {
         f"{kind}/{name}": value
         for kind, row in rows.items()
@@ -355,9 +355,9 @@ def _fit(run: Run, step: Step, loader: Loader, what: str, validation: Validate |
                 saved, since = number + 1, now
             if stops:
                 raise Stopped(asked[0], f"{number + 1} of {training.steps} steps are kept")
-            shown = run.curves[-1].get("labels", math.nan) if run.curves else math.nan
+            shown = run.curves[-1].get(step.label_term, math.nan) if run.curves else math.nan
             scored = f", {SPLIT} mean IoU {run.validations[-1]['mean_iou']:.3f}" if run.validations else ""
-            progress.advance(1, f"loss {shown:.3f}{scored}")
+            progress.advance(1, f"{TERM_WORDS.get(step.label_term, step.label_term)} {shown:.3f}{scored}")
             if last:
                 break
     run.finish(step, made)
@@ -407,7 +407,7 @@ def draw_curves(path: Path, curves: list[dict], validations: Sequence[dict] = ()
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
         known = [row for row in curves if name in row]
         axes.plot([row["step"] for row in known], [row[name] for row in known], linewidth=1)
-        axes.set_title(name, fontsize=9)
+        axes.set_title(TERM_WORDS.get(name, name), fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import Term, Training, term_name
+from pipeline.config import LABEL_TERMS, Term, Training, term_name
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import ConfigError
 from pipeline.losses.base import Batch
@@ -83,6 +83,7 @@ class Step:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch takes
         self.model, self.training, self.weights_K, self.seed = distributed.synchronised(model, device), training, weights_K, seed
         self.network = compiled(self.model, graphs=training.compile == "graphs") if training.compile else self.model
+        self.label_term = LABEL_TERMS[training.label_loss]
         self.terms = {term_name(terms, i): (term, loss) for i, (term, loss) in enumerate(zip(terms, losses))}
         self.losses = nn.ModuleList(losses)
         parameters, self.lr_factors = grouped(model, self.losses, training)
@@ -105,7 +106,7 @@ class Step:
             )
         raw, output = output, as_float(output)
         assert output.logits is not None
-        terms = {"labels": (1.0, self.label_loss(output.logits, batch.labels_BHW, counted))}
+        terms = {self.label_term: (1.0, self.label_loss(output.logits, batch.labels_BHW, counted))}
         if self.training.dice_weight:
             dice = label_losses.dice(output.logits, batch.labels_BHW, self.weights_K)
             terms["dice"] = (self.training.dice_weight, dice)
@@ -168,10 +169,10 @@ class Step:
             with torch.no_grad():
                 output = as_float(self.model(batch.images_B3HW, batch.labels_BHW))
             assert output.logits is not None  # or training would have been refused
-            terms = {"labels": self.label_loss(output.logits, batch.labels_BHW)}
+            terms = {self.label_term: self.label_loss(output.logits, batch.labels_BHW)}
             terms |= {name: loss(output, batch) for name, (_, loss) in self.terms.items()}
             for name, value in terms.items():
-                counted = int(has_label(batch.labels_BHW).sum()) if name == "labels" else len(batch.labels_BHW)
+                counted = int(has_label(batch.labels_BHW).sum()) if name == self.label_term else len(batch.labels_BHW)
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) * counted
                 images[name] = images.get(name, 0) + counted
         return {name: value / max(1, images[name]) for name, value in sums.items()}

@@ -50,7 +50,7 @@ def step(**changes):
 
 
 def trained(whole, count=6):
-    return [float(whole(batch(number))[0]["labels"]) for number in range(count)], whole.weights()
+    return [float(whole(batch(number))[0]["ce"]) for number in range(count)], whole.weights()
 
 
 def close(mine, theirs):
@@ -159,7 +159,7 @@ def test_a_compiled_network_trains_and_is_resumed_as_it_would_be_not_compiled(co
             resumed.load_state(copy.deepcopy(whole.state()))
         (loss, norm), *others = [each(batch(number)) for each in ((plain, whole) if number < 2 else (plain, whole, resumed))]
         for other, other_norm in others:
-            assert float(other["labels"]) == pytest.approx(float(loss["labels"]), rel=1e-5)
+            assert float(other["ce"]) == pytest.approx(float(loss["ce"]), rel=1e-5)
             assert other_norm == pytest.approx(norm, rel=1e-4) and bool(norm) == (number % 2 == 0)
     assert compiler["stats"]["unique_graphs"] > 0  # or nothing was compiled at all
     assert close(whole.weights(), plain.weights()) and set(whole.weights()) == set(plain.weights())
@@ -174,7 +174,7 @@ def test_a_network_replayed_by_cuda_graphs_trains_as_it_would_without(compiler, 
     plain, replayed = step(norm_every=3), step(norm_every=3, compile="graphs")
     for number in range(6):
         seen = batch(number).to("cuda")
-        assert float(replayed(seen)[0]["labels"]) == pytest.approx(float(plain(seen)[0]["labels"]), rel=1e-3)
+        assert float(replayed(seen)[0]["ce"]) == pytest.approx(float(plain(seen)[0]["ce"]), rel=1e-3)
 
 
 def test_cuda_graphs_and_parts_of_a_batch_are_refused_together():

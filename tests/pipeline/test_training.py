@@ -74,13 +74,13 @@ def test_curves_of_what_is_learned_from_labels_are_means_over_steps_that_showed_
     half = batch(2)
     half.labels_BHW[1] = 255
     pending = [(number, step(one)[0]) for number, one in enumerate((batch(0), unlabelled, half))]
-    assert [float(values["labelled"]) for _, values in pending] == [1.0, 0.0, 0.5] and float(pending[1][1]["labels"]) == 0
+    assert [float(values["labelled"]) for _, values in pending] == [1.0, 0.0, 0.5] and float(pending[1][1]["ce"]) == 0
     point = runs._window(pending, "run")
-    assert point["labels"] == pytest.approx((float(pending[0][1]["labels"]) + float(pending[2][1]["labels"])) / 2)
+    assert point["ce"] == pytest.approx((float(pending[0][1]["ce"]) + float(pending[2][1]["ce"])) / 2)
     assert point["pull"] == pytest.approx(sum(float(values["pull"]) for _, values in pending) / 3) and point["labelled"] == 0.5
-    assert "labels" not in runs._window(pending[1:2], "run")
+    assert "ce" not in runs._window(pending[1:2], "run")
     held_out = step.held_out([unlabelled, half])
-    assert held_out["labels"] == pytest.approx(step.held_out([half])["labels"])  # over images with a label
+    assert held_out["ce"] == pytest.approx(step.held_out([half])["ce"])  # over images with a label
 
 
 def test_coarse_logits_are_upsampled_to_the_labels():
@@ -210,7 +210,7 @@ def test_a_loss_is_weighed_logged_and_its_own_parameters_are_trained():
     loss = Pull()
     step = steps.Step(student(), terms(0.5), [loss], SETTINGS, torch.ones(5), seed=0)
     values, norms = step(batch(0))
-    assert set(values) == {"labels", "pull"} and set(norms) == {"labels", "pull"}
+    assert set(values) == {"ce", "pull"} and set(norms) == {"ce", "pull"}
     assert float(loss.scale.detach()) != 1.0
     assert step(batch(1))[1] == {}  # gradient norms are measured every `norm_every` steps
 
@@ -227,13 +227,13 @@ def test_gradient_norms_are_those_of_the_weighted_terms_at_the_features():
     mid, high = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 5, 4, 4, requires_grad=True)
     output = Output(3 * high, {"mid": mid, "high": high})
     weighed = {
-        "labels": (1.0, output.logits.sum()),
+        "ce": (1.0, output.logits.sum()),
         "pull": (2.0, output.logits.square().mean() + mid.sum()),
         "none": (1.0, torch.tensor(0.0)),
     }
     norms = steps.gradient_norms(output, weighed)
     high_part = (2 * 9 * high.detach() / high.numel()).double().square().sum()
-    assert norms["labels"] == pytest.approx(3 * high.numel() ** 0.5)
+    assert norms["ce"] == pytest.approx(3 * high.numel() ** 0.5)
     assert norms["pull"] == pytest.approx(2 * float(high_part + mid.numel()) ** 0.5, rel=1e-6)
     assert norms["none"] == 0
 

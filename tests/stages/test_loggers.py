@@ -60,15 +60,15 @@ def test_loggers_are_told_all_curves_and_change_no_run(training, kept):
     assert one.closed and (one.shown["student"], one.shown["method"], one.shown["training.lr"]) == ("erfnet", "plain", 0.05)
     steps = dict(one.told)
     assert list(steps) == list(range(1, 13)) and set(steps[4]) == {
-        "train/labels",
-        "norm/labels",
+        "train/ce",
+        "norm/ce",
         "lr",
         "val/mean_iou",
         "val/cross_entropy",
     }
-    assert set(steps[5]) == {"train/labels", "lr"} and steps[1]["lr"] == 0.05
+    assert set(steps[5]) == {"train/ce", "lr"} and steps[1]["lr"] == 0.05
     line = (folder / "curves.tsv").read_text().splitlines()[5]
-    assert line == f"5\t{steps[5]['train/labels']:.6g}"
+    assert line == f"5\t{steps[5]['train/ce']:.6g}"
 
 
 def test_a_resumed_training_tells_a_logger_what_an_unbroken_one_does(training, kept, monkeypatch):

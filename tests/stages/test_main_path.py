@@ -20,7 +20,7 @@ def test_the_main_path_ends_in_scores_and_a_table(experiment):
         path.name for path in run.iterdir()
     }
     header = (run / "curves.tsv").read_text().splitlines()[0].split("\t")
-    assert header == ["step", "labels", "affinity", "attention"]
+    assert header == ["step", "ce", "affinity", "attention"]
     assert (experiment.folder / "reports/scores/toy/erfnet-intra-0.png").stat().st_size > 10_000
 
 
@@ -81,7 +81,7 @@ def test_a_damaged_checkpoint_is_named(experiment):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_term(experiment):
     result = experiment.train("intra", "--set", "training.lr=1.0e+20")
-    assert result.exit_code == 1 and "the term 'labels' is" in result.stderr and "step " in result.stderr
+    assert result.exit_code == 1 and "the term 'ce' is" in result.stderr and "step " in result.stderr
 
 
 def test_students_can_be_trained_on_fresh_views_without_a_cache(experiment):

@@ -249,7 +249,7 @@ def test_the_page_needs_no_network_and_no_script(page):
 def test_the_page_shows_scores_curves_classes_and_cost(page):
     assert "<b>56.00</b>" in page and "+4.50" in page and 'class="forest"' in page
     assert "<td>lane 1</td>" in page and "--part:56.0%" in page
-    assert page.count("<figure>") == 1 and "<b>labels</b>" in page
+    assert page.count("<figure>") == 1 and "<b>cross-entropy</b>" in page
     assert "2.5 s" in page and "1.25 x" in page and "312.5 ms" in page and "cpu, 1 thread" in page
     assert "The cache is not on this machine" in page
 
@@ -281,11 +281,16 @@ def test_time_counts_kept_steps_once(tmp_path):
 
 def test_a_curve_is_the_mean_over_each_hundredth_of_the_steps():
     rng = np.random.default_rng(0)
-    rows = [{"step": step, "labels": rng.random()} for step in range(2, 602, 2)]
-    slow = [np.mean([row["labels"] for row in rows if i * 6 < row["step"] <= (i + 1) * 6]) for i in range(100)]
-    np.testing.assert_allclose(charts._binned(rows, "labels", 600), slow)
+    rows = [{"step": step, "ce": rng.random()} for step in range(2, 602, 2)]
+    slow = [np.mean([row["ce"] for row in rows if i * 6 < row["step"] <= (i + 1) * 6]) for i in range(100)]
+    np.testing.assert_allclose(charts._binned(rows, "ce", 600), slow)
+
+
+def test_curves_of_earlier_versions_are_read_under_todays_name(tmp_path):
+    (tmp_path / "curves.tsv").write_text("step\tlabels\tkd\n2\t0.5\t\n4\t0.25\t3\n")
+    assert results._curves(tmp_path / "curves.tsv") == [{"step": 2, "ce": 0.5}, {"step": 4, "ce": 0.25, "kd": 3}]
 
 
 def test_a_term_that_begins_late_has_no_values_before():
-    found = charts._binned([{"step": 1, "labels": 1.0}, {"step": 100, "labels": 1.0, "kd": 3.0}], "kd", 100)
+    found = charts._binned([{"step": 1, "ce": 1.0}, {"step": 100, "ce": 1.0, "kd": 3.0}], "kd", 100)
     assert np.isnan(found[:99]).all() and found[99] == 3.0

@@ -53,7 +53,7 @@ def test_a_run_notes_its_time_outside_of_its_record(trained):
     assert results.time_of(run).steps == 12 and results.time_of(run).seconds > 0
     assert "seconds" not in (run / "run.json").read_text()
     assert [json.loads(line)["last"] for line in (run / "history.jsonl").read_text().splitlines()] == [4, 8, 12]
-    assert sorted(path.name for path in (run / "curves").iterdir()) == ["affinity.tsv", "attention.tsv", "labels.tsv"]
+    assert sorted(path.name for path in (run / "curves").iterdir()) == ["affinity.tsv", "attention.tsv", "ce.tsv"]
     assert (run / "curves/affinity.tsv").read_text().splitlines()[0] == "step\taffinity"
 
 

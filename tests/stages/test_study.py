@@ -129,8 +129,8 @@ def test_a_live_arm_learns_what_the_arm_with_a_cache_learns(experiment, monkeypa
     assert result.exit_code == 0, result.output
     first = {arm: json.loads(Path(f"runs/study/{arm}-0/curves.json").read_text())[0] for arm in study["arms"]}
     assert first["online"] == pytest.approx(first["cached"], rel=1e-3) and first["online"] != first["cached"]  # float16 rows
-    assert first["online"]["labels"] == first["plain"]["labels"]  # the same images and views
-    assert first["online_fresh"]["labels"] != first["plain"]["labels"]
+    assert first["online"]["ce"] == first["plain"]["ce"]  # the same images and views
+    assert first["online_fresh"]["ce"] != first["plain"]["ce"]
     lines = {line.split("|")[1].strip(): line for line in result.stdout.splitlines() if line.startswith("| ")}
     assert int(lines["cached"].split("|")[-2]) > 0 and lines["online"].endswith("|  |")  # of an image's rows in the cache
 

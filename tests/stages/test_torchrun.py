@@ -99,7 +99,7 @@ def test_a_student_of_two_processes_is_that_of_one(bare):
     bare.do("train-student", *student)
     scores = [line.split("\t") for line in validations.read_text().splitlines()[1:]]
     one = trained(bare, *where)
-    assert len(one[0]) == 12 and {"labels", "affinity", "attention"} < set(one[0][0])
+    assert len(one[0]) == 12 and {"ce", "affinity", "attention"} < set(one[0][0])
     in_two(bare, "train-student", "toy.yaml", *student)
     for mine, theirs in zip(scores, validations.read_text().splitlines()[1:], strict=True):
         assert [float(value) for value in theirs.split("\t")] == pytest.approx([float(value) for value in mine], rel=1e-3)
