@@ -106,6 +106,14 @@ def started_in() -> Path | None:
     return Path(main, here.relative_to(top))
 
 
+def if_done_for_dvc(stage: str) -> str:
+    """Under `dvc repro`, the end of a message that a store is missing. DVC restores the report of a stage from its own cache and
+    takes the stage for done, whether or not the store is still there."""
+    if "DVC_STAGE" not in os.environ:
+        return ""
+    return f"; where DVC takes that stage for done, `dvc repro --force --single-item {stage}@CONFIG`"
+
+
 def no_link(path: str, flags: int) -> int:
     """For `open(..., opener=no_link)`: a file to be written that may not be a link, or a pipe that waits for a reader."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)

@@ -62,6 +62,12 @@ def test_every_room_has_its_place_in_the_line():
     assert inside - {"__init__", *PART_OF} | {"stages", "bench"} == set(PLACES)
 
 
+def test_contributors_read_the_same_line():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    shown = next(block for block in page.split("\n\n") if block.startswith("    bench -> "))
+    assert shown.split() == LINE.split()
+
+
 @pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "bench").glob("*.py"))], ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_one_way(path):
     own = room(path.relative_to(ROOT).with_suffix("").parts)

@@ -23,7 +23,7 @@ from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError, StoreError
 from pipeline.identity import join_names, sha256
 from pipeline.lookup import is_own
-from pipeline.paths import started_in
+from pipeline.paths import if_done_for_dvc, started_in
 from pipeline.progress import say
 from pipeline.store import ArrayGroup, ImageRow, Reader, Store, image_row
 from pipeline.store.files import AnyPath, as_path, local, locked, write
@@ -298,5 +298,5 @@ def open_whole(
         images = [store.images[store.row_of[image_id]] for image_id in ids]
         store.check(images, range(1), [(sample, True)])
     except StoreError as error:
-        raise StoreError(f"{error}; run `pipeline prepare` with this config") from None
+        raise StoreError(f"{error}; run `pipeline prepare` with this config{if_done_for_dvc('prepare')}") from None
     return store, sample, images

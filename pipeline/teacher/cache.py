@@ -24,6 +24,7 @@ from pipeline.later import leave_out
 from pipeline.lookup import find_class, is_own
 from pipeline.models._flipped import FlipAveraged
 from pipeline.models.base import ModelBase, Output, as_float, shapes
+from pipeline.paths import if_done_for_dvc
 from pipeline.store import ArrayGroup, ImageRow, Store
 from pipeline.store.files import AnyPath
 from pipeline.targets.base import Context, Field, TargetType
@@ -182,7 +183,10 @@ def open_whole(
     except CodeChanged:  # filling doesn't mend it
         raise
     except StoreError as error:
-        raise StoreError(f"{error}; run `pipeline cache-teacher {config}` (with the same --set, if there was one)") from None
+        raise StoreError(
+            f"{error}; run `pipeline cache-teacher {config}` (with the same --set, if there was one)"
+            f"{if_done_for_dvc('cache-teacher')}"
+        ) from None
     return store, [pass_ for pass_, _ in wanted]
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from pipeline.errors import DatasetError, StoreError
-from pipeline.paths import below, default_root, id_fault, name_fault, path_fault
+from pipeline.paths import below, default_root, id_fault, if_done_for_dvc, name_fault, path_fault
 from pipeline.store.files import append, locked, write, writing
 from pipeline.store.remote import RemotePath
 
@@ -159,3 +159,10 @@ def test_an_experiment_in_a_checkout_of_its_own_finds_the_stores_of_the_one_it_w
     if found == "cache":
         monkeypatch.setenv("DVC_ROOT", str(tmp_path / "linked"))
         assert default_root() == "cache"
+
+
+def test_under_dvc_the_cure_also_names_the_stage_that_is_taken_for_done(monkeypatch):
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    assert if_done_for_dvc("prepare") == ""
+    monkeypatch.setenv("DVC_STAGE", "cache-teacher@demo")
+    assert "`dvc repro --force --single-item prepare@CONFIG`" in if_done_for_dvc("prepare")
