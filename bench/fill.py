@@ -81,12 +81,13 @@ def main():
 
         rows = work.images(0)
         chosen = np.arange(args.batch) % len(rows["image"])
-        matrices = np.stack([geometry.draw(cfg.views, store.images[i].id, 1, context.size) for i in chosen])
+        matrices = np.stack([geometry.draw(cfg.views, store.images[i].id, 1, work.canvas) for i in chosen])
         shown, labels, _ = geometry.apply(
             *(torch.from_numpy(rows[name][chosen]).to(device) for name in ("image", "label")),
             torch.from_numpy(matrices),
             content=cfg.prepare.size,
             permutation=source.mirror,
+            size=cfg.views.crop,
         )
         batches = store.num_blocks * -(-args.rows // args.batch)
 
@@ -145,9 +146,7 @@ def staged(work: BlockFiller, task: plan.Task, device: str) -> dict[str, float]:
 
     work.held = (-1, {})
     rows = work.images(task.block)
-    matrices = np.stack(
-        [geometry.draw(work.views, image.id, 1, work.context.size) for image in work.store.block_images(task.block)]
-    )
+    matrices = np.stack([geometry.draw(work.views, image.id, 1, work.canvas) for image in work.store.block_images(task.block)])
     stage("read")
     found_rows: dict[str, list] = {name: [] for name in work.named}
     for start in range(0, len(matrices), work.answers.batch):

@@ -46,7 +46,7 @@ def main():
     together = args.together or (10 if device.startswith("cuda") else 1)
     ids = source.ids("train")
     pixels, sample, _ = prepared.open_whole(args.root, cfg.dataset, source, cfg.prepare, ids)
-    context = cache.context(cfg.teacher.model, source, cfg.prepare.size)
+    context = cache.context(cfg.teacher.model, source, cfg.view_size)
     method = cfg.method(args.method)
     named = cache.target_passes({name: cfg.targets[name] for term in method for name in term.reads}, context)
     teacher_file = Path("teachers") / f"{cfg.name}.safetensors"
@@ -70,7 +70,7 @@ def main():
         device=device,
     )
     lanes = source.lanes if cfg.training.existence_weight else 0
-    own = cache.context(cfg.student(args.student), source, cfg.prepare.size, lanes)
+    own = cache.context(cfg.student(args.student), source, cfg.view_size, lanes)
 
     def loader(rows=None):
         return Loader(

@@ -71,6 +71,7 @@ class Pixels:
     permutation: tuple[int, ...] | None  # of the classes in a mirrored view
     lane_classes: tuple[int, ...] = ()
     mirror_lanes: tuple[int, ...] | None = None
+    crop: tuple[int, int] | None = None  # height, width of a view, if it is not the whole image
 
     def seen(self, position: int, matrix_23: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Image, label, inside-mask and lane flags of one view."""
@@ -82,6 +83,7 @@ class Pixels:
             matrix_23[None],
             content=found.get("content", self.content),
             permutation=self.permutation,
+            size=self.crop,
         )
         flags = None
         if self.lane_classes and "existence" in found:
@@ -148,7 +150,7 @@ class Cache(Dataset[Record]):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of what the networks see."""
-        height, width = self.identity["prepare"]["canvas"]
+        height, width = self.identity["views"].get("crop", self.identity["prepare"]["canvas"])
         return height, width
 
     @property
@@ -161,7 +163,7 @@ class Cache(Dataset[Record]):
         teacher = self.identity["teacher"]
         args = fill_in(teacher["args"], find_class("models", teacher["name"]))
         model = config.Plugin(kind="models", name=teacher["name"], args=args)
-        return caches.described(model, len(self.classes), self.identity["regions"], self.identity["prepare"]["size"])
+        return caches.described(model, len(self.classes), self.identity["regions"], self.size)
 
 
 class Epochs(Sampler[tuple[str, int]]):
@@ -326,6 +328,7 @@ def _opened_by_config(
             source.mirror,
             source.lane_classes,
             source.mirror_lanes,
+            cfg.views.crop,
         ),
         memory,
     )
@@ -359,6 +362,7 @@ def _opened_alone(folder: AnyPath, names: Sequence[str] | None, memory: Memory) 
             sample,
             tuple(record["size"]),
             tuple(mirror) if mirror else None,
+            crop=tuple(crop) if (crop := store.identity["record"]["views"].get("crop")) else None,
         )
     return Cache(store, stored, ids, len(views), pixels, memory)
 

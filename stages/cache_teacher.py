@@ -160,6 +160,7 @@ class BlockFiller:
             )
         self.store.refuse_other_code(pass_ for _, pass_ in self.named.values())
         self.experiment, self.pixels, self.sample = experiment, experiment.find_prepared(), experiment.sample
+        self.canvas = self.sample.fields["label"].shape
         self.held: tuple[int, dict] = (-1, {})  # the last block's images, for its other views
 
     def __call__(self, task: plan.Task) -> int:
@@ -183,7 +184,7 @@ class BlockFiller:
         block = self.store.block_images(task.block)
         passes = [folder for folder in task.passes if self.store.fault(view_name(task.view), folder, task.block)]
         wanted = {pass_.folder: (target, pass_) for target, pass_ in self.named.values() if pass_.folder in passes}
-        matrices = np.stack([geometry.draw(self.views, image.id, task.view, self.context.size) for image in block])
+        matrices = np.stack([geometry.draw(self.views, image.id, task.view, self.canvas) for image in block])
         if wanted:
             rows, targets = self.images(task.block), [target for target, _ in wanted.values()]
             inputs = targets, rows["image"], rows["label"], matrices

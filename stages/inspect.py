@@ -42,6 +42,7 @@ def run(experiment: Experiment, *, image_id: str | None, view: int, out: Path) -
         torch.from_numpy(matrix),
         content=config.prepare.size,
         permutation=source.mirror,
+        size=views.crop,
     )
     image = shown[0].permute(1, 2, 0).round().numpy().astype(np.uint8)
     found = {
@@ -75,7 +76,7 @@ def summary(store: Store, named, views: Views) -> str:
     lines = [
         f"{store.folder}: {len(store.row_of)} images in {store.num_blocks} blocks of {store.block_rows}, codec {store.codec}",
         f"teacher {record['teacher']['name']}, weights {record['teacher']['weights'][:12]}, {record['teacher']['precision']}; "
-        f"input {record['prepare']['canvas']}",
+        f"input {record['views'].get('crop', record['prepare']['canvas'])}",
         "",
         "| target | bytes a view | filled blocks, by view |",
         "|---|---|---|",

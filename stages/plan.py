@@ -97,16 +97,18 @@ def measured(experiment: Experiment, sizes: plan.Sizes, device: str, batch: int)
     say(f"measuring: {6 * MEASURE_S:.0f} s and more on {device}, with random pictures")
     set_precision(teacher.precision)
     rng = np.random.default_rng(0)
+    whole, (height, width) = experiment.sample.fields["label"].shape, context.size
     pixels = {
-        "image": rng.integers(0, 256, (max(2, batch), *context.size, 3), dtype=np.uint8),
-        "label": rng.integers(0, context.num_classes, (max(2, batch), *context.size), dtype=np.uint8),
+        "image": rng.integers(0, 256, (max(2, batch), *whole, 3), dtype=np.uint8),
+        "label": rng.integers(0, context.num_classes, (max(2, batch), *whole), dtype=np.uint8),
         "existence": np.zeros((max(2, batch), source.lanes), np.uint8),
     }
-    model = settled(cache.build_teacher(teacher, source, prepare.size, source.lanes), pixels["image"])
+    model = cache.build_teacher(teacher, source, config.view_size, source.lanes)
+    model = settled(model, pixels["image"][:, :height, :width])
     model = cache.as_it_answers(model, teacher, source)
     answers = cache.TeacherRunner(model, source, context, prepare.size, precision=teacher.precision, batch=batch, device=device)
     images, labels = pixels["image"][:batch], pixels["label"][:batch]
-    matrices = np.stack([geometry.draw(config.views, f"{i}", config.views.count - 1, context.size) for i in range(batch)])
+    matrices = np.stack([geometry.draw(config.views, f"{i}", config.views.count - 1, whole) for i in range(batch)])
     list_of_targets = [target for target, _ in named.values()]
     rows = answers.rows(list_of_targets, images, labels, matrices)
     values = {pass_.folder: (pass_, tiled(found, sizes.rows_of_block)) for (_, pass_), found in zip(named.values(), rows)}
@@ -147,7 +149,7 @@ def measured(experiment: Experiment, sizes: plan.Sizes, device: str, batch: int)
     step = steps.Step(network, [], [], training, torch.ones(context.num_classes, device=device), 0)
     shown, labels_BHW = (
         torch.from_numpy(rows).to(device)
-        for rows in tiled({name: pixels[name] for name in ("image", "label")}, training.batch).values()
+        for rows in tiled({name: pixels[name][:, :height, :width] for name in ("image", "label")}, training.batch).values()
     )
     seen = steps.Batch(shown.permute(0, 3, 1, 2).float(), labels_BHW, labels_BHW < 255, None, {}, 1)
     return plan.Cost(

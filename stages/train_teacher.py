@@ -22,7 +22,7 @@ from pipeline.training.loading import Loader
 def run(experiment: Experiment, *, folder: Path, report: Path, device: str, log: Sequence[str] = ()) -> str:
     """Writes the weights and a report with their digest. Resumes from its last checkpoint."""
     config, source, weights_file = experiment.config, experiment.source, experiment.weights_file
-    teacher, size = config.teacher, config.prepare.size
+    teacher, size = config.teacher, config.view_size
     found: dict = {}
     experiment.check_views()
     if teacher.checkpoint is not None:

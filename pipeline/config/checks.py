@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.config.schema import Plugin, Prepare, Teacher, Term, Training, canvas, term_name
+from pipeline.config.schema import Plugin, Prepare, Teacher, Term, Training, Views, canvas, term_name
 from pipeline.errors import ConfigError
 from pipeline.lookup import did_you_mean, find_class
 from pipeline.paths import path_fault
@@ -14,13 +14,21 @@ Fault = tuple[str, str]
 def across(sections: Mapping[str, Any]) -> Iterator[Fault]:
     """All that is wrong with sections that are right each by itself."""
     yield from check_methods(sections["methods"], sections["targets"])
-    yield from check_students(sections["students"], sections["prepare"])
-    yield from check_targets(sections["targets"], sections["prepare"])
+    crop = sections["views"].crop
+    yield from check_students(sections["students"], sections["prepare"], crop)
+    yield from check_targets(sections["targets"], crop or sections["prepare"].size)
     yield from check_teacher(sections["teacher"], sections["teacher_training"])
-    yield from check_multiples(sections["teacher"], sections["students"], sections["prepare"])
+    yield from check_multiples(sections["teacher"], sections["students"], sections["prepare"], crop)
+    yield from check_crop(sections["views"], sections["prepare"], sections["teacher"], sections["students"])
     yield from check_split(sections["dataset"], sections["evaluate"].split, "evaluate.split")
     for section in ("training", "teacher_training"):
         training = sections[section]
+        if crop is not None and training is not None and training.existence_weight:
+            yield (
+                f"{section}.existence_weight",
+                "an existence head fits one input size, and with views.crop networks are trained on crops and scored on whole "
+                "images; write 0.0, or views.crop: null",
+            )
         if training is not None and (training.schedule == "step") != (training.milestones is not None):
             yield f"{section}.milestones", "this key is missing (of schedule: step; a list of steps)"
         if training is not None and training.validate_every:
@@ -66,38 +74,63 @@ def check_term(term: Term, targets: Mapping[str, Plugin], where: str) -> Iterato
             yield where, str(error)
 
 
-def check_students(students: Mapping[str, Plugin], prepare: Prepare) -> Iterator[Fault]:
+Crop = tuple[int, int] | None
+
+
+def check_crop(views: Views, prepare: Prepare, teacher: Teacher, students: Mapping[str, Plugin]) -> Iterator[Fault]:
+    if views.crop is None:
+        return
+    if any(side > of for side, of in zip(views.crop, prepare.size)):
+        yield (
+            "views.crop",
+            f"{views.crop[0]} x {views.crop[1]} is larger than the prepared images, {prepare.size[0]} x {prepare.size[1]}; write a "
+            f"smaller crop, or a larger prepare.size",
+        )
+    for where, plugin in {"teacher": teacher.model, **{f"students.{name}": plugin for name, plugin in students.items()}}.items():
+        if plugin.args.get("input_size"):
+            yield (
+                f"{where}.input_size",
+                "with views.crop, a network that resizes what it sees would see crops and whole images at different scales; write "
+                "null, or views.crop: null",
+            )
+
+
+def check_students(students: Mapping[str, Plugin], prepare: Prepare, crop: Crop = None) -> Iterator[Fault]:
     for name, student in students.items():
         if find_class("models", student.name).uses_labels:
             yield f"students.{name}", f"{student.name} answers from the labels it is shown and can only teach; choose another"
         if "input_scale" in student.args:
             from pipeline.models._scaled import misfit
 
-            if fault := misfit(find_class("models", student.name), student.args, canvas(prepare.size), student.args["input_scale"]):
+            model, scale = find_class("models", student.name), student.args["input_scale"]
+            if fault := misfit(model, student.args, canvas(prepare.size), scale):
+                yield f"students.{name}.input_scale", fault
+            if crop is not None and (fault := misfit(model, student.args, crop, scale, "write views.crop:")):
                 yield f"students.{name}.input_scale", fault
 
 
-def check_multiples(teacher: Teacher, students: Mapping[str, Plugin], prepare: Prepare) -> Iterator[Fault]:
-    """Networks that can't take the prepared images; `input_scale` has its own check."""
+def check_multiples(teacher: Teacher, students: Mapping[str, Plugin], prepare: Prepare, crop: Crop = None) -> Iterator[Fault]:
+    """Networks that can't take the prepared images or their crops; `input_scale` has its own check."""
     from pipeline.models._scaled import own_multiple
 
     named = {"teacher": teacher.model, **{f"students.{name}": student for name, student in students.items()}}
-    height, width = canvas(prepare.size)
+    sizes = {"prepare.size": canvas(prepare.size), **({} if crop is None else {"views.crop": crop})}
     for where, plugin in named.items():
         multiple = own_multiple(find_class("models", plugin.name), plugin.args)
-        if "input_scale" not in plugin.args and (height % multiple or width % multiple):
-            up, across = (-(-side // multiple) * multiple for side in (height, width))
-            yield (
-                where,
-                f"{plugin.name} takes heights and widths that are multiples of {multiple}, and prepare.size gives {height} x "
-                f"{width}; write prepare.size: [{up}, {across}]",
-            )
+        for key, (height, width) in sizes.items():
+            if "input_scale" not in plugin.args and (height % multiple or width % multiple):
+                up, across = (-(-side // multiple) * multiple for side in (height, width))
+                yield (
+                    where,
+                    f"{plugin.name} takes heights and widths that are multiples of {multiple}, and {key} gives {height} x "
+                    f"{width}; write {key}: [{up}, {across}]",
+                )
 
 
-def check_targets(targets: Mapping[str, Plugin], prepare: Prepare) -> Iterator[Fault]:
+def check_targets(targets: Mapping[str, Plugin], size: tuple[int, int]) -> Iterator[Fault]:
     for name, target in targets.items():
         try:
-            target.build().check(prepare.size)
+            target.build().check(size)
         except ConfigError as error:
             yield f"targets.{name}", str(error)
 

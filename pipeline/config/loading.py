@@ -64,6 +64,11 @@ class Config:
         return self.path.stem
 
     @property
+    def view_size(self) -> tuple[int, int]:
+        """Height and width of what networks are trained on and targets are made of, before it is padded."""
+        return self.views.crop or self.prepare.size
+
+    @property
     def text(self) -> str:
         """The file as it was used: overrides applied, and named at the top."""
         said = "".join(f"# --set {override}\n" for override in self.overrides)

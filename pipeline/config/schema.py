@@ -31,6 +31,13 @@ def rising(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+def multiples_of_eight(pair: tuple[int, int] | None) -> tuple[int, int] | None:
+    if pair is not None and any(side % 8 for side in pair):
+        fits = [-(-side // 8) * 8 for side in pair]
+        raise ValueError(f"expected multiples of 8, got {list(pair)}; write {fits}")
+    return pair
+
+
 def part_or_list(value: float | str | None) -> float | str | None:
     if value == "" or isinstance(value, float | int) and not 0 < value <= 1:
         raise ValueError(f"expected a part above 0 and at most 1, or the path of a list, got {value!r}")
@@ -231,6 +238,23 @@ class Views:
     rotate_deg: Annotated[float, Field(ge=0, le=180, description="The rotation is drawn from plus or minus so many degrees.")]
     shift: Annotated[float, Field(ge=0, le=1, description="The shift is drawn from plus or minus this part of height and width.")]
     mirror: Annotated[bool, Field(description="Half of the views are mirrored; the dataset must say which classes change places.")]
+    crop: Annotated[
+        tuple[Positive, Positive] | None,
+        LENIENT,
+        AfterValidator(multiples_of_eight),
+        AddedLater(None),
+        Field(
+            description="Height and width of a view, which lies at a place drawn for each image and view; with null a view is as "
+            "large as the prepared image."
+        ),
+    ] = None
+
+    @field_validator("crop")
+    @classmethod
+    def _has_its_own_place(cls, crop: tuple[int, int] | None, info: ValidationInfo) -> tuple[int, int] | None:
+        if crop is not None and info.data.get("shift"):
+            raise ValueError("a crop's place is drawn already; write views.shift: 0.0")
+        return crop
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

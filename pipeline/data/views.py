@@ -5,7 +5,9 @@ determinant means mirrored. The matrix is stored beside the teacher's answers an
 both see the same pixels. Sampling coordinates are whole numbers of 1/65536 px, computed in 64-bit integers, so labels come out
 bit-equal on every device; float coordinates would differ at half-pixel ties.
 
-B images, H W the network input, K classes.
+With `views.crop` a view is smaller than the prepared image: the same matrix, read at fewer pixels.
+
+B images, H W the prepared image, h w the network input (H W without a crop), K classes.
 """
 
 import functools
@@ -30,17 +32,27 @@ def identity() -> np.ndarray:
 
 
 def draw(views: Views, image_id: str, view: int, size: tuple[int, int]) -> np.ndarray:
-    """The matrix [2, 3] float64 of one view; view 0 is the plain image. Depends on (seed, id, view) and on no order."""
-    if view == 0:
+    """The matrix [2, 3] float64 of one view of a prepared image of `size` (height, width); view 0 is the plain image, or a crop of
+    it in whole pixels. Depends on (seed, id, view) and on no order."""
+    if view == 0 and views.crop is None:
         return identity()
     height, width = size
     zoom, angle, shift_x, shift_y, coin = _uniform(f"{views.seed}/{view}/{image_id}", 5)
+    if view == 0:
+        assert views.crop is not None
+        corner = np.floor([shift_x * (width - views.crop[1] + 1), shift_y * (height - views.crop[0] + 1)])
+        return np.concatenate([np.eye(2), corner[:, None]], axis=1)
     zoom = views.scale[0] + (views.scale[1] - views.scale[0]) * zoom
     angle = math.radians(views.rotate_deg) * (2 * angle - 1)
     cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
     linear = np.array([[cos, -sin], [sin, cos]])
     if views.mirror and coin < 0.5:
         linear[:, 0] = -linear[:, 0]
+    if views.crop is not None:
+        # Of a zoomed image larger than the crop, the crop lies within it; of a smaller one, the image lies within the crop
+        seen = np.array([views.crop[1], views.crop[0]])
+        place = seen / zoom / 2 + np.array([shift_x, shift_y]) * (np.array([width, height]) - seen / zoom) - 0.5
+        return np.concatenate([linear, (place - linear @ ((seen - 1) / 2))[:, None]], axis=1)
     centre = np.array([(width - 1) / 2, (height - 1) / 2])
     shift = np.array([width * (2 * shift_x - 1), height * (2 * shift_y - 1)]) * views.shift
     return np.concatenate([linear, (centre + shift - linear @ centre)[:, None]], axis=1)
@@ -68,18 +80,21 @@ def apply(
     *,
     content: tuple[int, int] | Tensor,
     permutation: tuple[int, ...] | None = None,
+    size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, labels and inside-mask of the views: float32 [B, 3, H, W] in 0..255, uint8 [B, H, W], bool [B, H, W].
+    """Images, labels and inside-mask of the views: float32 [B, 3, h, w] in 0..255, uint8 [B, h, w], bool [B, h, w], where (h, w) is
+    `size`, or (H, W) if that is None.
 
     Images are bilinear, labels the nearest pixel at floor(x + 1/2), exactly. Outside the image, and outside its `content`
     (height, width, or [B, 2] of them; the rest is padding), pixels have the FILL colour, labels are 255 and `inside` is False.
     A mirrored view permutes the classes. Runs on the device of `images`, and waits for it nowhere if `matrices` lie on the host.
     """
     B, H, W, _ = images_BHW3.shape
+    h, w = size or (H, W)
     device = images_BHW3.device
     some_flipped = bool(mirrored(matrices_B23).any())
     matrices_B23 = _moved(matrices_B23, device)
-    xs, ys = _coordinates(matrices_B23, H, W)
+    xs, ys = _coordinates(matrices_B23, h, w)
     half = 1 << (_PX - 1)
     nearest, inside = _index((xs + half) >> _PX, (ys + half) >> _PX, W, content)
     labels = torch.where(inside, labels_BHW.reshape(B, -1).gather(1, nearest), IGNORE)
@@ -92,13 +107,13 @@ def apply(
     x0, y0 = xs >> _PX, ys >> _PX
     mask = (1 << _PX) - 1
     fx, fy = (xs & mask).float() / 65536.0, (ys & mask).float() / 65536.0
-    result = torch.zeros(B, H * W, 3, dtype=torch.float32, device=device)
+    result = torch.zeros(B, h * w, 3, dtype=torch.float32, device=device)
     for dx, dy, weight in ((0, 0, (1 - fx) * (1 - fy)), (1, 0, fx * (1 - fy)), (0, 1, (1 - fx) * fy), (1, 1, fx * fy)):
         index, there = _index(x0 + dx, y0 + dy, W, content)
         tap = pixels.gather(1, index[:, :, None].expand(-1, -1, 3)).float()
         result += weight[:, :, None] * torch.where(there[:, :, None], tap, fill)
     # NHWC memory: what channels-last convolutions want, at no cost
-    return result.view(B, H, W, 3).permute(0, 3, 1, 2), labels.view(B, H, W), inside.view(B, H, W)
+    return result.view(B, h, w, 3).permute(0, 3, 1, 2), labels.view(B, h, w), inside.view(B, h, w)
 
 
 # Constants stay on the device: making one there waits for all the work before it
@@ -121,11 +136,11 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def _coordinates(matrices_B23, H, W):
-    """x and y of every output pixel in the source, [B, H * W] int64 in 1/65536 px."""
+def _coordinates(matrices_B23, h, w):
+    """x and y of every output pixel in the source, [B, h * w] int64 in 1/65536 px."""
     fine = torch.round(matrices_B23.double() * 2.0**_FINE).to(torch.int64)
-    x = torch.arange(W, device=fine.device).repeat(H)
-    y = torch.arange(H, device=fine.device).repeat_interleave(W)
+    x = torch.arange(w, device=fine.device).repeat(h)
+    y = torch.arange(h, device=fine.device).repeat_interleave(w)
     half = 1 << (_FINE - _PX - 1)
     return (
         (fine[:, row, 0, None] * x + fine[:, row, 1, None] * y + fine[:, row, 2, None] + half) >> (_FINE - _PX) for row in (0, 1)

@@ -32,7 +32,9 @@ def scaled(model: type[ModelBase], *, size: tuple[int, int], input_scale: float,
     return network
 
 
-def misfit(model: type[ModelBase], args: Mapping[str, Any], size: tuple[int, int], input_scale: float) -> str:
+def misfit(
+    model: type[ModelBase], args: Mapping[str, Any], size: tuple[int, int], input_scale: float, do: str = "prepare images of"
+) -> str:
     """Why images of this size cannot be shrunk for this network, and the next size that can; empty if they can."""
     multiple = own_multiple(model, args) * round(1 / input_scale)
     if not any(length % multiple for length in size):
@@ -40,8 +42,8 @@ def misfit(model: type[ModelBase], args: Mapping[str, Any], size: tuple[int, int
     height, width = (-(-length // multiple) * multiple for length in size)
     return (
         f"{input_scale:g} of images of {size[0]} x {size[1]} (height x width) does not fit "
-        f"{model.__module__.rpartition('.')[2]}: both axes must be multiples of {multiple}; prepare images of "
-        f"{height} x {width}"
+        f"{model.__module__.rpartition('.')[2]}: both axes must be multiples of {multiple}; {do} "
+        f"{f'[{height}, {width}]' if do.endswith(':') else f'{height} x {width}'}"
     )
 
 

@@ -251,6 +251,7 @@ class TeacherRunner:
             torch.from_numpy(matrices),
             content=self.content,
             permutation=self.dataset.mirror,
+            size=self.context.size,
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             output = self.model(shown, labels_BHW)

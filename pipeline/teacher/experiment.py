@@ -105,7 +105,7 @@ class Experiment:
     @cached_property
     def context(self) -> Context:
         """What targets and losses know about the teacher."""
-        return cache.context(self.config.teacher.model, self.source, self.config.prepare.size)
+        return cache.context(self.config.teacher.model, self.source, self.config.view_size)
 
     @cached_property
     def lanes(self) -> int:
@@ -113,13 +113,13 @@ class Experiment:
         return self.source.lanes if self.config.training.existence_weight else 0
 
     def student_context(self, student: Plugin) -> Context:
-        return cache.context(student, self.source, self.config.prepare.size, self.lanes)
+        return cache.context(student, self.source, self.config.view_size, self.lanes)
 
     def build(self, student: Plugin) -> ModelBase:
         return student.build(num_classes=len(self.source.classes), size=self.context.size, lanes=self.lanes)
 
     def load_teacher(self) -> ModelBase:
-        return cache.load_teacher(self.config.teacher, self.source, self.config.prepare.size, self.weights_file)
+        return cache.load_teacher(self.config.teacher, self.source, self.config.view_size, self.weights_file)
 
     # The cache
 

@@ -39,8 +39,10 @@ class OnlineTargets:
 
     def matrices(self, positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """[B, 2, 3], drawn as the fill draws them."""
-        size = self.answers.context.size
-        return np.stack([geometry.draw(self.views, self.samples.ids[p], int(v), size) for p, v in zip(positions, numbers)])
+        height, width = self.sample.fields["label"].shape
+        return np.stack(
+            [geometry.draw(self.views, self.samples.ids[p], int(v), (height, width)) for p, v in zip(positions, numbers)]
+        )
 
     def rows(self, positions: np.ndarray, numbers: np.ndarray, to_device: Callable) -> dict[str, dict[str, Tensor]]:
         """[B, ...] by target and field, as a loss sees them, on the teacher's device."""
@@ -80,7 +82,8 @@ def online_targets(
     device,
 ) -> OnlineTargets:
     """What this teacher makes of the samples, with its weights from the file."""
-    model = cache.load_teacher(teacher, dataset, prepare.size, weights_file)
-    context = cache.context(teacher.model, dataset, prepare.size)
+    seen = views.crop or prepare.size
+    model = cache.load_teacher(teacher, dataset, seen, weights_file)
+    context = cache.context(teacher.model, dataset, seen)
     answers = cache.TeacherRunner(model, dataset, context, prepare.size, precision=teacher.precision, batch=batch, device=device)
     return OnlineTargets(answers, samples, sample, views, cache.target_passes(targets, context, hidden))

@@ -153,6 +153,7 @@ class Loader:
             matrices,
             content=self._tensor(rows["content"]) if "content" in rows else self.content,
             permutation=self.dataset.mirror,
+            size=self.views.crop,
         )
         flags = None
         if "existence" in rows:

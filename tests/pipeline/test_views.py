@@ -20,9 +20,9 @@ def pictures(count=3, seed=0):
     return images, labels
 
 
-def slow_apply(image, label, matrix, content, permutation):
+def slow_apply(image, label, matrix, content, permutation, size=None):
     """One pixel at a time in exact fractions."""
-    H, W = label.shape
+    H, W = size or label.shape
     shown, labels, inside = np.zeros((H, W, 3)), np.full((H, W), 255), np.zeros((H, W), bool)
     mirrored = np.linalg.det(matrix[:, :2]) < 0
     entries = [[Fraction(int(torch.round(torch.tensor(v, dtype=torch.float64) * 2**32)), 2**32) for v in row] for row in matrix]
