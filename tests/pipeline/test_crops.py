@@ -75,8 +75,8 @@ def test_crops_are_drawn_per_image_and_view_and_follow_the_seed():
         (dict(views=dict(shift=0.1)), "views.crop: a crop's place is drawn already; write views.shift: 0.0"),
         (
             dict(students=dict(erfnet=dict(width=4, input_scale=0.5))),
-            "students.erfnet.input_scale: 0.5 of images of 40 x 64 (height x width) does not fit erfnet: both axes must be multiples "
-            "of 16; write views.crop: [48, 64]",
+            "students.erfnet.input_scale: 0.5 of images of 40 x 64 (height x width) does not fit erfnet: both axes must be "
+            "multiples of 16; write views.crop: [48, 64]",
         ),
         (dict(training=dict(existence_weight=0.1)), "training.existence_weight: an existence head fits one input size"),
         (

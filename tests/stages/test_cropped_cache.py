@@ -52,7 +52,7 @@ def test_grids_and_sizes_follow_the_crop(cropped, cached_experiment):
     assert found.context.size == CROP and found.context.grids["logits"] == (4, 8)
     assert found.targets["logits"][1].fields["logits"].shape[1:] == (4, 8)
     assert whole.targets["logits"][1].fields["logits"].shape[1:] == (6, 16)
-    assert "| logits | 344 |" in cropped.do("plan")
+    assert "| logits | 324 |" in cropped.do("plan")
 
 
 def test_students_see_the_crops_of_the_teacher_online_and_offline_alike(cropped):
