@@ -37,6 +37,15 @@ def duration(seconds: float) -> str:
     return f"{left // size} {name} {left % size // smaller} {unit}"
 
 
+def byte_size(num_bytes: float) -> str:
+    """In words, by powers of 1000: 512 bytes, 20.5 kB, 3.1 GB."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} PB"
+
+
 class Progress:
     """`with Progress("filling", 120, "images") as progress: progress.advance(8)`; `note` adds a few words to the line."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.errors import StoreError
 from pipeline.identity import diff, join_names
 from pipeline.paths import below, name_fault
-from pipeline.progress import Progress
+from pipeline.progress import Progress, byte_size
 from pipeline.store import Store
 from pipeline.store.files import (
     FORMAT,
@@ -85,13 +85,12 @@ def run(*, root: AnyPath) -> str:
         kind, _, identity = found.folder.name.rpartition("-")
         head = f"| {found.folder.parent.name} | {kind} | {identity} |"
         if found.store is None:
-            rows.append(f"{head} {found.why} | | | | {words(found.num_bytes)} |")
+            rows.append(f"{head} {found.why} | | | | {byte_size(found.num_bytes)} |")
             continue
         share = f"{found.filled}/{found.blocks} blocks" if found.filled < found.blocks else "all"
-        rows.append(
-            f"{head} {len(found.store.row_of)} | {found.views} | {', '.join(found.passes)} | {share} | {words(found.num_bytes)} |"
-        )
-    return "\n".join([*rows, f"{words(sum(found.num_bytes for found in lines))} in all"])
+        held = f"{len(found.store.row_of)} | {found.views} | {', '.join(found.passes)}"
+        rows.append(f"{head} {held} | {share} | {byte_size(found.num_bytes)} |")
+    return "\n".join([*rows, f"{byte_size(sum(found.num_bytes for found in lines))} in all"])
 
 
 def check_is_store(folder: AnyPath) -> Line:
@@ -137,7 +136,7 @@ def remove(*, folder: AnyPath) -> str:
                 path.unlink()
         if local(folder):
             folder.rmdir()
-    return f"{folder}: removed, {found.num_files} files, {words(found.num_bytes)}"
+    return f"{folder}: removed, {found.num_files} files, {byte_size(found.num_bytes)}"
 
 
 def pull(*, source: AnyPath, root: AnyPath, num_views: int | None) -> str:
@@ -230,7 +229,3 @@ def same_extent(source: Store, folder: AnyPath, groups: list[tuple[str, str]]) -
             copy.write_metadata(view, pass_)
         append_history(folder, "pull", source=str(source.folder))
     return copy
-
-
-def words(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.1f} MB"

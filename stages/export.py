@@ -13,6 +13,7 @@ from pipeline.deployment import onnx as exporting
 from pipeline.errors import PipelineError
 from pipeline.files import plain
 from pipeline.identity import identity_digest
+from pipeline.progress import byte_size
 from pipeline.scoring import load as trained
 
 
@@ -45,8 +46,7 @@ def run(
     partial = out.with_name(f".{out.name}.tmp")
     partial.write_bytes(proto.SerializeToString())
     os.replace(partial, out)
-    size = out.stat().st_size / 1e6
-    return f"{out}: {size:.1f} MB, opset {exporting.OPSET}; on {found.images} images {exporting.in_words(found)}"
+    return f"{out}: {byte_size(out.stat().st_size)}, opset {exporting.OPSET}; on {found.images} images {exporting.in_words(found)}"
 
 
 def batches(source: DatasetBase, split: str, images: int, prepare: Prepare):

@@ -15,7 +15,7 @@ from pipeline.data import prepared
 from pipeline.data import views as geometry
 from pipeline.errors import StoreError
 from pipeline.models.base import ModelBase, set_precision
-from pipeline.progress import say
+from pipeline.progress import byte_size, duration, say
 from pipeline.store import ImageRow, Reader, Store, plan, verification
 from pipeline.store.files import AnyPath, local
 from pipeline.teacher import cache
@@ -54,9 +54,9 @@ def run(experiment: Experiment, *, images: int | None, measure: bool, device: st
     lines += [
         f"| all | {sizes.row_bytes} |",
         "",
-        f"cache: {words(sizes.total_bytes)}; prepared images: {words(pixel_bytes)}",
-        f"instead of {words(sizes.probability_bytes * count * sizes.num_views)} of probability maps "
-        f"({times(sizes.probability_bytes / sizes.row_bytes)}) or {words(sizes.feature_bytes * count * sizes.num_views)} of "
+        f"cache: {byte_size(sizes.total_bytes)}; prepared images: {byte_size(pixel_bytes)}",
+        f"instead of {byte_size(sizes.probability_bytes * count * sizes.num_views)} of probability maps "
+        f"({times(sizes.probability_bytes / sizes.row_bytes)}) or {byte_size(sizes.feature_bytes * count * sizes.num_views)} of "
         f"features ({times(sizes.feature_bytes / sizes.row_bytes)})",
     ]
     if measure:
@@ -77,10 +77,10 @@ def run(experiment: Experiment, *, images: int | None, measure: bool, device: st
     if sizes.total_bytes > free:
         say("\n".join(lines))
         raise StoreError(
-            f"{root}: {words(sizes.total_bytes)} are needed, {words(free)} are free; choose another --root, fewer "
+            f"{root}: {byte_size(sizes.total_bytes)} are needed, {byte_size(free)} are free; choose another --root, fewer "
             f"views, or smaller targets"
         )
-    return "\n".join([*lines, f"free at {root}: {words(free)}"])
+    return "\n".join([*lines, f"free at {root}: {byte_size(free)}"])
 
 
 def measured(experiment: Experiment, sizes: plan.Sizes, device: str, batch: int) -> plan.Cost:
@@ -221,16 +221,3 @@ def seconds(work: Callable, device: str, most: float = float("inf")) -> float:
 
 def times(ratio: float) -> str:
     return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
-
-
-def words(num_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
-        if num_bytes < 1000 or unit == "PB":
-            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

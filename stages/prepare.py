@@ -11,7 +11,7 @@ from pipeline.data import prepared
 from pipeline.errors import DatasetError, StoreError
 from pipeline.files import write_json
 from pipeline.identity import join_names
-from pipeline.progress import Progress, say
+from pipeline.progress import Progress, byte_size, say
 from pipeline.stopping import Stopped
 from pipeline.store import ImageRow, Store, executors, image_row, plan
 from pipeline.store.files import append, local, locked, write, writing
@@ -138,7 +138,7 @@ def run(
     )
     labels = prepared.say_labels(source)
     said = f" ({len(ids) - len(wanted)} left out: skipped.tsv)" if len(wanted) < len(ids) else ""
-    size = f"{len(wanted) * plan.row_bytes(sample) / 1e6:.1f} MB"
+    size = byte_size(len(wanted) * plan.row_bytes(sample))
     return f"{store.folder}: {len(wanted)} images{said}, {size}" + (f"; {labels}; all labels are stored" if labels else "")
 
 

@@ -6,6 +6,7 @@ import click
 
 from pipeline.cli import options
 from pipeline.cli.group import Commands, main
+from pipeline.progress import byte_size
 
 
 @main.command("verify")
@@ -158,5 +159,5 @@ def cache_rm(folder, yes):
     folder = options.as_path(folder)
     found = stage.check_is_store(folder)
     if not yes:
-        click.confirm(f"Remove {folder} ({found.num_files} files, {stage.words(found.num_bytes)})?", abort=True)
+        click.confirm(f"Remove {folder} ({found.num_files} files, {byte_size(found.num_bytes)})?", abort=True)
     click.echo(stage.remove(folder=folder))

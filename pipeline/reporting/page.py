@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.config import TERM_WORDS, Term
 from pipeline.metrics.names import WORDS
+from pipeline.progress import byte_size, duration
 from pipeline.reporting import charts
 from pipeline.reporting.results import Cached, Results, Run, Time
 from pipeline.reporting.table import Line, average, baseline, compared, points
@@ -146,22 +147,7 @@ def _cost(
         "ratio": ratio,
         "training": duration(fmean(time.seconds for time in times)) if times else "not known",
         "step": f"{1000 * fmean(time.seconds / time.steps for time in times):.1f} ms" if times else "",
-        "cache": size(num_bytes) if num_bytes else "",
-        "row": size(num_bytes / cached.images / cached.views) if cached and num_bytes else "",
+        "cache": byte_size(num_bytes) if num_bytes else "",
+        "row": byte_size(num_bytes / cached.images / cached.views) if cached and num_bytes else "",
         "machine": "; ".join(dict.fromkeys(time.machine for time in times)),
     }
-
-
-def duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes} min {seconds:02d} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def size(num_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} GB"

@@ -25,6 +25,7 @@ from google_crc32c import value as crc32c
 
 from pipeline.errors import StoreError
 from pipeline.paths import below
+from pipeline.progress import byte_size
 from pipeline.store.files import AnyPath, Array, local, map_concurrently, read, row_crcs, view_name
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Reader:
         if self._chunks.num_rows:
             source += f", by whole chunks, those of {self._chunks.num_rows} images kept"
         return "; ".join(
-            f"{folder}: {self._num_bytes(folder) / 1e6:.1f} MB "
+            f"{folder}: {byte_size(self._num_bytes(folder))} "
             + (
                 f"on {self._device}"
                 if folder in self._on_device

@@ -231,7 +231,7 @@ def test_rows_on_the_device_are_those_on_disk_and_the_log_says_where_they_are(tm
         found = ours.read(GRAPH, positions, views)[name]
         assert isinstance(found, torch.Tensor) and np.array_equal(found.numpy(), values, equal_nan=True)
     assert isinstance(ours.read(MATRIX, positions, views)["matrix"], np.ndarray)
-    assert [text.split(" MB ")[1] for text in ours.strategy.split("; ")] == ["on cpu", "in RAM"]
+    assert [text.split("B ")[1] for text in ours.strategy.split("; ")] == ["on cpu", "in RAM"]
 
 
 def test_shares_of_a_batch_are_the_batch(cached_experiment):

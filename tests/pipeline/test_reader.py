@@ -71,7 +71,7 @@ def test_memory_goes_to_the_smallest_passes_and_the_log_says_so(tmp_path):
     def strategy(**options):
         return Reader(store, PASSES, IDS, len(VIEWS), **options).strategy.split("; ")
 
-    assert strategy() == [f"{GRAPH.folder}: 0.0 MB in RAM", f"{MATRIX.folder}: 0.0 MB in RAM"]
+    assert strategy() == [f"{GRAPH.folder}: 1.2 kB in RAM", f"{MATRIX.folder}: 1.4 kB in RAM"]
     assert strategy(limit_bytes=30 * 39 + 5)[0].endswith("in RAM")
     assert strategy(limit_bytes=30 * 39 + 5)[1].endswith("from disk")
     assert all(text.endswith("from disk") for text in strategy(memory="disk"))

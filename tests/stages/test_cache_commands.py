@@ -185,8 +185,8 @@ def test_list_shows_every_store_its_fill_state_and_its_size(store, tmp_path):
     result = invoke("cache", "list", "--root", tmp_path / "cache")
     assert result.exit_code == 0
     lines = {line.split("|")[3].strip(): line for line in result.stdout.splitlines() if line.startswith("| roads")}
-    size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file()) / 1e6
-    assert f"| roads | targets | {store.name[8:]} | 5 | 2 | affinity, kinds | all | {size:.1f} MB |" in lines.values()
+    size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
+    assert f"| roads | targets | {store.name[8:]} | 5 | 2 | affinity, kinds | all | {size / 1e3:.1f} kB |" in lines.values()
     assert "7/8 blocks" in result.stdout and "damaged" in result.stdout
     assert "no stores" in invoke("cache", "list", "--root", tmp_path / "nothing").stdout
     assert invoke("cache", "list", env={"PIPELINE_CACHE_ROOT": str(tmp_path / "cache")}).stdout == result.stdout

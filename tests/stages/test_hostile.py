@@ -504,9 +504,9 @@ def test_rm_refuses_a_store_of_another_kind_than_it_is_called(store):
 
 def test_rm_shows_path_files_and_bytes_before_it_asks_and_goes_on_where_it_was_broken_off(store):
     files = [path for path in store.rglob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in files) / 1e6
+    size = sum(path.stat().st_size for path in files) / 1e3
     result = invoke("cache", "rm", store, input="n\n")
-    assert f"Remove {store} ({len(files)} files, {size:.1f} MB)?" in result.stdout and store.exists()
+    assert f"Remove {store} ({len(files)} files, {size:.1f} kB)?" in result.stdout and store.exists()
     shutil.rmtree(store / "done")
     shutil.rmtree(store / "images")
     assert invoke("cache", "rm", store, "--yes").exit_code == 0 and not store.exists()

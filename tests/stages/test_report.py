@@ -250,7 +250,7 @@ def test_the_page_shows_scores_curves_classes_and_cost(page):
     assert "<b>56.00</b>" in page and "+4.50" in page and 'class="forest"' in page
     assert "<td>lane 1</td>" in page and "--part:56.0%" in page
     assert page.count("<figure>") == 1 and "<b>cross-entropy</b>" in page
-    assert "2.5 s" in page and "1.25 x" in page and "312.5 ms" in page and "cpu, 1 thread" in page
+    assert "2 s" in page and "1.25 x" in page and "312.5 ms" in page and "cpu, 1 thread" in page
     assert "The cache is not on this machine" in page
 
 

@@ -11,7 +11,7 @@ from conftest import EXPERIMENT
 
 from pipeline import progress
 from pipeline.cli import main
-from pipeline.progress import Progress, duration
+from pipeline.progress import Progress, byte_size, duration
 
 
 @pytest.fixture
@@ -103,6 +103,11 @@ def test_plain_lines_come_ever_more_rarely_and_end_with_the_whole(capsys, monkey
     assert lines[0] == "teacher: 2/2000 views, 0.2 views/s, 2 h 46 min left"
     assert lines[-1] == "teacher: 2000/2000 views in 2 h 46 min, 0.2 views/s"
     assert 50 < len(lines) < 150
+
+
+def test_sizes_are_powers_of_1000():
+    sizes = [byte_size(n) for n in (0, 999, 20_000, 62e6, 20.5e9, 7e12, 3e18)]
+    assert sizes == ["0 bytes", "999 bytes", "20.0 kB", "62.0 MB", "20.5 GB", "7.0 TB", "3000.0 PB"]
 
 
 def test_durations_have_their_two_greatest_units():
