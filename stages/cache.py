@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.errors import StoreError
 from pipeline.identity import diff, join_names
 from pipeline.paths import below, name_fault
-from pipeline.progress import Progress, byte_size
+from pipeline.progress import Progress, byte_size, table_lines
 from pipeline.store import Store
 from pipeline.store.files import (
     FORMAT,
@@ -80,17 +80,17 @@ def run(*, root: AnyPath) -> str:
     lines = [line(path.parent) for path in sorted(root.glob("*/*/store.json"))]
     if not lines:
         return f"{root}: no stores"
-    rows = ["| dataset | kind | identity | images | views | passes | filled | size |", "|---" * 8 + "|"]
+    rows: list[tuple] = []
     for found in lines:
         kind, _, identity = found.folder.name.rpartition("-")
-        head = f"| {found.folder.parent.name} | {kind} | {identity} |"
+        head, size = (found.folder.parent.name, kind, identity), byte_size(found.num_bytes)
         if found.store is None:
-            rows.append(f"{head} {found.why} | | | | {byte_size(found.num_bytes)} |")
+            rows.append((*head, found.why, "", "", "", size))
             continue
         share = f"{found.filled}/{found.blocks} blocks" if found.filled < found.blocks else "all"
-        held = f"{len(found.store.row_of)} | {found.views} | {', '.join(found.passes)}"
-        rows.append(f"{head} {held} | {share} | {byte_size(found.num_bytes)} |")
-    return "\n".join([*rows, f"{byte_size(sum(found.num_bytes for found in lines))} in all"])
+        rows.append((*head, len(found.store.row_of), found.views, ", ".join(found.passes), share, size))
+    lines_of_table = table_lines(["dataset", "kind", "identity", "images", "views", "passes", "filled", "size"], rows)
+    return "\n".join([*lines_of_table, f"{byte_size(sum(found.num_bytes for found in lines))} in all"])
 
 
 def check_is_store(folder: AnyPath) -> Line:

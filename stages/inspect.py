@@ -12,6 +12,7 @@ from pipeline.data import views as geometry
 from pipeline.errors import StoreError
 from pipeline.identity import join_names
 from pipeline.lookup import did_you_mean
+from pipeline.progress import table_lines
 from pipeline.reporting import record_pictures as pictures
 from pipeline.store import Reader, Store, plan
 from pipeline.teacher import cache
@@ -78,12 +79,9 @@ def summary(store: Store, named, views: Views) -> str:
         f"teacher {record['teacher']['name']}, weights {record['teacher']['weights'][:12]}, {record['teacher']['precision']}; "
         f"input {record['views'].get('crop', record['prepare']['canvas'])}",
         "",
-        "| target | bytes a view | filled blocks, by view |",
-        "|---|---|---|",
     ]
+    rows = []
     for name, (_, pass_) in named.items():
         filled = [store.num_blocks - len(store.missing(pass_, view)) if store.has_pass(pass_) else 0 for view in range(views.count)]
-        lines.append(
-            f"| {name} ({pass_.folder}) | {plan.row_bytes(pass_)} | {' '.join(f'{n}/{store.num_blocks}' for n in filled)} |"
-        )
-    return "\n".join(lines)
+        rows.append((f"{name} ({pass_.folder})", plan.row_bytes(pass_), " ".join(f"{n}/{store.num_blocks}" for n in filled)))
+    return "\n".join([*lines, *table_lines(["target", "bytes a view", "filled blocks, by view"], rows)])

@@ -16,7 +16,7 @@ import torch
 from pipeline.config import Plugin, Prepare, Training
 from pipeline.deployment import onnx as exporting
 from pipeline.models.base import set_precision
-from pipeline.progress import Progress
+from pipeline.progress import Progress, table_lines
 from pipeline.scoring import load as trained
 
 WARM_UP = 5
@@ -52,17 +52,17 @@ def run(
     else:
         left_out = "; this onnxruntime knows no CUDA, so it is left out (onnxruntime-gpu does)"
     rng = np.random.default_rng(0)
-    rows = ["| runtime | batch | median ms | p99 ms | images/s |", "|---|---|---|---|---|"]
+    rows = []
     for batch in batches:
         images = deployed.shown(rng.integers(0, 256, (batch, *prepare.size, 3), np.uint8))
         for name, times_ms in timed(runtimes, images, runs).items():
             median = float(np.median(times_ms))
             p99 = np.percentile(times_ms, 99)
-            rows.append(f"| {name} | {batch} | {median:.2f} | {p99:.2f} | {1e3 * batch / median:.1f} |")
+            rows.append((name, batch, f"{median:.2f}", f"{p99:.2f}", f"{1e3 * batch / median:.1f}"))
     height, width = prepare.size
     return "\n".join(
         [
-            *rows,
+            *table_lines(["runtime", "batch", "median ms", "p99 ms", "images/s"], rows),
             "",
             f"{model.name}, {height} x {width}, {len(source.classes)} classes, {takes}, fp32, {runs} runs; "
             f"{machine(device, threads)}{left_out}",

@@ -15,7 +15,7 @@ from pipeline.data import prepared
 from pipeline.data import views as geometry
 from pipeline.errors import StoreError
 from pipeline.models.base import ModelBase, set_precision
-from pipeline.progress import byte_size, duration, say
+from pipeline.progress import byte_size, duration, say, table_lines
 from pipeline.store import ImageRow, Reader, Store, plan, verification
 from pipeline.store.files import AnyPath, local
 from pipeline.teacher import cache
@@ -47,12 +47,7 @@ def run(experiment: Experiment, *, images: int | None, measure: bool, device: st
         f"{sizes.num_files} files",
         *([said] if images is None and (said := prepared.say_labels(experiment.source)) else []),
         "",
-        "| target | bytes a view |",
-        "|---|---|",
-    ]
-    lines += [f"| {name} | {size} |" for name, size in sizes.target_bytes.items()]
-    lines += [
-        f"| all | {sizes.row_bytes} |",
+        *table_lines(["target", "bytes a view"], [*sizes.target_bytes.items(), ("all", sizes.row_bytes)]),
         "",
         f"cache: {byte_size(sizes.total_bytes)}; prepared images: {byte_size(pixel_bytes)}",
         f"instead of {byte_size(sizes.probability_bytes * count * sizes.num_views)} of probability maps "

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.errors import StoreError
 from pipeline.identity import join_names
-from pipeline.progress import Progress
+from pipeline.progress import Progress, table_lines
 from pipeline.store.executors import threads
 from pipeline.store.files import (
     AnyPath,
@@ -78,13 +78,13 @@ class Values:
 
 
 def table(values: dict[tuple[str, str], Values]) -> str:
-    lines = ["| field | type | rows | least | mean | greatest | rows all zero |", "|---" * 7 + "|"]
+    rows = []
     for (folder, name), found in sorted(values.items()):
         named = f" ({', '.join(found.zero_ids)}{', ...' if found.zero_rows > 3 else ''})" if found.zero_rows else ""
         numbers = found.least, found.total / found.count, found.greatest
         cells = [f"{folder}/{name}", found.dtype, found.rows, *(f"{n:.4g}" for n in numbers), f"{found.zero_rows}{named}"]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return "\n".join(table_lines(["field", "type", "rows", "least", "mean", "greatest", "rows all zero"], rows))
 
 
 def verify(store: Store, deep: bool = True, values: dict[tuple[str, str], Values] | None = None, workers: int = 1) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output
+from pipeline.progress import table_lines
 from pipeline.targets.base import Context, Field, TargetType
 
 
@@ -101,12 +102,10 @@ def choose(num_images: int, num_views: int, count: int, seed: int = 0) -> tuple[
 
 
 def table(errors: Sequence[RowError]) -> str:
-    lines = ["| target | rows | largest error | mean error | of what is allowed |", "|---|---|---|---|---|"]
-    lines += [f"| {e.target} | {e.rows} | {e.largest:.2e} | {e.mean:.2e} | {e.excess:.2f} |" for e in errors]
-    return "\n".join(lines)
+    rows = [(e.target, e.rows, f"{e.largest:.2e}", f"{e.mean:.2e}", f"{e.excess:.2f}") for e in errors]
+    return "\n".join(table_lines(["target", "rows", "largest error", "mean error", "of what is allowed"], rows))
 
 
 def loss_table(errors: Sequence[LossError]) -> str:
-    lines = ["| loss | online | offline differs by | its gradient by |", "|---|---|---|---|"]
-    lines += [f"| {e.loss} | {e.online:.6g} | {e.difference:.2e} | {e.gradient_difference:.2e} |" for e in errors]
-    return "\n".join(lines)
+    rows = [(e.loss, f"{e.online:.6g}", f"{e.difference:.2e}", f"{e.gradient_difference:.2e}") for e in errors]
+    return "\n".join(table_lines(["loss", "online", "offline differs by", "its gradient by"], rows))
