@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 Validate = Callable[[nn.Module], dict[str, float]]
 SPLIT = "val"  # which validations score
-FROM_LABELS = (*LABEL_TERMS.values(), "existence")  # terms that are 0 in a batch without a label
+FROM_LABELS = (*LABEL_TERMS.values(), "dice", "existence")  # terms that are 0 in a batch without a label
 POINTS = 400  # of a curve, whatever the number of steps
 
 

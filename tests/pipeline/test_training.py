@@ -69,14 +69,16 @@ def test_images_without_a_label_change_nothing_that_is_learned_from_labels():
 
 
 def test_curves_of_what_is_learned_from_labels_are_means_over_steps_that_showed_one():
-    step = steps.Step(student(), terms(), [Pull()], SETTINGS, torch.ones(5), seed=0, partly_labelled=True)
+    settings = dataclasses.replace(SETTINGS, dice_weight=0.5)
+    step = steps.Step(student(), terms(), [Pull()], settings, torch.ones(5), seed=0, partly_labelled=True)
     unlabelled = dataclasses.replace(batch(1), labels_BHW=torch.full((2, 16, 24), 255, dtype=torch.uint8))
     half = batch(2)
     half.labels_BHW[1] = 255
     pending = [(number, step(one)[0]) for number, one in enumerate((batch(0), unlabelled, half))]
     assert [float(values["labelled"]) for _, values in pending] == [1.0, 0.0, 0.5] and float(pending[1][1]["ce"]) == 0
     point = runs._window(pending, "run")
-    assert point["ce"] == pytest.approx((float(pending[0][1]["ce"]) + float(pending[2][1]["ce"])) / 2)
+    for name in ("ce", "dice"):
+        assert point[name] == pytest.approx((float(pending[0][1][name]) + float(pending[2][1][name])) / 2)
     assert point["pull"] == pytest.approx(sum(float(values["pull"]) for _, values in pending) / 3) and point["labelled"] == 0.5
     assert "ce" not in runs._window(pending[1:2], "run")
     held_out = step.held_out([unlabelled, half])
