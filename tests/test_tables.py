@@ -8,9 +8,11 @@ import pytest
 from bench import demo, tables, teacher
 
 ROOT = Path(__file__).parents[1]
+REAL = ("idd-lite",)
 WRITTEN = [
     ("README.md", "demo-table", "demo.json", tables.text),
     ("docs/tutorial.md", "demo-table", "demo.json", tables.text),
+    *(("docs/real-roads.md", f"{name}-table", f"{name}.json", tables.text) for name in REAL),
     ("docs/demo.md", "demo-arithmetic", "demo-arithmetic.json", demo.table),
     ("docs/roads-teacher.md", "teacher", "teacher.json", teacher.table),
 ]
