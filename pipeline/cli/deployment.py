@@ -1,4 +1,4 @@
-"""What a trained network is taken away with."""
+"""`pipeline predict`, `export` and `latency`: use a trained network outside the pipeline."""
 
 import os
 from pathlib import Path
@@ -12,9 +12,7 @@ from pipeline.cli import options
 @click.argument("place", metavar="INPUT", type=click.Path(path_type=Path))
 @options.one_network
 @options.weights
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the results, of this network and input alone."
-)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Output folder, for one network and one input.")
 @click.option(
     "--as",
     "kinds",
@@ -22,18 +20,23 @@ from pipeline.cli import options
     type=click.Choice(["overlay", "ids", "colours", "lanes", "submission"]),
     default=["overlay"],
     show_default=True,
-    help="What to write, each in a folder of that name. May be repeated.",
+    help="Kind of output, written to a subfolder of that name. May be repeated.",
 )
-@click.option("--crop-top", type=click.IntRange(min=0), help="Rows to cut at the top of each frame; if not given, the dataset's.")
+@click.option(
+    "--crop-top", type=click.IntRange(min=0), help="Rows to cut from the top of each frame. Default: the dataset's value."
+)
 @options.device
 @options.workers
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Frames a pass of the network takes.")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Frames per forward pass.")
 def predict(config, overrides, place, student, method, seed, teacher, weights, out, kinds, crop_top, device, workers, batch):
-    """Show a trained network pictures or a video, and write what it sees at their full resolution.
+    """Run a trained network on images or a video.
 
-    INPUT is a picture, a video, or a folder whose pictures are all taken, sub-folders too. Frames are cropped, resized and
-    put back as `evaluate` does. Overlays of a video are a video. Pictures that can't be read are listed at the end, with exit
-    code 1. A folder --out of another network or input is refused.
+    Reads INPUT and the network's weights. INPUT is an image, a video, or a folder, which is searched recursively for images.
+    Writes the predictions at the full resolution of the frames to the folder --out; the overlays of a video are written as a
+    video. Frames are cropped and resized as in `pipeline evaluate`.
+
+    Images that can't be read are listed at the end, and the exit code is 1. A folder --out that holds the results of another
+    network or input is an error.
 
     \b
     $ pipeline predict configs/demo.yaml data/demo --student erfnet --method intra --seed 0 --out seen
@@ -64,26 +67,28 @@ _input = click.option(
     type=click.Choice(["uint8", "float32"]),
     default="uint8",
     show_default=True,
-    help="uint8 [batch, height, width, 3], or float32 [batch, 3, height, width]; both RGB in 0..255.",
+    help="Type of the network's input: uint8 [batch, height, width, 3] or float32 [batch, 3, height, width], both RGB in 0..255.",
 )
 
 
 @options.command("export")
 @options.one_network
 @options.weights
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .onnx file.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Path of the .onnx file.")
 @_input
 @click.option(
-    "--images", type=click.IntRange(min=1), default=16, show_default=True, help="How many of the dataset's to compare on."
+    "--images", type=click.IntRange(min=1), default=16, show_default=True, help="Number of the dataset's images to compare on."
 )
-@click.option("--split", help="Of which split; without it the file's `evaluate.split`.")
-@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@click.option("--split", help="Split of the dataset to compare on. Default: `evaluate.split` of the configuration.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def export(config, overrides, student, method, seed, teacher, weights, out, takes, images, split, force):
-    """Write a trained network as ONNX, after comparing ONNX Runtime with torch on the dataset's images.
+    """Export a trained network to ONNX and check the result.
 
-    Normalisation, padding and upsampling are inside, crop and resize in the file's metadata; the batch is free, the size
-    fixed. Prints the largest difference and how many pixels get the same class; where they disagree nothing is written.
-    Needs the extra `export`. About half a minute.
+    Reads the network's weights and some images of the dataset, and writes the .onnx file. The graph includes normalisation,
+    padding and upsampling; the file's metadata describes the crop and resize. The batch size is dynamic, the image size fixed.
+
+    Prints the largest difference between ONNX Runtime and PyTorch and the share of pixels with the same class. If the two
+    disagree, no file is written. Requires the extra `export`. Takes about half a minute.
 
     \b
     $ pipeline export configs/demo.yaml --student erfnet --method intra --seed 0 --out erfnet.onnx
@@ -108,8 +113,8 @@ def export(config, overrides, student, method, seed, teacher, weights, out, take
 
 
 @options.command("latency")
-@click.option("--student", shell_complete=options.entries("students"), help="An entry of the file's `students`.")
-@click.option("--teacher", is_flag=True, help="The teacher instead of a student.")
+@click.option("--student", shell_complete=options.entries("students"), help="Student, an entry of `students` in CONFIG.")
+@click.option("--teacher", is_flag=True, help="Use the teacher instead of a student.")
 @_input
 @click.option(
     "--batch",
@@ -118,17 +123,21 @@ def export(config, overrides, student, method, seed, teacher, weights, out, take
     multiple=True,
     default=[1, 8],
     show_default=True,
-    help="Images at a time. May be repeated.",
+    help="Batch size. May be repeated.",
 )
-@click.option("--runs", type=click.IntRange(min=1), default=100, show_default=True, help="Of each batch and runtime.")
 @click.option(
-    "--threads", type=click.IntRange(min=1), default=os.cpu_count(), show_default="cores", help="CPU threads of each runtime."
+    "--runs", type=click.IntRange(min=1), default=100, show_default=True, help="Timed runs for each batch size and runtime."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=os.cpu_count(), show_default="cores", help="CPU threads for each runtime."
 )
 @options.device
 def latency(config, overrides, student, teacher, takes, batches, runs, threads, device):
-    """Time a network in torch and in ONNX Runtime: median and 99th percentile for a batch, the machine stated.
+    """Measure latency in PyTorch and ONNX Runtime.
 
-    Needs no trained weights, since the time does not depend on them, but the extra `export`. The runtimes take turns.
+    Reads only the configuration: the network is timed untrained, because its weights don't affect the time. Prints the
+    machine and, for each batch size, the median and the 99th percentile of the latency. The runs of the two runtimes alternate.
+    Requires the extra `export`.
 
     \b
     $ pipeline latency configs/demo.yaml --student erfnet --threads 1

@@ -46,11 +46,14 @@ class Group(Commands):
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="pipeline")
-@click.option("-v", "--verbose", is_flag=True, help="Also say how: where data are read from.")
-@click.option("-q", "--quiet", is_flag=True, help="Print the result alone, and errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Also log details, such as where data are read from.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the result and errors.")
 @click.pass_context
 def main(ctx, verbose, quiet):
-    """Distil a large segmentation teacher into a small student in two stages: run the teacher once, train from its cache.
+    """Distil a large segmentation network (the teacher) into a small one (the student).
+
+    The work has two stages: the teacher runs once and its targets are cached, then students are trained from the cache. Most
+    commands read CONFIG, a YAML file such as configs/demo.yaml. `pipeline COMMAND --help` describes a command.
 
     \b
     $ pipeline synth configs/demo.yaml && pipeline prepare configs/demo.yaml

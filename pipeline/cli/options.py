@@ -18,7 +18,7 @@ overriding = click.option(
     "overrides",
     multiple=True,
     metavar="SECTION.KEY=VALUE",
-    help="Override a value of the file; recorded with the run. May be repeated.",
+    help="Override a value of the configuration. Recorded with the run. May be repeated.",
 )
 
 
@@ -48,13 +48,15 @@ root = click.option(
     metavar="FOLDER|URL",
     default=default_root,
     show_default="PIPELINE_CACHE_ROOT, or cache",
-    help="Folder of the prepared stores and caches; may lie outside the checkout.",
+    help="Folder or URL of the prepared stores and target caches.",
 )
 device = click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."
+    "--device", default="auto", show_default=True, help="Device: cpu, cuda, cuda:1, ...; auto uses a GPU if one is available."
 )
 deterministic = click.option(
-    "--deterministic", is_flag=True, help="Resume to the same bits on a GPU too, at some cost in speed; a CPU always does."
+    "--deterministic",
+    is_flag=True,
+    help="Make a resumed run bit-identical on a GPU too, at some cost in speed. On a CPU it always is.",
 )
 log = click.option(
     "--log",
@@ -62,14 +64,14 @@ log = click.option(
     metavar="NAME",
     envvar="PIPELINE_LOG",
     show_envvar=True,
-    help="Also send the curves to dvclive, tensorboard, wandb or mlflow while training. May be repeated.",
+    help="Also log the training curves to dvclive, tensorboard, wandb or mlflow. May be repeated.",
 )
 workers = click.option(
     "--workers",
     type=click.IntRange(min=1),
     default=os.cpu_count(),
     show_default="cores",
-    help="Threads or processes for decoding, drawing and checking.",
+    help="Number of threads or processes for decoding, drawing and checking.",
 )
 
 
@@ -89,29 +91,31 @@ def entries(section):
     return complete
 
 
-student = click.option("--student", required=True, shell_complete=entries("students"), help="An entry of the file's `students`.")
+student = click.option(
+    "--student", required=True, shell_complete=entries("students"), help="Student, an entry of `students` in CONFIG."
+)
 method = click.option(
     "--method",
     required=True,
     shell_complete=entries("methods"),
-    help="An entry of the file's `methods`; `plain` is no distillation.",
+    help="Method, an entry of `methods` in CONFIG. `plain` trains without distillation.",
 )
-seed = click.option("--seed", type=int, required=True, help="Seed of initial weights, order and dropout.")
+seed = click.option("--seed", type=int, required=True, help="Random seed for initial weights, image order and dropout.")
 weights = click.option(
     "--weights",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Other weights for --student or --teacher than the run's: .safetensors, .pt, a run's checkpoint.pt.",
+    help="Weights for --student or --teacher instead of the run's: a .safetensors or .pt file, or a run's checkpoint.pt.",
 )
 
 
 def one_network(function):
     """A run's student, or the teacher."""
     for option in (
-        click.option("--teacher", is_flag=True, help="The teacher instead of a student."),
-        click.option("--seed", type=int, help="The run's seed."),
-        click.option("--method", shell_complete=entries("methods"), help="An entry of the file's `methods`."),
-        click.option("--student", shell_complete=entries("students"), help="An entry of the file's `students`."),
+        click.option("--teacher", is_flag=True, help="Use the teacher instead of a student."),
+        click.option("--seed", type=int, help="Seed of the run."),
+        click.option("--method", shell_complete=entries("methods"), help="Method, an entry of `methods` in CONFIG."),
+        click.option("--student", shell_complete=entries("students"), help="Student, an entry of `students` in CONFIG."),
     ):
         function = option(function)
     return function

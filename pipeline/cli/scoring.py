@@ -1,4 +1,4 @@
-"""`pipeline score`: files of predictions, of whatever origin."""
+"""`pipeline score`: score files of predictions from any program."""
 
 from pathlib import Path
 
@@ -10,14 +10,23 @@ from pipeline.cli.group import main
 
 @main.group("score")
 def score():
-    """Score files of predictions, of whatever origin, as CULane's, LLAMAS's, ApolloScape's and Cityscapes' evaluators do."""
+    """Score files of predictions from any program.
+
+    Reads predictions and labels, and prints the metrics that the official evaluators of CULane, LLAMAS, ApolloScape and
+    Cityscapes compute.
+
+    \b
+    $ pipeline score segmentation runs/cityscapes/erfnet-intra-0/predictions/val configs/cityscapes.yaml
+    """
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
 def _size_option(*default):
-    return click.option("--size", type=int, nargs=2, default=default, show_default=True, metavar="H W", help="Of the frames.")
+    return click.option(
+        "--size", type=int, nargs=2, default=default, show_default=True, metavar="H W", help="Size of the frames, in pixels."
+    )
 
 
 @score.command("culane")
@@ -29,7 +38,7 @@ def _size_option(*default):
     multiple=True,
     required=True,
     type=click.Path(path_type=Path),
-    help="A list of frames, or a folder of lists, one a category. May be repeated.",
+    help="List of frames, or a folder with one list per category. May be repeated.",
 )
 @click.option(
     "--iou",
@@ -38,16 +47,20 @@ def _size_option(*default):
     type=click.FloatRange(0, 1),
     default=[0.5],
     show_default=True,
-    help="A lane is found above it. May be repeated, at the cost of one.",
+    help="IoU above which a lane counts as found. May be repeated; several values take no more time than one.",
 )
-@click.option("--width", type=click.IntRange(min=1), default=30, show_default=True, help="Of the drawn lanes, in pixels.")
+@click.option(
+    "--width", type=click.IntRange(min=1), default=30, show_default=True, help="Width at which lanes are drawn, in pixels."
+)
 @_size_option(590, 1640)
 @options.workers
 @_json
 def score_culane(predictions, truth, lists, ious, width, size, workers, as_json):
-    """F1 of the .lines.txt below PRED against those below TRUTH, with the counts of the official program.
+    """Compute the F1 score of CULane.
 
-    F1 = 2PR / (P + R), from TP, FP and FN summed over the frames. Crossroads have no lanes: their FP counts.
+    Reads the .lines.txt files below PRED (predictions) and TRUTH (labels), and prints TP, FP, FN and F1 as counted by the
+    official program. F1 = 2PR / (P + R), where precision P and recall R come from the sums of TP, FP and FN over all frames.
+    Crossroad frames have no lanes; the table shows their FP.
 
     \b
     $ pipeline score culane runs/culane/erfnet-intra-0/predictions/test data/culane --list data/culane/list/test_split
@@ -64,14 +77,16 @@ def score_culane(predictions, truth, lists, ious, width, size, workers, as_json)
 @score.command("llamas")
 @click.argument("predictions", metavar="PRED", type=click.Path(path_type=Path))
 @click.argument("labels", metavar="LABELS", type=click.Path(path_type=Path))
-@click.option("--recording", "recordings", multiple=True, help="Score only this folder of LABELS. May be repeated.")
+@click.option("--recording", "recordings", multiple=True, help="Folder of LABELS to score. May be repeated. Default: all folders.")
 @_size_option(717, 1276)
 @options.workers
 @_json
 def score_llamas(predictions, labels, recordings, size, workers, as_json):
-    """AP of the probability maps below PRED, and their mean over l1, l0, r0, r1, as officially.
+    """Compute the average precision (AP) of LLAMAS.
 
-    LABELS holds recordings of JSON files, as labels/valid does. Of each frame PRED has <recording>/<stamp>.json_0.png to _4.png.
+    Reads the probability maps below PRED, named <recording>/<stamp>.json_0.png to <stamp>.json_4.png for each frame, and the
+    labels below LABELS, a folder of recordings with JSON files such as labels/valid. Prints the AP of each class and the mean
+    over l1, l0, r0 and r1, as the official evaluator computes them.
 
     \b
     $ pipeline score llamas runs/llamas/erfnet-intra-0/predictions/test data/llamas/labels/valid \\
@@ -87,13 +102,15 @@ def score_llamas(predictions, labels, recordings, size, workers, as_json):
 @score.command("segmentation")
 @click.argument("predictions", metavar="PRED", type=click.Path(path_type=Path))
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--split", help="Of the dataset; without it the file's `evaluate.split`.")
+@click.option("--split", help="Split of the dataset. Default: `evaluate.split` of CONFIG.")
 @options.workers
 @_json
 def score_segmentation(predictions, config, split, workers, as_json):
-    """Mean IoU of PNGs of official ids below PRED, for the ApolloScape or Cityscapes dataset that CONFIG describes.
+    """Compute the mean IoU of PNG files of label ids.
 
-    PRED is laid out as for the server: test/<road>/<stem>.png, or <city>_<sequence>_<frame>.png.
+    Reads the PNG files of official label ids below PRED, and the labels of the ApolloScape or Cityscapes dataset that CONFIG
+    describes. The files are named as for submission to the evaluation server: test/<road>/<stem>.png for ApolloScape,
+    <city>_<sequence>_<frame>.png for Cityscapes. Prints the IoU of each class and the mean.
 
     \b
     $ pipeline score segmentation runs/cityscapes/erfnet-intra-0/predictions/val configs/cityscapes.yaml

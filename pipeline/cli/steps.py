@@ -12,7 +12,9 @@ from pipeline.cli.group import main
 @main.command("init")
 @click.argument("folder", type=click.Path(path_type=Path), default=".")
 def init(folder):
-    """Copy the example configurations to FOLDER/configs; a file that is there already stays as it is.
+    """Copy the example configurations to FOLDER/configs.
+
+    Existing files are kept unchanged. FOLDER is the current folder by default.
 
     \b
     $ pipeline init
@@ -25,10 +27,11 @@ def init(folder):
 @options.command("synth")
 @options.workers
 def synth(config, overrides, workers):
-    """Draw the embedded road set to disk, in CULane's layout, or with every paint a class.
+    """Generate the synthetic road dataset.
 
-    Reads the file's `dataset` section (name: roads or markings), writes images, labels and lists under its root. Frames that
-    are complete are kept. About 0.1 s an image at 1640x590 on one core.
+    Reads the section `dataset` of CONFIG, and writes images, labels and lists to `dataset.root`. The dataset `roads` has the
+    layout of CULane; in `markings`, each kind of road marking is a class. Complete frames are kept. Takes about 0.1 s per image
+    at 1640x590 on one core.
 
     \b
     $ pipeline synth configs/demo.yaml
@@ -42,19 +45,20 @@ def synth(config, overrides, workers):
 
 @options.command("doctor")
 @options.workers
-@click.option("--split", "splits", multiple=True, help="Only these splits; all of the dataset's without it. May be repeated.")
+@click.option("--split", "splits", multiple=True, help="Split to check. May be repeated. Default: all splits of the dataset.")
 @click.option(
     "--sheet",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE.png",
-    help="Also draw twelve labelled images, with the classes' colours, names and shares.",
+    help="Also draw twelve labelled images, with the colour, name and share of each class.",
 )
 def doctor(config, overrides, splits, sheet, workers):
-    """Check a dataset on disk before a long run: every image and label is read, everything wrong is listed.
+    """Check a dataset on disk before a long run.
 
-    Unreadable or truncated files, label values, sizes, lists that point nowhere, repeated frames, counts against the official
-    ones, splits without the labels that the file's teacher, methods or scores need. Exit code 1 if anything is wrong. About 30
-    images a second and core at full size.
+    Reads every image and label, and lists all problems: unreadable or truncated files, wrong label values or sizes, lists with
+    missing files, repeated frames, counts that differ from the official ones, and splits without labels that the teacher, the
+    methods or the scores need. Writes nothing without --sheet. The exit code is 1 if anything is wrong. Reads about 30 images
+    per second and core at full size.
 
     \b
     $ pipeline doctor configs/demo.yaml
@@ -87,14 +91,15 @@ def doctor(config, overrides, splits, sheet, workers):
 @click.option(
     "--skip-bad/--no-skip-bad",
     default=None,
-    help="Leave out images that can't be read, here and in all later stages, and put them on record in the "
-    "store's skipped.tsv; or clear that record. Without either it stands, and other bad images are errors.",
+    help="Leave out unreadable images, here and in all later stages, and list them in skipped.tsv in the store; or clear that "
+    "list. Without either option, the list is kept, and other unreadable images are errors.",
 )
 def prepare(config, overrides, root, workers, skip_bad):
-    """Decode, crop and resize the training images once, into a Zarr store.
+    """Decode, crop and resize images into a Zarr store.
 
-    Reads the dataset, writes ROOT/<dataset>/prepared-<identity> and reports/prepare/<config>.json. Run again after an
-    interruption, it goes on where it stopped. Images that can't be read are listed at the end, with exit code 1.
+    Reads the training images of the dataset, and writes ROOT/<dataset>/prepared-<identity> and reports/prepare/<config>.json.
+    Run the command again after an interruption to resume. Images that can't be read are listed at the end, and the exit code
+    is 1.
 
     \b
     $ pipeline prepare configs/demo.yaml
@@ -124,9 +129,11 @@ def prepare(config, overrides, root, workers, skip_bad):
 @options.deterministic
 @options.log
 def train_teacher(config, overrides, root, device, deterministic, log):
-    """Train the teacher, or copy the checkpoint that the file names.
+    """Train the teacher, or copy a given checkpoint.
 
-    Reads the prepared store, writes teachers/<config>.safetensors. Resumes from its last checkpoint.
+    Reads the prepared store, or the checkpoint named in CONFIG, and writes teachers/<config>.safetensors and
+    reports/teacher/<config>.json. Training also writes runs/<config>/teacher/. Run the command again after an interruption to
+    resume from the last checkpoint.
 
     \b
     $ pipeline train-teacher configs/demo.yaml
@@ -150,13 +157,17 @@ def train_teacher(config, overrides, root, device, deterministic, log):
 @options.command("plan")
 @options.root
 @options.device
-@click.option("--images", type=click.IntRange(min=1), help="Plan for this many images, without a dataset on disk.")
-@click.option("--measure", is_flag=True, help="Also time teacher, disk and student here, for about a minute.")
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images a teacher pass takes at a time.")
+@click.option("--images", type=click.IntRange(min=1), help="Number of images to plan for. No dataset on disk is needed then.")
+@click.option(
+    "--measure", is_flag=True, help="Also time the teacher, the disk and the student on this machine. Takes about a minute."
+)
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images per forward pass of the teacher.")
 def plan(config, overrides, root, device, images, measure, batch):
-    """How big the cache will be; with --measure, how long the fill takes and when it has paid for itself.
+    """Estimate the size of the target cache.
 
-    Exit code 1 if the disk is too small.
+    Reads the configuration and, without --images, the lists of the dataset, and prints the size. With --measure, also prints how
+    long filling the cache takes and after how many epochs of student training the cache has saved that time. The exit code is 1
+    if the disk is too small.
 
     \b
     $ pipeline plan configs/demo.yaml --images 200
@@ -186,22 +197,27 @@ def _share(ctx, param, value) -> tuple[int, int]:
 @options.command("cache-teacher")
 @options.root
 @options.device
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images a teacher pass takes at a time.")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images per forward pass of the teacher.")
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Processes, each with a teacher; one a GPU where there are several.",
+    help="Number of processes, each with its own teacher. With several GPUs, each process uses one.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each teacher; if not given, they share the cores.")
-@click.option("--scheduler", metavar="ADDRESS", help="Let the workers of this Dask scheduler fill; they see the same files.")
-@click.option("--blocks", "share", metavar="I/N", callback=_share, help="Fill only the I-th of N shares: for array jobs.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads per process. Default: the cores are shared equally.")
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Address of a Dask scheduler whose workers fill the cache. The workers must see the same files.",
+)
+@click.option("--blocks", "share", metavar="I/N", callback=_share, help="Fill only share I of N, for array jobs.")
 def cache_teacher(config, overrides, root, device, batch, workers, threads, scheduler, share):
-    """Stage one: run the teacher once over every view and store its targets.
+    """Run the teacher once and cache its targets (stage one).
 
-    Reads the prepared store and the teacher's weights, writes ROOT/<dataset>/targets-<identity> and
-    reports/cache/<config>.json. Killed at any moment, it goes on where it stopped and ends in the same bytes.
+    Reads the prepared store and the teacher's weights, runs the teacher on every view, and writes
+    ROOT/<dataset>/targets-<identity> and reports/cache/<config>.json. Run the command again after an interruption to resume; the
+    finished cache has the same bytes as without the interruption. `pipeline plan --measure` estimates the size and the time.
 
     \b
     $ pipeline cache-teacher configs/demo.yaml
@@ -241,10 +257,11 @@ def cache_teacher(config, overrides, root, device, batch, workers, threads, sche
 @options.deterministic
 @options.log
 def train_student(config, overrides, student, method, seed, root, device, deterministic, log):
-    """Stage two: train a student with a method against the cached targets, without the teacher.
+    """Train a student from the cached targets (stage two).
 
-    Reads the prepared store and the cache, writes runs/<config>/<student>-<method>-<seed>/. Refuses a cache that was made from
-    anything else than the file says. Resumes from its last checkpoint to the same weights as an unbroken run.
+    Reads the prepared store and the target cache, and writes runs/<config>/<student>-<method>-<seed>/. The teacher is not run. A
+    cache that was not made from this configuration is an error. Run the command again after an interruption to resume from the
+    last checkpoint; the weights are the same as those of an uninterrupted run (on a GPU, with --deterministic).
 
     \b
     $ pipeline train-student configs/demo.yaml --student erfnet --method intra --seed 0
@@ -272,22 +289,23 @@ def train_student(config, overrides, student, method, seed, root, device, determ
 @options.weights
 @options.device
 @options.workers
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Frames a pass of the network takes.")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Frames per forward pass.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("reports/evaluate"),
     show_default=True,
-    help="Folder of the scores of --weights, and of a network that comes with its weights.",
+    help="Output folder for the scores of --weights, and of a student whose factory provides the weights.",
 )
 def evaluate(config, overrides, student, method, seed, teacher, weights, device, workers, batch, out):
-    """Score a trained student, or the teacher, on full frames: mean IoU, and as the dataset's own evaluator does.
+    """Score a trained student, or the teacher, on full frames.
 
-    Reads the dataset and the run's weights, writes reports/scores/<config>/<run>.json and a picture beside it, and below
-    runs/<config>/<run>/predictions/<split> the files that the dataset's evaluator or server takes, if it has one.
+    Reads the dataset and the weights of the run. Computes the mean IoU and the metrics of the dataset's official evaluator, if it
+    has one. Writes reports/scores/<config>/<run>.json, a picture of some predictions beside it and, for the evaluator or its
+    server, prediction files below runs/<config>/<run>/predictions/<split>.
 
-    With --weights, or for a student whose factory brings its weights, no run is scored: all of this is written below OUT/<config>,
-    and no report counts it as a seed of a method.
+    With --weights, or for a student whose factory provides the weights, all files are written below OUT/<config>, and the scores
+    don't count as a seed of a method in reports.
 
     \b
     $ pipeline evaluate configs/demo.yaml --student erfnet --method intra --seed 0
@@ -329,14 +347,21 @@ def evaluate(config, overrides, student, method, seed, teacher, weights, device,
 
 @options.command("report")
 @options.root
-@click.option("--pictures", is_flag=True, help="Also run the networks, for the same frames by each, affinity graphs and features.")
+@click.option(
+    "--pictures",
+    is_flag=True,
+    help="Also run the networks and show their predictions on the same frames, affinity graphs and features.",
+)
 @options.device
 def report(config, overrides, root, pictures, device):
-    """Compare all scored runs: a page to look at, and a table of means over seeds beside plain training, with intervals.
+    """Compare all scored runs in a page and a table.
 
-    Reads reports/scores/<config>/ and runs/<config>/; writes reports/<config>.html (one file, opens anywhere), .md and .json
-    (for `dvc metrics`), and prints the table. With --pictures, which reads dataset and weights and takes a minute, the page is
-    reports/<config>-pictures.html.
+    Reads reports/scores/<config>/ and runs/<config>/. Writes reports/<config>.html (a single file), reports/<config>.md and
+    reports/<config>.json (for `dvc metrics`), and prints the table: means over seeds, and differences from plain training with
+    confidence intervals.
+
+    With --pictures, also reads the dataset and the weights, and the page is reports/<config>-pictures.html. This takes about a
+    minute.
 
     \b
     $ pipeline report configs/demo.yaml
@@ -362,13 +387,16 @@ def report(config, overrides, root, pictures, device):
 @click.argument("study", type=click.Path(path_type=Path))
 @options.root
 @options.device
-@click.option("--jobs", type=click.IntRange(min=1), default=os.cpu_count(), show_default="cores", help="Runs at a time.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=os.cpu_count(), show_default="cores", help="Number of runs in parallel."
+)
 def study(study, root, device, jobs):
-    """Train and score one student in several arms over many seeds, and answer the question the file names beforehand.
+    """Train and score a student in several arms and seeds.
 
-    Reads configs/studies/<study>.yaml, the experiment's prepared store, teacher and cache; writes runs/<study>/<arm>-<seed>,
-    reports/studies/<study>/<arm>-<seed>.json, the table reports/studies/<study>.md and every score in
-    <study>.tsv. Run again, it goes on.
+    Answers the question that the study file states in advance. Reads configs/studies/<study>.yaml, and the prepared store, the
+    teacher and the target cache of the experiment. Writes runs/<study>/<arm>-<seed>, reports/studies/<study>/<arm>-<seed>.json,
+    the table reports/studies/<study>.md and all scores in reports/studies/<study>.tsv. Run the command again after an
+    interruption to resume.
 
     \b
     $ pipeline study configs/studies/camvid-120.yaml --jobs 2

@@ -1,4 +1,4 @@
-"""Looking after what stage one stored."""
+"""`pipeline verify`, `inspect` and `cache`: check and manage stores on disk."""
 
 from pathlib import Path
 
@@ -20,17 +20,23 @@ from pipeline.progress import byte_size
     default=0,
     show_default=True,
     metavar="N",
-    help="Let the teacher answer N random views again and compare.",
+    help="Number of random views for which the teacher computes the targets again, to compare them with the cache.",
 )
-@click.option("--repair", is_flag=True, help="First mend what is damaged: with a config, its bad blocks are filled again.")
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images a teacher pass takes at a time.")
+@click.option(
+    "--repair", is_flag=True, help="Repair damaged stores first. With a configuration, damaged blocks are computed again."
+)
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images per forward pass of the teacher.")
 @options.workers
 def verify(what, overrides, root, device, recompute, repair, batch, workers):
-    """Check the stores on disk: whole, undamaged, and made from what the file says. Offline equals online?
+    """Check that stores are complete and undamaged.
 
-    Given the folder or URL of a store, checks it by itself, without its teacher, and prints the range of its values. Given a
-    config, reads both its stores; with --recompute also runs the teacher, and prints the error of every target against what it
-    declares, and what it changes in each loss and its gradient. Exit code 1 if anything is wrong.
+    With FOLDER, the folder or URL of one store, reads that store alone, without the teacher, and prints the range of its values.
+
+    With CONFIG, reads the prepared store and the target cache, and also checks that both were made from this configuration. With
+    --recompute, also runs the teacher and prints the error of each target next to the declared error, and the effect of the error
+    on each loss and its gradient.
+
+    Writes nothing without --repair. The exit code is 1 if anything is wrong.
 
     \b
     $ pipeline verify configs/demo.yaml --recompute 32
@@ -87,11 +93,14 @@ def verify(what, overrides, root, device, recompute, repair, batch, workers):
 
 @options.command("inspect")
 @options.root
-@click.option("--id", "image_id", metavar="IMAGE", help="Draw this image's record.")
-@click.option("--view", type=click.IntRange(min=0), default=0, show_default=True, help="Which of its views.")
-@click.option("--out", type=click.Path(path_type=Path), default="record.png", show_default=True, help="Where the figure goes.")
+@click.option("--id", "image_id", metavar="IMAGE", help="ID of an image whose record is drawn.")
+@click.option("--view", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the view to draw.")
+@click.option("--out", type=click.Path(path_type=Path), default="record.png", show_default=True, help="Path of the figure.")
 def inspect(config, overrides, root, image_id, view, out):
-    """Look at a cache: what it was made from and holds, or one record drawn beside its image.
+    """Summarise a target cache, or draw one of its records.
+
+    Reads the prepared store and the target cache. Prints what the cache was made from and what it contains. With --id, draws the
+    record of that image beside the image and writes the figure to --out.
 
     \b
     $ pipeline inspect configs/demo.yaml
@@ -104,7 +113,7 @@ def inspect(config, overrides, root, image_id, view, out):
 
 @main.group("cache", cls=Commands)
 def cache():
-    """Stores under the root: list them, bring one from elsewhere, remove one.
+    """List, copy and remove stores.
 
     \b
     $ pipeline cache list
@@ -114,7 +123,9 @@ def cache():
 @cache.command("list")
 @options.root
 def cache_list(root):
-    """Every store under the root: what it is, holds, lacks, and weighs.
+    """List all stores under the root.
+
+    Prints the kind, the contents, the missing parts and the size of each store. Writes nothing.
 
     \b
     $ pipeline cache list
@@ -127,11 +138,12 @@ def cache_list(root):
 @cache.command("pull")
 @click.argument("source", metavar="URL")
 @click.argument("root", metavar="DEST")
-@click.option("--views", type=click.IntRange(min=1), help="Only the first so many views.")
+@click.option("--views", type=click.IntRange(min=1), help="Number of views to copy, from the first. Default: all views.")
 def cache_pull(source, root, views):
-    """Copy a store, or all stores below a root, into the root DEST. Either may be a folder or a URL.
+    """Copy a store, or all stores below a root.
 
-    Every file is compared with its checksum on the way. Broken off, it goes on where it stopped; what has come can be used.
+    Reads URL, a store or a root, and writes to the root DEST. Each of the two may be a folder or a URL. Every file is checked
+    against its checksum. If the copy is interrupted, run the command again to resume; the part already copied can be used.
 
     \b
     $ pipeline cache pull s3://bucket/cache/roads/targets-0123456789ab cache
@@ -145,11 +157,12 @@ def cache_pull(source, root, views):
 
 @cache.command("rm")
 @click.argument("folder")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def cache_rm(folder, yes):
-    """Remove a store. Shows its path, files and bytes, and asks first.
+    """Remove a store.
 
-    A link, a folder that holds one, and a folder that is no whole store, or holds anything beside one, are refused.
+    Prints the path, the number of files and the size of the store, and asks for confirmation. FOLDER must be a complete store and
+    contain nothing else. A symbolic link, or a folder that contains one, is an error.
 
     \b
     $ pipeline cache rm cache/roads/targets-0123456789ab
