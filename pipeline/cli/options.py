@@ -56,7 +56,7 @@ device = click.option(
 deterministic = click.option(
     "--deterministic",
     is_flag=True,
-    help="Make a resumed run bit-identical on a GPU too, at some cost in speed. On a CPU it always is.",
+    help="Make resumed runs bit-identical on a GPU, at some cost in speed. Runs on a CPU always are.",
 )
 log = click.option(
     "--log",

@@ -104,6 +104,7 @@ def inspect(config, overrides, root, image_id, view, out):
 
     \b
     $ pipeline inspect configs/demo.yaml
+    $ pipeline inspect configs/demo.yaml --id driver_roads_s0_5e377128/train_0000.MP4/00000 --view 1
     """
     from stages import inspect as stage
 
@@ -114,6 +115,8 @@ def inspect(config, overrides, root, image_id, view, out):
 @main.group("cache", cls=Commands)
 def cache():
     """List, copy and remove stores.
+
+    Reads and writes the prepared stores and target caches below a root, without a configuration.
 
     \b
     $ pipeline cache list
