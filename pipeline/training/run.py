@@ -37,7 +37,8 @@ from pipeline.progress import Progress, say
 from pipeline.stopping import Stopped, in_order
 from pipeline.training import distributed
 from pipeline.training.loading import Loader, ahead
-from pipeline.training.step import LABELLED, Step, learning_rate
+from pipeline.training.optimisers import learning_rate
+from pipeline.training.step import LABELLED, Step
 
 if TYPE_CHECKING:
     from pipeline.training.loggers import Logs
