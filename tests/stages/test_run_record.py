@@ -118,7 +118,11 @@ def test_a_comment_trains_nothing_again_and_another_schedule_does(finished, tmp_
     """In a copy of the package, edited as people do."""
     for name in ("pipeline", "stages", "configs"):
         shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    file = tmp_path / "pipeline/training/step.py"
+    where, *schedule = {
+        "train-student": ("step.py", "if step < term.start:", "if step < term.start + 5:"),
+        "train-teacher": ("optimisers.py", "(1 - part) ** training.power", "(1 - part) ** (training.power + 1)"),
+    }[stage]
+    file = tmp_path / "pipeline/training" / where
     text = file.read_text()
 
     def run():
@@ -135,10 +139,6 @@ def test_a_comment_trains_nothing_again_and_another_schedule_does(finished, tmp_
 
     file.write_text(text.replace('"""', '"""Said otherwise. ', 1) + "\n# a remark\n")
     assert "set aside" not in run()
-    schedule = {
-        "train-student": ("if step < term.start:", "if step < term.start + 5:"),
-        "train-teacher": ("(1 - step / training.steps)", "(1 - step / (training.steps + 1))"),
-    }[stage]
     assert schedule[0] in text
     file.write_text(text.replace(*schedule))
     assert "was made from something else (code: " in run()
