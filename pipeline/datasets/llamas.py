@@ -49,6 +49,7 @@ BGR = {  # outer lanes too: where they are drawn over an inner one, that one is 
     "r7": (0, 128, 128),
     "r8": (195, 255, 170),
 }
+BEYOND = (75, 25, 230)  # l7 and further out, which the official scripts have no colour for and stop at; background like l6
 MARKER_WIDTH_M = 0.1
 LEAST_ROWS = 20
 IMAGE, LABEL = "_color_rect.png", ".json"
@@ -153,7 +154,7 @@ def read_lanes(path: Path) -> list[tuple[str, tuple[int, int, int], np.ndarray]]
         projection = np.array(content["projection_matrix"], float)
         lanes = [lane for lane in content["lanes"] if is_kept(lane["markers"])]
         names = renamed([lane["lane_id"] for lane in lanes])
-        return [(name, BGR[name], strips(lane["markers"], projection)) for name, lane in zip(names, lanes)]
+        return [(name, BGR.get(name, BEYOND), strips(lane["markers"], projection)) for name, lane in zip(names, lanes)]
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); fetch the labels of its split") from None
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:

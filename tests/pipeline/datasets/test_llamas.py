@@ -160,6 +160,15 @@ def test_an_outer_lane_hides_what_it_is_drawn_over(tmp_path):
     assert np.unique(Dataset(root=tmp_path, protocol="official").label(f"train/{RAMPS}/1")).tolist() == [0, 1]
 
 
+def test_lanes_beyond_the_official_colours_are_background(tmp_path):
+    """Eight on the left: the outermost is l7, for which the official scripts have no colour."""
+    lanes = [lane(f"l{number}", -2.0 - 3 * number, (8, 12, 16)) for number in range(8)]
+    write_label(tmp_path, lanes)
+    write_label(tmp_path, lanes[:7], f"train/{RAMPS}/2")
+    labels = [Dataset(root=str(tmp_path), protocol="official").label(f"train/{RAMPS}/{number}") for number in (1, 2)]
+    assert (labels[0] == labels[1]).all() and set(np.unique(labels[0])) == {0, 1, 2}
+
+
 def test_numbers_may_be_numbers_and_a_file_without_lanes_is_background(tmp_path):
     path = write_label(tmp_path, [lane("l0", -1.8, [5, 10, 15])])
     dataset = Dataset(root=tmp_path, protocol="official")
