@@ -20,9 +20,13 @@ def scaled(features_BChw: Tensor) -> Tensor:
     return features_BChw * torch.ones_like(peak_B111).ldexp(-exponent_B111)
 
 
-def cosines(first_BNC: Tensor, second_BMC: Tensor) -> Tensor:
-    """[B, N, M]: of vectors in units of `scaled`. One that vanishes has cosine 0 and no gradient; NaN stays NaN."""
-    return first_BNC @ second_BMC.mT * inverse_length(first_BNC) * inverse_length(second_BMC).mT
+def cosines(first_BNC: Tensor, second_BMC: Tensor, fixed_lengths: bool = False) -> Tensor:
+    """[B, N, M]: of vectors in units of `scaled`. One that vanishes has cosine 0 and no gradient; NaN stays NaN.
+
+    With `fixed_lengths` the lengths are constants: no gradient passes through them.
+    """
+    first_BN1, second_BM1 = (inverse_length(vectors.detach() if fixed_lengths else vectors) for vectors in (first_BNC, second_BMC))
+    return first_BNC @ second_BMC.mT * first_BN1 * second_BM1.mT
 
 
 def inverse_length(vectors_BNC: Tensor) -> Tensor:

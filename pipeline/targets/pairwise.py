@@ -3,7 +3,9 @@
 Source: Liu, Chen, Liu, Qin, Luo, Wang, "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019,
 section 3.1: a_ij = f_i . f_j / (|f_i| |f_j|). Its best setting averages patches of 2x2 cells, the default here; its
 code takes the maximum over patches of half the map (`nodes: [2, 2]`, `pool: max`). The nodes tile the image alike for
-both networks, `patch` being counted in cells of the teacher's grid. `pool: max` has no deterministic gradient on CUDA.
+both networks, `patch` being counted in cells of the teacher's grid. Where the grid is no multiple of the patch, nodes
+overlap by a cell, or, with `short_last`, the last one of a row or column is short, as in the published code, whose
+pooling rounds up. `pool: max` has no deterministic gradient on CUDA.
 
 What is stored is the smaller of two: the n (n - 1) / 2 cosines above the diagonal, or the n nodes as unit vectors,
 from which the cosines follow. A node that vanishes has cosine 0 with every node, and no gradient.
@@ -22,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
+from pipeline.later import AddedLater
 from pipeline.models.base import Output
 from pipeline.targets._cosines import ERRORS, coded, cosines, decoded, inverse_length, scaled
 from pipeline.targets._grid import grid_of, on_grid
@@ -42,10 +45,17 @@ class Target(TargetType):
         pydantic.Field(description="Store the cosines of all pairs, the nodes, or what is smaller."),
     ] = "smaller"
     dtype: Annotated[Literal["float32", "float16", "int8"], STORED] = "float16"
+    short_last: Annotated[
+        bool,
+        AddedLater(False),
+        pydantic.Field(description="Patches side by side, the last one short, as published; or equal parts, which may overlap."),
+    ] = False
 
     def __post_init__(self):
         if self.patch < 1 or min(self.nodes or (1, 1)) < 1:
             raise ConfigError(f"pairwise: patch {self.patch}, nodes {self.nodes}: no area is left; write 1 or more")
+        if self.short_last and self.nodes:
+            raise ConfigError("pairwise.short_last: it counts in patches; write patch instead of nodes")
 
     def check(self, size: tuple[int, int]) -> None:
         check_pool("pairwise.patch", self.patch, size)
@@ -80,13 +90,29 @@ class Target(TargetType):
 
     def pooled(self, features_BChw: Tensor, context: Context) -> Tensor:
         """[B, N, C]: the nodes, in a unit of the image's own."""
-        pool = on_grid if self.pool == "average" else F.adaptive_max_pool2d
-        return scaled(pool(features_BChw.float(), self.node_grid(context))).flatten(2).mT
+        if not self.short_last:
+            pool = on_grid if self.pool == "average" else F.adaptive_max_pool2d
+            return scaled(pool(features_BChw.float(), self.node_grid(context))).flatten(2).mT
+        cells_BChw = on_grid(features_BChw.float(), grid_of(context, self.layer, "pairwise.layer"))
+        return scaled(self.patches(cells_BChw, self.pool)).flatten(2).mT
 
-    def graph(self, features_BChw: Tensor, context: Context) -> Tensor:
+    def patches(self, cells_BChw: Tensor, pool: str) -> Tensor:
+        if pool == "max":
+            return F.max_pool2d(cells_BChw, self.patch, ceil_mode=True)
+        return F.avg_pool2d(cells_BChw, self.patch, ceil_mode=True)
+
+    def inside(self, inside_BHW: Tensor, context: Context) -> Tensor:
+        """[B, N]: whether at least half of a node lies inside the image."""
+        share_B1HW = inside_BHW[:, None].float()
+        if not self.short_last:
+            return F.adaptive_avg_pool2d(share_B1HW, self.node_grid(context)).flatten(1) >= 0.5
+        cells_B1hw = F.adaptive_avg_pool2d(share_B1HW, grid_of(context, self.layer, "pairwise.layer"))
+        return self.patches(cells_B1hw, "average").flatten(1) >= 0.5
+
+    def graph(self, features_BChw: Tensor, context: Context, fixed_lengths: bool = False) -> Tensor:
         """[B, N, N]: the cosines of all pairs, from either network's features; the diagonal means nothing."""
         nodes_BNC = self.pooled(features_BChw, context)
-        return cosines(nodes_BNC, nodes_BNC)
+        return cosines(nodes_BNC, nodes_BNC, fixed_lengths)
 
     def stored_graph(self, values: dict[str, Tensor], context: Context) -> Tensor:
         """The same from a decoded row."""

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from pipeline.losses.base import Batch
 from pipeline.losses.skd_pairwise import Loss
@@ -30,7 +31,7 @@ def inside(num_images=2):
     return inside_BHW
 
 
-def loss(features_BChw, teacher_BChw, inside_BHW=None, **keys):
+def loss(features_BChw, teacher_BChw, inside_BHW=None, gradient="formula", **keys):
     target = Target(layer="high", **keys)
     inside_BHW = inside(len(features_BChw)) if inside_BHW is None else inside_BHW
     batch = Batch(
@@ -41,7 +42,8 @@ def loss(features_BChw, teacher_BChw, inside_BHW=None, **keys):
         rows={"map": target.compute(output_of(teacher_BChw), None, CONTEXT)},
         step=0,
     )
-    return Loss(reads={"map": target}, context=CONTEXT, student=CONTEXT)(output_of(features_BChw), batch)
+    made = Loss(reads={"map": target}, context=CONTEXT, student=CONTEXT, gradient=gradient)
+    return made(output_of(features_BChw), batch)
 
 
 def slow_nodes(map_Chw, rows=3, columns=4):
@@ -136,3 +138,42 @@ def test_the_gradient_equals_differences_of_the_loops():
         nudge[place] = step
         above, below = (slow_loss(features_Chw + way * nudge, teacher_Chw, inside()[0].numpy())[0] for way in (1, -1))
         assert student_BChw.grad[0][place].item() == pytest.approx((above - below) / (2 * step), abs=1e-6)
+
+
+def published(student_BChw, teacher_BChw, patch, pool):
+    """The loss of the authors' code: windows side by side, rounded up, and lengths that are constants."""
+    graphs = []
+    for features_BChw in (student_BChw, teacher_BChw):
+        nodes_BCN = pool(features_BChw, patch, stride=patch, ceil_mode=True).flatten(2)
+        nodes_BCN = nodes_BCN / nodes_BCN.detach().norm(dim=1, keepdim=True)
+        graphs.append(nodes_BCN.mT @ nodes_BCN)
+    return (graphs[0] - graphs[1]).square().sum() / graphs[0].shape[1] ** 2 / len(student_BChw)
+
+
+@pytest.mark.parametrize("patch", [2, 3])  # 3 x 4 and 2 x 3 nodes on 5 x 7 cells: short ones below and on the right
+@pytest.mark.parametrize("pool", ["average", "max"])
+def test_the_published_reading_is_that_of_the_authors_code(patch, pool):
+    student_BChw, teacher_BChw = random_features(1).requires_grad_(), random_features(0)
+    everywhere = torch.ones(2, 40, 56, dtype=torch.bool)
+    value = loss(student_BChw, teacher_BChw, everywhere, "published", patch=patch, pool=pool, short_last=True)
+    expected = published(student_BChw, teacher_BChw, patch, {"average": F.avg_pool2d, "max": F.max_pool2d}[pool])
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    slopes, expected_slopes = (torch.autograd.grad(side, student_BChw)[0] for side in (value, expected))
+    torch.testing.assert_close(slopes, expected_slopes, rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_past_the_lengths_have_the_same_value_and_another_direction():
+    student_BChw, teacher_BChw = random_features(1).requires_grad_(), random_features(0)
+    values = [loss(student_BChw, teacher_BChw, gradient=gradient) for gradient in ("formula", "published")]
+    assert values[0].item() == values[1].item()
+    slopes = [torch.autograd.grad(value, student_BChw)[0] for value in values]
+    assert F.cosine_similarity(slopes[0].flatten(), slopes[1].flatten(), dim=0) < 0.99
+
+
+def test_short_nodes_outside_have_no_say():
+    """Columns 2 and 3 begin at pixels 32 and 48: of column 2 13 of 16 pixels lie inside, of column 3 none."""
+    student_BChw, teacher_BChw = random_features(1), random_features(0)
+    before = loss(student_BChw, teacher_BChw, short_last=True).item()
+    teacher_BChw[0, :, :, 6] += 50
+    student_BChw[0, :, :, 6] -= 50
+    assert loss(student_BChw, teacher_BChw, short_last=True).item() == pytest.approx(before, rel=1e-6)

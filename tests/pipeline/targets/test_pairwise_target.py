@@ -127,3 +127,22 @@ def test_what_makes_no_pairs_is_refused():
     with pytest.raises(OverflowError, match="not finite"):
         target = Target(layer="high")
         target.encode(target.compute(output_of(torch.full((1, 4, 5, 7), math.nan)), LABELS, context()))
+
+
+def test_short_last_nodes_are_those_of_the_teachers_cells_on_either_grid():
+    """A student of twice as many cells a side has the teacher's nodes when each of its cells is the teacher's."""
+    target, teacher_BChw = Target(layer="high", short_last=True), random_features(2, 4, 5, 7)
+    finer_BChw = teacher_BChw.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    found = [target.graph(features_BChw, context()) for features_BChw in (teacher_BChw, finer_BChw)]
+    assert found[0].shape == (2, 12, 12)
+    torch.testing.assert_close(*found)
+
+
+def test_a_short_last_node_and_a_count_of_nodes_exclude_each_other():
+    with pytest.raises(ConfigError, match="pairwise.short_last: it counts in patches"):
+        Target(layer="high", nodes=(2, 2), short_last=True)
+
+
+def test_records_of_before_short_last_stand():
+    assert "short_last" not in Target(layer="high").record("pairwise")
+    assert Target(layer="high", short_last=True).record("pairwise")["short_last"] is True
