@@ -66,7 +66,7 @@ def weight(folder: AnyPath) -> tuple[int, int]:
     return len(sizes), sum(sizes)
 
 
-def entries(folder: str | os.PathLike) -> Iterator[os.DirEntry]:
+def entries(folder: str | os.PathLike[str]) -> Iterator[os.DirEntry[str]]:
     """All below the folder; no link is followed."""
     with os.scandir(folder) as found:
         for entry in found:
@@ -75,9 +75,23 @@ def entries(folder: str | os.PathLike) -> Iterator[os.DirEntry]:
                 yield from entries(entry.path)
 
 
+def matching(folder: AnyPath, pattern: str) -> list[AnyPath]:
+    """What lies below the folder by a name of this pattern, sorted."""
+    found: Iterator[AnyPath] = folder.glob(pattern)
+    return sorted(found)
+
+
+def name_below(path: AnyPath, folder: AnyPath) -> str:
+    if local(path):
+        return str(path.relative_to(str(folder)))
+    if local(folder):
+        raise ValueError(f"{path}: is not below {folder}")
+    return str(path.relative_to(folder))
+
+
 def run(*, root: AnyPath) -> str:
     """A table of every store under the root."""
-    lines = [line(path.parent) for path in sorted(root.glob("*/*/store.json"))]
+    lines = [line(path.parent) for path in matching(root, "*/*/store.json")]
     if not lines:
         return f"{root}: no stores"
     rows: list[tuple] = []
@@ -97,7 +111,7 @@ def check_is_store(folder: AnyPath) -> Line:
     """What is to be removed. Raises StoreError if it is no store, or a link, or holds a link or anything else that no store
     has: then it is not this project's to remove."""
 
-    def refuse(place: AnyPath, what: str, to_do: str) -> StoreError:
+    def refuse(place: "AnyPath | str", what: str, to_do: str) -> StoreError:
         return StoreError(f"{place}: {what}, so nothing was removed; {to_do}")
 
     shown = "`pipeline cache list` shows what there is"
@@ -111,7 +125,7 @@ def check_is_store(folder: AnyPath) -> Line:
         raise refuse(folder, f"is no whole store ({error})", "remove it by hand if it is yours") from None
     if store.kind != folder.name.partition("-")[0]:
         raise refuse(folder, f"holds a store of {store.kind}", "it is not what its name says; remove it by hand if it is yours")
-    if other := next((path for path in sorted(folder.glob("*")) if not is_own(path.name, store.kind)), None):
+    if other := next((path for path in matching(folder, "*") if not is_own(path.name, store.kind)), None):
         raise refuse(other, "is no part of a store", "move it away first")
     if local(folder) and (link := next((entry for entry in entries(folder) if entry.is_symlink()), None)):
         raise refuse(link.path, "is a link", "remove it by hand first")
@@ -127,7 +141,7 @@ def remove(*, folder: AnyPath) -> str:
     """Its marks first, so that nothing half removed is read, and store.json last, so that it can be done again."""
     found = check_is_store(folder)
     with writing(folder):
-        for path in sorted(folder.glob("*"), key=lambda path: (path.name != "done", path.name == "store.json")):
+        for path in sorted(matching(folder, "*"), key=lambda path: (path.name != "done", path.name == "store.json")):
             if not local(path):
                 path.remove_tree()
             elif path.is_dir() and not path.is_symlink():
@@ -146,7 +160,7 @@ def pull(*, source: AnyPath, root: AnyPath, num_views: int | None) -> str:
     where it stopped, and what is there can be used. A store that is there already gets what it lacks. StoreError if it
     is another.
     """
-    folders = [source] if (source / "store.json").exists() else [path.parent for path in sorted(source.glob("*/*/store.json"))]
+    folders = [source] if (source / "store.json").exists() else [path.parent for path in matching(source, "*/*/store.json")]
     if not folders:
         raise StoreError(f"{source}: no store, nor a root with stores below; check the address")
     return "\n".join(pull_one(Store.open(folder), destination(folder, root), num_views) for folder in folders)
@@ -202,7 +216,7 @@ def same_extent(source: Store, folder: AnyPath, groups: list[tuple[str, str]]) -
             apart = diff(Store.open(folder).head(), source.head())
             if apart:
                 raise StoreError(f"{folder}: is another store than {source.folder}: {join_names(apart)}; pull into another root")
-        places = [below(folder, str(path.relative_to(source.folder))) for path in copied]
+        places = [below(folder, name_below(path, source.folder)) for path in copied]
         new = {
             here: data
             for here, data in zip(places, map_concurrently(read, copied, source.folder))

@@ -19,7 +19,7 @@ from pipeline.models.base import set_precision
 from pipeline.progress import Progress
 from pipeline.stopping import Stopped
 from pipeline.store import ArrayGroup, Store, executors, plan
-from pipeline.store.files import locked, view_name
+from pipeline.store.files import AnyPath, locked, view_name
 from pipeline.store.store import runs
 from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment
@@ -131,7 +131,7 @@ class Spec:
 
     experiment: Experiment
     batch: int
-    store: Path  # the cache to fill,
+    store: AnyPath  # the cache to fill,
     passes: frozenset[str]  # and what of it
     rows: str  # digest of the prepared rows: a worker that stays must not answer from older ones
 
@@ -160,7 +160,8 @@ class BlockFiller:
             )
         self.store.refuse_other_code(pass_ for _, pass_ in self.named.values())
         self.experiment, self.pixels, self.sample = experiment, experiment.find_prepared(), experiment.sample
-        self.canvas = self.sample.fields["label"].shape
+        height, width = self.sample.fields["label"].shape
+        self.canvas = height, width
         self.held: tuple[int, dict] = (-1, {})  # the last block's images, for its other views
 
     def __call__(self, task: plan.Task) -> int:

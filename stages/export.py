@@ -36,7 +36,8 @@ def run(
         raise PipelineError(f"{out}: is there already; choose another --out, or replace it with --force")
     source = dataset.build()
     network = trained.load(model, source, prepare, training, weights_file, "cpu", flip_average)
-    deployed = exporting.Deployed(network, tuple(prepare.size), takes).eval()
+    height, width = prepare.size
+    deployed = exporting.Deployed(network, (height, width), takes).eval()
     record = plain({"model": model, "weights": weights.digest(network.state_dict())})
     described = exporting.metadata(dataset.name, source, deployed, record, prepare.fit)
     proto = exporting.to_onnx(deployed, {**described, "identity": identity_digest(described)})

@@ -40,8 +40,10 @@ def run(
     torch.manual_seed(0)
     set_precision("fp32")
     torch.set_num_threads(threads)
-    network = trained.build(model, source, prepare, training).to(device, memory_format=torch.channels_last)
-    deployed = exporting.Deployed(network, tuple(prepare.size), takes).to(device).eval()
+    network = trained.build(model, source, prepare, training)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's overloads
+    height, width = prepare.size
+    deployed = exporting.Deployed(network, (height, width), takes).to(device).eval()
     runtimes = {"torch": in_torch(deployed, device)}
     left_out = ""
     if device == "cpu" or CUDA in exporting.required("onnxruntime").get_available_providers():

@@ -92,7 +92,8 @@ def measured(experiment: Experiment, sizes: plan.Sizes, device: str, batch: int)
     say(f"measuring: {6 * MEASURE_S:.0f} s and more on {device}, with random pictures")
     set_precision(teacher.precision)
     rng = np.random.default_rng(0)
-    whole, (height, width) = experiment.sample.fields["label"].shape, context.size
+    whole_height, whole_width = experiment.sample.fields["label"].shape
+    whole, (height, width) = (whole_height, whole_width), context.size
     pixels = {
         "image": rng.integers(0, 256, (max(2, batch), *whole, 3), dtype=np.uint8),
         "label": rng.integers(0, context.num_classes, (max(2, batch), *whole), dtype=np.uint8),
@@ -181,8 +182,8 @@ def new_store(root: AnyPath, kind: str, ids: list[str], block_rows: int) -> Stor
 def scratch(root: AnyPath) -> Iterator[AnyPath]:
     """A folder for a while, on the disk where the root will be."""
     if local(root):
-        with tempfile.TemporaryDirectory(dir=there(root), prefix="plan-") as folder:
-            yield Path(folder)
+        with tempfile.TemporaryDirectory(dir=there(root), prefix="plan-") as local_folder:
+            yield Path(local_folder)
         return
     folder = root / f"plan-{uuid.uuid4().hex[:8]}"
     try:

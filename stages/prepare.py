@@ -8,13 +8,14 @@ import numpy as np
 
 from pipeline.config import Plugin, Prepare
 from pipeline.data import prepared
+from pipeline.datasets.base import DatasetBase
 from pipeline.errors import DatasetError, StoreError
 from pipeline.files import write_json
 from pipeline.identity import join_names
 from pipeline.progress import Progress, byte_size, say
 from pipeline.stopping import Stopped
 from pipeline.store import ImageRow, Store, executors, image_row, plan
-from pipeline.store.files import append, local, locked, write, writing
+from pipeline.store.files import AnyPath, append, local, locked, write, writing
 
 
 def run(
@@ -145,9 +146,10 @@ def run(
 class _Sources:
     """Size and time of the files behind each prepared image, so that a later run reads again only what was touched."""
 
-    def __init__(self, path: Path, dataset, ids: Sequence[str]):
+    def __init__(self, path: AnyPath, dataset: DatasetBase, ids: Sequence[str]):
         self.path = path
-        self.known, self.fresh = prepared.known_files(path), {}
+        self.known = prepared.known_files(path)
+        self.fresh: dict[str, str] = {}
         self.now = {image_id: prepared.files_now(dataset, image_id) for image_id in ids}
 
     def unchanged(self, image_id: str) -> bool:
@@ -175,7 +177,8 @@ def _counted(read: Iterable[tuple[ImageRow, dict]], progress: Progress) -> Itera
 
 def _compared(store: Store, read: Iterable[tuple[ImageRow, dict]]) -> list[str]:
     """Ids of these images. Raises StoreError unless they are what the store was told."""
-    same, changed = [], []
+    same: list[str] = []
+    changed: list[str] = []
     for line, _ in read:
         (same if store.images[store.row_of[line.id]] == line else changed).append(line.id)
     if changed:

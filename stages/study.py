@@ -97,7 +97,7 @@ class Cells:
             return
         config = self.study.config
         found = self.scored(config, config.teacher.model, None, self.weights_file, self.runs / self.study.name / "teacher")
-        primary = self.study.arms.get(self.study.primary)
+        primary = self.study.arms.get(self.study.primary) if self.study.primary is not None else None
         write_json(file, {"scores": found, "pass_s": self.pass_s(primary) if primary and reads(primary) else None})
 
     def pass_s(self, arm: Arm) -> float:
@@ -112,7 +112,7 @@ class Cells:
         targets = experiment.online_targets(reads(arm), samples, batch=len(some), device=self.device)
         for _ in range(2):  # the first makes ready
             began = clock()
-            targets.rows(np.arange(len(some)), np.zeros(len(some), int), None)
+            targets.rows(np.arange(len(some)), np.zeros(len(some), int), torch.from_numpy)
             if self.device != "cpu":
                 torch.cuda.synchronize()
         return (clock() - began) / len(some) * len(images) * config.views.count
@@ -162,7 +162,7 @@ def run(
     work.teacher()
     stop = get_context("spawn").Event()
     with (
-        ProcessPoolExecutor(jobs, get_context("spawn"), leave_with_parent, [os.getpid(), stop]) as pool,
+        ProcessPoolExecutor(jobs, get_context("spawn"), initializer=leave_with_parent, initargs=(os.getpid(), stop)) as pool,
         Progress(study.name, len(cells), "cells", len(cells) - len(left)) as progress,
     ):
         futures = [pool.submit(work.run, arm, seed) for arm, seed in left]

@@ -10,7 +10,7 @@ from pipeline.models.base import set_precision
 from pipeline.progress import Progress
 from pipeline.store import Reader, Store
 from pipeline.store.files import AnyPath, append_history, locked
-from pipeline.store.verification import gaps, repair, table, unvouched, verify
+from pipeline.store.verification import Values, gaps, repair, table, unvouched, verify
 from pipeline.teacher import cache, parity
 from pipeline.teacher.experiment import Experiment
 from pipeline.training.loading import CachedTargets, Loader
@@ -42,7 +42,8 @@ def run(experiment: Experiment, *, recompute: int, device: str, batch: int, work
     cached = CachedTargets(Reader(store, [pass_ for pass_, _ in passes], ids, views.count), cache.MATRIX, named)
     positions, numbers = parity.choose(len(ids), views.count, recompute)
 
-    recomputed, offline = {name: [] for name in named}, {name: [] for name in named}
+    recomputed: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in named}
+    offline: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in named}
     with Progress("teacher again", len(positions), "views") as progress:
         for start in range(0, len(positions), batch):
             here, view = positions[start : start + batch], numbers[start : start + batch]
@@ -116,7 +117,7 @@ def check_folder(*, folder: AnyPath, mend: bool, workers: int) -> tuple[str, lis
     first what can be mended without a teacher. Raises StoreError if it can't be opened at all."""
     store = Store.open(folder)
     lines = repair(store, workers=workers) if mend else []
-    values = {}
+    values: dict[tuple[str, str], Values] = {}
     faults, notes = verify(store, True, values, workers), unvouched(store)
     filled = sum(
         store.mark_path(view, pass_, block).exists() for view, pass_ in store.stored_groups() for block in range(store.num_blocks)
