@@ -66,6 +66,7 @@ def cells(tmp_path_factory):
         patch.setattr("tempfile.tempdir", None)
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        figures()  # those that another test left open
         try:
             found = [(cell, outputs_of("".join(cell["source"]), names)) for cell in codes]
         finally:
