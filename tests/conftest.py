@@ -3,6 +3,7 @@
 
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,24 @@ def experiment(cached_experiment, tmp_path) -> Experiment:
     folder = tmp_path / "experiment"
     shutil.copytree(cached_experiment.folder, folder)
     return Experiment(folder)
+
+
+@pytest.fixture
+def power_cut(monkeypatch):
+    """`with power_cut(7):` a training in this process is interrupted at its step 7."""
+    from pipeline.training.step import Step
+
+    @contextmanager
+    def at(number: int):
+        whole_step = Step.__call__
+
+        def step(self, batch):
+            if batch.step == number:
+                raise KeyboardInterrupt
+            return whole_step(self, batch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Step, "__call__", step)
+            yield
+
+    return at

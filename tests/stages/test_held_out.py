@@ -13,7 +13,6 @@ from pipeline.errors import ConfigError
 from pipeline.store import Reader, Store
 from pipeline.teacher import cache
 from pipeline.training.loading import CachedTargets, Loader, scan_order
-from pipeline.training.step import Step
 
 
 def loader_of(experiment, names=()):
@@ -91,21 +90,13 @@ def test_a_term_of_weight_zero_is_watched_and_changes_nothing(experiment):
         assert table(run)[-1][term_name(terms, i)] == pytest.approx(np.sum(values) / 5, rel=1e-4)
 
 
-def test_a_resumed_run_writes_the_same_table(experiment, monkeypatch):
+def test_a_resumed_run_writes_the_same_table(experiment, power_cut):
     experiment.change(training=dict(held_out=5))
     assert experiment.train().exit_code == 0
     run = experiment.folder / "runs/toy/erfnet-intra-0"
     unbroken = {name: (run / name).read_bytes() for name in ("weights.safetensors", "held_out.tsv")}
     run.rename(run.with_name("unbroken"))
-    whole_step = Step.__call__
-
-    def power_cut(self, batch):
-        if batch.step == 7:
-            raise KeyboardInterrupt
-        return whole_step(self, batch)
-
-    monkeypatch.setattr(Step, "__call__", power_cut)
-    assert experiment.train().exit_code == 130
-    monkeypatch.setattr(Step, "__call__", whole_step)
+    with power_cut(7):
+        assert experiment.train().exit_code == 130
     assert experiment.train().exit_code == 0
     assert {name: (run / name).read_bytes() for name in unbroken} == unbroken

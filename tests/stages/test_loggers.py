@@ -8,7 +8,6 @@ import yaml
 
 from pipeline.errors import ConfigError
 from pipeline.training import loggers
-from pipeline.training.step import Step
 
 RUN = "runs/toy/erfnet-plain-0"
 
@@ -71,19 +70,12 @@ def test_loggers_are_told_all_curves_and_change_no_run(training, kept):
     assert line == f"5\t{steps[5]['train/ce']:.6g}"
 
 
-def test_a_resumed_training_tells_a_logger_what_an_unbroken_one_does(training, kept, monkeypatch):
+def test_a_resumed_training_tells_a_logger_what_an_unbroken_one_does(training, kept, power_cut):
     assert training.train("plain", "--log", "kept").exit_code == 0
-    folder, whole_step = training.folder / RUN, Step.__call__
+    folder = training.folder / RUN
     folder.rename(folder.with_name("unbroken"))
-
-    def power_cut(self, batch):
-        if batch.step == 7:
-            raise KeyboardInterrupt
-        return whole_step(self, batch)
-
-    monkeypatch.setattr(Step, "__call__", power_cut)
-    assert training.train("plain", "--log", "kept").exit_code == 130
-    monkeypatch.setattr(Step, "__call__", whole_step)
+    with power_cut(7):
+        assert training.train("plain", "--log", "kept").exit_code == 130
     assert training.train("plain", "--log", "kept").exit_code == 0
     unbroken, broken, resumed = kept
     assert resumed.begin == 4 and broken.closed

@@ -38,25 +38,16 @@ def test_every_stage_run_again_does_nothing_and_changes_nothing(experiment):
     assert changed == []
 
 
-def test_an_interrupted_run_ends_in_the_weights_of_an_unbroken_one(experiment, monkeypatch):
-    from pipeline.training.step import Step
+def test_an_interrupted_run_ends_in_the_weights_of_an_unbroken_one(experiment, power_cut):
 
     assert experiment.train().exit_code == 0
     run = experiment.folder / "runs/toy/erfnet-intra-0"
     unbroken = {name: (run / name).read_bytes() for name in ("weights.safetensors", "curves.tsv", "norms.tsv")}
     run.rename(run.with_name("unbroken"))
 
-    whole_step = Step.__call__
-
-    def power_cut(self, batch):
-        if batch.step == 7:  # between the checkpoints after 4 and after 8 steps
-            raise KeyboardInterrupt
-        return whole_step(self, batch)
-
-    monkeypatch.setattr(Step, "__call__", power_cut)
-    assert experiment.train().exit_code == 130
-    assert not (run / "weights.safetensors").exists()
-    monkeypatch.setattr(Step, "__call__", whole_step)
+    with power_cut(7):  # between the checkpoints after 4 and after 8 steps
+        assert experiment.train().exit_code == 130
+        assert not (run / "weights.safetensors").exists()
     assert experiment.train().exit_code == 0
     assert {name: (run / name).read_bytes() for name in unbroken} == unbroken
 

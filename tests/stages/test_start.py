@@ -76,29 +76,21 @@ def test_a_student_takes_an_imagenet_backbone_by_one_key(experiment):
     assert all(torch.equal(found[name], state[name]) for name in state if name.endswith("conv1.weight"))
 
 
-def test_a_run_by_names_resumes_to_the_same_bytes(experiment, monkeypatch):
+def test_a_run_by_names_resumes_to_the_same_bytes(experiment, power_cut):
     """Optimiser, schedule and losses that are not the default; none has a state outside of the checkpoint."""
-    from pipeline.training.step import Step
 
     keys = dict(
         optimiser="RMSprop", optimiser_args={"alpha": 0.9}, lr=1e-3, schedule="one_cycle", label_loss="ohem", dice_weight=0.5
     )
     experiment.change(training=keys)
-    folder, whole_step = experiment.folder / RUN, Step.__call__
+    folder = experiment.folder / RUN
     assert experiment.train("plain").exit_code == 0
     names = ("weights.safetensors", "curves.tsv", "norms.tsv")
     unbroken = {name: (folder / name).read_bytes() for name in names}
     assert "dice" in unbroken["curves.tsv"].decode().splitlines()[0]
     folder.rename(folder.with_name("unbroken"))
-
-    def power_cut(self, batch):
-        if batch.step == 7:
-            raise KeyboardInterrupt
-        return whole_step(self, batch)
-
-    monkeypatch.setattr(Step, "__call__", power_cut)
-    assert experiment.train("plain").exit_code == 130
-    monkeypatch.setattr(Step, "__call__", whole_step)
+    with power_cut(7):
+        assert experiment.train("plain").exit_code == 130
     assert experiment.train("plain").exit_code == 0
     assert {name: (folder / name).read_bytes() for name in names} == unbroken
     training = json.loads((folder / "run.json").read_text())["training"]

@@ -8,7 +8,6 @@ from pipeline.data import prepared
 from pipeline.data.frames import frame
 from pipeline.store import Reader, Store
 from pipeline.training.loading import Loader, scan_order
-from pipeline.training.step import Step
 
 
 @pytest.fixture
@@ -38,22 +37,14 @@ def bank(run):
     return {name: values for name, values in state.items() if "projection" not in name}
 
 
-def test_a_resumed_run_has_the_bank_and_the_weights_of_an_unbroken_one(with_anchors, monkeypatch):
+def test_a_resumed_run_has_the_bank_and_the_weights_of_an_unbroken_one(with_anchors, power_cut):
     assert with_anchors.train("cirkd").exit_code == 0
     run = with_anchors.folder / "runs/toy/erfnet-cirkd-0"
     unbroken, weights = bank(run), (run / "weights.safetensors").read_bytes()
     assert unbroken["0.num_regions"].sum() > 13 and unbroken["0.pixels"].any()
     run.rename(run.with_name("unbroken"))
-    whole_step = Step.__call__
-
-    def power_cut(self, batch):
-        if batch.step == 7:
-            raise KeyboardInterrupt
-        return whole_step(self, batch)
-
-    monkeypatch.setattr(Step, "__call__", power_cut)
-    assert with_anchors.train("cirkd").exit_code == 130
-    monkeypatch.setattr(Step, "__call__", whole_step)
+    with power_cut(7):
+        assert with_anchors.train("cirkd").exit_code == 130
     assert with_anchors.train("cirkd").exit_code == 0
     resumed = bank(run)
     assert unbroken.keys() == resumed.keys() and all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)

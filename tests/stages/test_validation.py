@@ -12,7 +12,6 @@ from pipeline.data.frames import frame
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.metrics.segmentation import Confusion
 from pipeline.training import run as runs
-from pipeline.training.step import Step
 from pipeline.training.validation import Validation
 
 RUN = "runs/toy/erfnet-plain-0"
@@ -97,24 +96,17 @@ def test_training_ends_when_no_validation_is_better_for_long_enough(experiment, 
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
-def test_a_resumed_run_keeps_the_same_weights_and_curves(experiment, monkeypatch):
+def test_a_resumed_run_keeps_the_same_weights_and_curves(experiment, monkeypatch, power_cut):
     experiment.change(training=dict(validate_every=2, keep="best", patience=3))
     names = ("weights.safetensors", "validation.tsv", "curves.tsv", "result.json")
-    folder, whole_step = experiment.folder / RUN, Step.__call__
+    folder = experiment.folder / RUN
     scores(monkeypatch, 0.3, 0.5, 0.4, 0.2, 0.3)
     assert experiment.train("plain").exit_code == 0
     unbroken = {name: (folder / name).read_bytes() for name in names}
     folder.rename(folder.with_name("unbroken"))
-
-    def power_cut(self, batch):
-        if batch.step == 6:
-            raise KeyboardInterrupt
-        return whole_step(self, batch)
-
-    monkeypatch.setattr(Step, "__call__", power_cut)
-    scores(monkeypatch, 0.3, 0.5, 0.4)
-    assert experiment.train("plain").exit_code == 130  # the last checkpoint is of step 4
-    monkeypatch.setattr(Step, "__call__", whole_step)
+    with power_cut(6):
+        scores(monkeypatch, 0.3, 0.5, 0.4)
+        assert experiment.train("plain").exit_code == 130  # the last checkpoint is of step 4
     scores(monkeypatch, 0.4, 0.2, 0.3)
     assert experiment.train("plain").exit_code == 0
     assert {name: (folder / name).read_bytes() for name in names} == unbroken
