@@ -42,15 +42,11 @@ class Opened:
         experiment, cfg = self.experiment, self.cfg
         named = {name: experiment.targets[name] for name in reads}
         store, passes = experiment.open_cache(named)
-        return Loader(
+        return Loader.of(
+            experiment,
             self._samples,
-            experiment.sample,
-            experiment.ids,
-            dataset=experiment.source,
-            content=cfg.prepare.size,
-            views=cfg.views,
+            dataclasses.replace(cfg.training, fresh_views=False),
             seed=0,
-            training=dataclasses.replace(cfg.training, fresh_views=False),
             device=self.device,
             cached=CachedTargets(Reader(store, passes, experiment.ids, cfg.views.count), cache.MATRIX, named),
         )

@@ -17,11 +17,10 @@ import torch
 
 from bench.machine import described, ratio, time_interleaved, wait, write_result
 from pipeline import config
-from pipeline.data import prepared
 from pipeline.models.base import set_precision
-from pipeline.store import Reader, Store
+from pipeline.store import Reader
 from pipeline.teacher import cache
-from pipeline.teacher.online import online_targets
+from pipeline.teacher.experiment import Experiment
 from pipeline.training import step as steps
 from pipeline.training.loading import CachedTargets, Loader, ahead
 
@@ -42,49 +41,22 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("reports/bench/step.json"))
     args = parser.parse_args()
     cfg = config.load(args.config, args.overrides)
-    source, device = cfg.dataset.build(), args.device
+    device = args.device
     together = args.together or (10 if device.startswith("cuda") else 1)
-    ids = source.ids("train")
-    pixels, sample, _ = prepared.open_whole(args.root, cfg.dataset, source, cfg.prepare, ids)
-    context = cache.context(cfg.teacher.model, source, cfg.view_size)
-    method = cfg.method(args.method)
-    named = cache.target_passes({name: cfg.targets[name] for term in method for name in term.reads}, context)
-    teacher_file = Path("teachers") / f"{cfg.name}.safetensors"
-    identity = cache.identity(source, cfg.prepare, cfg.views, cfg.teacher, cache.weights_digest(cfg.teacher, teacher_file))
-    store = Store.find(args.root, "targets", cfg.dataset.homes[0], identity)
-    passes = [cache.MATRIX, *(pass_ for _, pass_ in named.values())]
-    samples, host_samples = Reader(pixels, [sample], ids, 1, device=device), Reader(pixels, [sample], ids, 1)
-    cached = CachedTargets(Reader(store, passes, ids, cfg.views.count, device=device, host=[cache.MATRIX]), cache.MATRIX, named)
+    experiment = Experiment(cfg, args.root, Path("teachers") / f"{cfg.name}.safetensors")
+    source, context, plugin, method = experiment.source, experiment.context, cfg.student(args.student), cfg.method(args.method)
+    named = experiment.some_targets(dict.fromkeys(name for term in method for name in term.reads))
+    store, passes = experiment.open_cache(named)
+    samples, host_samples = experiment.samples(device=device), experiment.samples()
+    rows = Reader(store, passes, experiment.ids, cfg.views.count, device=device, host=[cache.MATRIX])
+    cached = CachedTargets(rows, cache.MATRIX, named)
     print(f"images: {samples.strategy}; rows: {cached.reader.strategy}")
     set_precision(cfg.training.precision)
-    online = online_targets(
-        cfg.teacher,
-        {name: cfg.targets[name] for name in named},
-        source,
-        cfg.prepare,
-        cfg.views,
-        teacher_file,
-        host_samples,
-        sample,
-        batch=cfg.training.batch,
-        device=device,
-    )
-    lanes = source.lanes if cfg.training.existence_weight else 0
-    own = cache.context(cfg.student(args.student), source, cfg.view_size, lanes)
+    online = experiment.online_targets(named, host_samples, batch=cfg.training.batch, device=device)
+    own = experiment.student_context(plugin)
 
     def loader(rows=None):
-        return Loader(
-            samples,
-            sample,
-            ids,
-            dataset=source,
-            content=cfg.prepare.size,
-            views=cfg.views,
-            training=cfg.training,
-            seed=0,
-            device=device,
-            cached=rows,
-        )
+        return Loader.of(experiment, samples, cfg.training, seed=0, device=device, cached=rows)
 
     plain_loader, cached_loader, online_loader = loader(), loader(cached), loader(online)
     shares_K = plain_loader.class_shares() if cfg.training.class_weights == "enet" else None
@@ -92,7 +64,7 @@ def main():
 
     def student(terms):
         steps.reseed(0, 0)
-        model = cfg.student(args.student).build(num_classes=len(source.classes), size=context.size, lanes=lanes).to(device)
+        model = experiment.build(plugin).to(device)
         losses = [t.loss.build(reads={n: named[n][0] for n in t.reads}, context=context, student=own).to(device) for t in terms]
         for loss in losses:
             if loss.needs_scan:

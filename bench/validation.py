@@ -36,17 +36,7 @@ def main():
     experiment = Experiment(cfg, args.root, Path("teachers") / f"{cfg.name}.safetensors")
     source = experiment.source
     set_precision(cfg.training.precision)
-    loader = Loader(
-        experiment.samples(device=device),
-        experiment.sample,
-        experiment.ids,
-        dataset=source,
-        content=cfg.prepare.size,
-        views=cfg.views,
-        training=cfg.training,
-        seed=0,
-        device=device,
-    )
+    loader = Loader.of(experiment, experiment.samples(device=device), cfg.training, seed=0, device=device)
     weights_K = steps.class_weights(source, cfg.training, device, loader.class_shares())
     model = experiment.build(cfg.student(args.student)).to(device)
     step = steps.Step(model, [], [], cfg.training, weights_K, seed=0)

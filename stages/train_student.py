@@ -113,14 +113,10 @@ def run(
     ]
     samples = experiment.samples(device=device)
     detail(f"prepared images: {samples.strategy}")
-    loader = Loader(
+    loader = Loader.of(
+        experiment,
         samples,
-        sample,
-        experiment.ids,
-        dataset=source,
-        content=config.prepare.size,
-        views=config.views,
-        training=training,
+        training,
         seed=seed,
         device=device,
         cached=cached,

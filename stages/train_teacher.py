@@ -92,14 +92,10 @@ def _train(experiment: Experiment, model: ModelBase, training: Training, folder:
     model.to(device)
     reader = experiment.samples(device=device)
     detail(f"prepared images: {reader.strategy}")
-    loader = Loader(
+    loader = Loader.of(
+        experiment,
         reader,
-        sample,
-        experiment.ids,
-        dataset=source,
-        content=config.prepare.size,
-        views=config.views,
-        training=training,
+        training,
         seed=0,
         device=device,
         share=distributed.rank_and_world_size(),

@@ -19,7 +19,7 @@ from pipeline.training.loading import CachedTargets, Loader
 def run(experiment: Experiment, *, recompute: int, device: str, batch: int, workers: int) -> str:
     """Returns what was found, in words and tables. Raises StoreError listing every fault: damage, gaps, or rows of another
     teacher. `recompute` rows, chosen at random, are answered again by the teacher."""
-    config, source, views, context = experiment.config, experiment.source, experiment.config.views, experiment.context
+    config, views, context = experiment.config, experiment.config.views, experiment.context
     pixels, images, ids, identity = experiment.pixels, experiment.images, experiment.ids, experiment.identity
     store = experiment.find_cache()
     faults = [*verify(pixels, workers=workers), *verify(store, workers=workers)]
@@ -69,14 +69,10 @@ def run(experiment: Experiment, *, recompute: int, device: str, batch: int, work
             torch.manual_seed(0)
             network = experiment.build(plugin).to(device)
             own = experiment.student_context(plugin)
-            loader = Loader(
+            loader = Loader.of(
+                experiment,
                 samples,
-                experiment.sample,
-                ids,
-                dataset=source,
-                content=config.prepare.size,
-                views=views,
-                training=dataclasses.replace(config.training, fresh_views=False),
+                dataclasses.replace(config.training, fresh_views=False),
                 seed=0,
                 device=device,
                 cached=dataclasses.replace(cached, targets=wanted),

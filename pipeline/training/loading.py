@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from pipeline.store.files import local
 from pipeline.targets.base import TargetType
 
 if TYPE_CHECKING:
+    from pipeline.teacher.experiment import Experiment
     from pipeline.teacher.online import OnlineTargets
 
 
@@ -105,6 +106,21 @@ class Loader:
         self.held_out, self.shown = np.array(order[: training.held_out], int), np.sort(order[training.held_out :])
         self._labelled = set(self.ids if labelled is None else labelled)
         self._streams = self._split(labelled_per_batch)
+
+    @classmethod
+    def of(cls, experiment: "Experiment", samples: Reader, training: Training, **how: Any) -> "Loader":
+        """Of an experiment's training images; `how` are the other keywords."""
+        config = experiment.config
+        return cls(
+            samples,
+            experiment.sample,
+            experiment.ids,
+            dataset=experiment.source,
+            content=config.prepare.size,
+            views=config.views,
+            training=training,
+            **how,
+        )
 
     @property
     def partly_labelled(self) -> bool:

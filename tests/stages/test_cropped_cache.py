@@ -63,18 +63,7 @@ def test_students_see_the_crops_of_the_teacher_online_and_offline_alike(cropped)
     stored = CachedTargets(Reader(store, passes, found.ids, found.config.views.count), cache.MATRIX, found.targets)
     live = found.online_targets(names, found.samples(), batch=4, device="cpu")
     batches = [
-        Loader(
-            found.samples(),
-            found.sample,
-            found.ids,
-            dataset=found.source,
-            content=found.config.prepare.size,
-            views=found.config.views,
-            training=found.config.training,
-            seed=0,
-            device="cpu",
-            cached=cached,
-        ).batch(5)
+        Loader.of(found, found.samples(), found.config.training, seed=0, device="cpu", cached=cached).batch(5)
         for cached in (stored, live)
     ]
     offline, online = batches

@@ -56,14 +56,10 @@ def parts(experiment, monkeypatch, *overrides):
 
 def loader_of(found: Parts, method: str = "both", **keys) -> Loader:
     training = found.config.training
-    return Loader(
+    return Loader.of(
+        found,
         found.samples(),
-        found.sample,
-        found.ids,
-        dataset=found.source,
-        content=found.config.prepare.size,
-        views=found.config.views,
-        training=training,
+        training,
         seed=0,
         device="cpu",
         labelled=found.labelled,
