@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data import views as geometry
+from pipeline.data.frames import canvas
 from pipeline.errors import StoreError
 from pipeline.files import write_json
 from pipeline.identity import join_names
@@ -160,8 +161,7 @@ class BlockFiller:
             )
         self.store.refuse_other_code(pass_ for _, pass_ in self.named.values())
         self.experiment, self.pixels, self.sample = experiment, experiment.find_prepared(), experiment.sample
-        height, width = self.sample.fields["label"].shape
-        self.canvas = height, width
+        self.canvas = canvas(experiment.config.prepare.size)
         self.held: tuple[int, dict] = (-1, {})  # the last block's images, for its other views
 
     def __call__(self, task: plan.Task) -> int:

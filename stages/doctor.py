@@ -96,10 +96,7 @@ def histogram(counts: Mapping[str, doctor.SplitCounts]) -> str:
 
 def shares(classes: Sequence[str], counts: Mapping[str, doctor.SplitCounts]) -> str:
     """Each class's part of the labelled pixels, and of the labelled images that show it, over all splits."""
-    pixels: Counter[int] = sum((split.pixels for split in counts.values()), Counter())
-    showing: Counter[int] = sum((split.showing for split in counts.values()), Counter())
-    labelled = sum(split.labelled for split in counts.values())
-    counted = pixels.total() - pixels[IGNORE]
+    pixels, showing, labelled, counted = doctor.totals(counts.values())
     rows = [
         f"{name:>20} {pixels[number] / max(1, counted):10.4%} {showing[number] / labelled:8.1%}"
         if pixels[number]

@@ -13,6 +13,7 @@ import torch
 
 from pipeline.data import prepared
 from pipeline.data import views as geometry
+from pipeline.data.frames import canvas
 from pipeline.errors import StoreError
 from pipeline.models.base import ModelBase, set_precision
 from pipeline.progress import byte_size, duration, say, table_lines
@@ -92,8 +93,7 @@ def measured(experiment: Experiment, sizes: plan.Sizes, device: str, batch: int)
     say(f"measuring: {6 * MEASURE_S:.0f} s and more on {device}, with random pictures")
     set_precision(teacher.precision)
     rng = np.random.default_rng(0)
-    whole_height, whole_width = experiment.sample.fields["label"].shape
-    whole, (height, width) = (whole_height, whole_width), context.size
+    whole, (height, width) = canvas(prepare.size), context.size
     pixels = {
         "image": rng.integers(0, 256, (max(2, batch), *whole, 3), dtype=np.uint8),
         "label": rng.integers(0, context.num_classes, (max(2, batch), *whole), dtype=np.uint8),

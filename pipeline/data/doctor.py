@@ -7,7 +7,7 @@ are those whose pixels are equal; near-duplicates, such as the frames of a stand
 import hashlib
 import multiprocessing
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -44,6 +44,22 @@ class Report:
     faults: list[Fault]
     counts: dict[str, SplitCounts]
     showing: dict[tuple[str, str], frozenset[int]] = field(default_factory=dict)  # (split, image id) -> train ids, if labelled
+
+
+class Totals(NamedTuple):
+    """Of several splits."""
+
+    pixels: Counter[int]  # by train id
+    showing: Counter[int]  # images, by train id
+    labelled: int
+    counted: int  # pixels that are not ignored
+
+
+def totals(counts: Iterable[SplitCounts]) -> Totals:
+    splits = list(counts)
+    pixels: Counter[int] = sum((split.pixels for split in splits), Counter())
+    showing: Counter[int] = sum((split.showing for split in splits), Counter())
+    return Totals(pixels, showing, sum(split.labelled for split in splits), pixels.total() - pixels[IGNORE])
 
 
 class Finding(NamedTuple):

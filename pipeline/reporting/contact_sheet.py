@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline.data.doctor import SplitCounts
+from pipeline.data.doctor import SplitCounts, totals
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.scoring.predict import overlay
 
@@ -73,10 +73,7 @@ def picture(dataset: DatasetBase, image_id: str) -> np.ndarray:
 def legend(axes, dataset: DatasetBase, counts: Mapping[str, SplitCounts], height: float) -> None:
     from matplotlib.patches import Rectangle
 
-    pixels: Counter[int] = sum((split.pixels for split in counts.values()), Counter())
-    showing: Counter[int] = sum((split.showing for split in counts.values()), Counter())
-    labelled = max(1, sum(split.labelled for split in counts.values()))
-    counted = max(1, pixels.total() - pixels[IGNORE])
+    pixels, showing, labelled, counted = totals(counts.values())
     lines = [
         (
             np.array(colour) / 255,
