@@ -45,7 +45,5 @@ __all__ = [
     "load",
     "plugin",
     "read_yaml",
-    "LABEL_TERMS",
-    "TERM_WORDS",
     "term_name",
 ]

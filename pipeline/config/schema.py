@@ -55,8 +55,11 @@ def one_of(*choices: float) -> Callable[[float], float]:
     return check
 
 
+OPTIMISERS = {"sgd": "SGD", "adamw": "AdamW"}  # those with a name of their own here, by their class in torch.optim
+
+
 def known_optimiser(name: str) -> str:
-    if name not in ("sgd", "adamw"):
+    if name not in OPTIMISERS:
         keywords_of_optimiser(name)
     return name
 
@@ -65,7 +68,7 @@ def keywords_of_optimiser(name: str) -> Mapping[str, inspect.Parameter]:
     """Raises ValueError if torch has no such optimiser, or it asks for more than gradients."""
     import torch
 
-    name = {"sgd": "SGD", "adamw": "AdamW"}.get(name, name)
+    name = OPTIMISERS.get(name, name)
     found = {
         key: made
         for key, made in vars(torch.optim).items()
@@ -73,7 +76,7 @@ def keywords_of_optimiser(name: str) -> Mapping[str, inspect.Parameter]:
     }
     known = {key: made for key, made in found.items() if key not in ("LBFGS", "SparseAdam")}  # closures; sparse gradients
     if name not in known:
-        raise ValueError(f"no optimiser {name!r}{did_you_mean(name, known)}; there are: sgd, adamw, {', '.join(sorted(known))}")
+        raise ValueError(f"no optimiser {name!r}{did_you_mean(name, known)}; there are: {', '.join([*OPTIMISERS, *sorted(known)])}")
     return inspect.signature(known[name]).parameters
 
 

@@ -20,6 +20,7 @@ from pipeline.targets.base import Context, TargetType
 
 Temperature = Annotated[float, Field(gt=0, description="Logits are divided by this before the softmax.")]
 Share = Annotated[float, Field(ge=0)]  # a weight within a loss
+IGNORE = 255  # of a pixel without a label, as in datasets/base.py
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Batch:
     existence_BL: Tensor | None  # uint8 lane flags of this view; 255 = unknown
     rows: Mapping[str, Mapping[str, Tensor]]  # target name -> decoded fields [B, ...]
     step: int
+
+    @property
+    def has_label_B(self) -> Tensor:
+        """Whether any pixel of an image is labelled."""
+        return (self.labels_BHW != IGNORE).flatten(1).any(dim=1)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """On this device, as a tensor's `to`; a training loop of one's own, or Lightning, moves batches so."""

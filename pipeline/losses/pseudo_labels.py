@@ -49,12 +49,13 @@ class Loss(LossModule):
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
         assert output.logits is not None
-        logits_BKHW, inside_BHW = output.logits.float(), batch.inside_BHW
+        inside_BHW = batch.inside_BHW
         size = inside_BHW.shape[-2:]
+        logits_BKHW = output.logits.float()
         if logits_BKHW.shape[-2:] != size:
             logits_BKHW = F.interpolate(logits_BKHW, size, mode="bilinear", align_corners=False)
         if self.skip_labelled:
-            inside_BHW = inside_BHW & (batch.labels_BHW == NONE).all(dim=2, keepdim=True).all(dim=1, keepdim=True)
+            inside_BHW = inside_BHW & ~batch.has_label_B[:, None, None]
         total = logits_BKHW.sum() * 0
         for name in self.reads:
             labels_BHW = torch.where(inside_BHW, nearest(batch.rows[name]["labels"], size), NONE).long()

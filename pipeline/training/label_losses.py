@@ -29,17 +29,17 @@ def labelled_weight(labels_BHW: Tensor, weights_K: Tensor) -> Tensor:
     return torch.cat([weights_K, weights_K.new_zeros(256 - len(weights_K))])[labels_BHW.int()].sum()
 
 
-def upsampled(logits_BKhw: Tensor, labels_BHW: Tensor) -> Tensor:
-    if logits_BKhw.shape[-2:] == labels_BHW.shape[-2:]:
+def upsampled(logits_BKhw: Tensor, size: torch.Size) -> Tensor:
+    if logits_BKhw.shape[-2:] == size:
         return logits_BKhw
-    return F.interpolate(logits_BKhw, labels_BHW.shape[-2:], mode="bilinear", align_corners=False)
+    return F.interpolate(logits_BKhw, size, mode="bilinear", align_corners=False)
 
 
 def cross_entropy(
     logits_BKhw: Tensor, labels_BHW: Tensor, weights_K: Tensor, counted: Tensor | None = None, smoothing: float = 0.0
 ) -> Tensor:
     """Weighted mean over labelled pixels. `counted` is what to divide by instead, where these images are a part of a batch."""
-    logits_BKhw = upsampled(logits_BKhw, labels_BHW)
+    logits_BKhw = upsampled(logits_BKhw, labels_BHW.shape[-2:])
     labels_BHW = labels_BHW.long()
     total = F.cross_entropy(logits_BKhw, labels_BHW, weights_K, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
     counted = labelled_weight(labels_BHW, weights_K) if counted is None else counted
@@ -63,7 +63,7 @@ def ohem(logits_BKhw: Tensor, labels_BHW: Tensor, weights_K: Tensor, threshold: 
 
 
 def dice(logits_BKhw: Tensor, labels_BHW: Tensor, weights_K: Tensor) -> Tensor:
-    logits_BKHW, labels_BHW = upsampled(logits_BKhw, labels_BHW), labels_BHW.long()
+    logits_BKHW, labels_BHW = upsampled(logits_BKhw, labels_BHW.shape[-2:]), labels_BHW.long()
     labelled_BHW = labels_BHW != IGNORE
     p_BKHW = logits_BKHW.softmax(1) * labelled_BHW[:, None]
     g_BHWK = F.one_hot(labels_BHW.where(labelled_BHW, 0), len(weights_K)) * labelled_BHW[..., None]
@@ -75,6 +75,7 @@ def dice(logits_BKhw: Tensor, labels_BHW: Tensor, weights_K: Tensor) -> Tensor:
 
 def _pixels(logits_BKhw: Tensor, labels_BHW: Tensor, weights_K: Tensor) -> tuple[Tensor, Tensor]:
     """[N] -log p of each labelled pixel, and its class weight."""
-    losses_BHW = F.cross_entropy(upsampled(logits_BKhw, labels_BHW), labels_BHW.long(), ignore_index=IGNORE, reduction="none")
+    logits_BKHW = upsampled(logits_BKhw, labels_BHW.shape[-2:])
+    losses_BHW = F.cross_entropy(logits_BKHW, labels_BHW.long(), ignore_index=IGNORE, reduction="none")
     labelled_BHW = labels_BHW != IGNORE
     return losses_BHW[labelled_BHW], weights_K[labels_BHW[labelled_BHW].long()]

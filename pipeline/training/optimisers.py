@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pipeline.config import Training
+from pipeline.config.schema import OPTIMISERS
 from pipeline.errors import ConfigError
 
 
@@ -43,10 +44,7 @@ def _half_cosine(start: float, end: float, part: float) -> float:
 def optimiser(training: Training, parameters: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
     """`sgd`, `adamw`, or the class of torch.optim of this name, over these groups. `momentum` is the momentum of an optimiser that
     has one, or the first of its betas. Raises ConfigError if the optimiser refuses its arguments or these parameters."""
-    made: Any = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}.get(training.optimiser)
-    fused: dict[str, Any] = {"fused": True} if device.type == "cuda" else {}
-    shipped = made is not None
-    made = made or getattr(torch.optim, training.optimiser)
+    made: Any = getattr(torch.optim, OPTIMISERS.get(training.optimiser, training.optimiser))
     takes = inspect.signature(made).parameters
     given: dict[str, Any] = {"weight_decay": training.weight_decay} if "weight_decay" in takes else {}
     if "momentum" in takes:
@@ -55,7 +53,8 @@ def optimiser(training: Training, parameters: list[dict[str, Any]], device: torc
         given["betas"] = (training.momentum, *takes["betas"].default[1:])
     if training.optimiser == "sgd":
         given["nesterov"] = training.nesterov
-    given |= fused if shipped else {}
+    if training.optimiser in OPTIMISERS and device.type == "cuda":
+        given["fused"] = True
     given |= {name: tuple(v) if isinstance(v, list) else v for name, v in (training.optimiser_args or {}).items()}
     if training.weight_decay and "weight_decay" not in takes:
         raise ConfigError(f"training.weight_decay: torch.optim.{made.__name__} has none; write 0.0")

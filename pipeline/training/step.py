@@ -22,11 +22,6 @@ from pipeline.training.label_losses import cross_entropy, labelled_weight
 from pipeline.training.optimisers import learning_rate, optimiser
 
 
-def has_label(labels_BHW: Tensor) -> Tensor:
-    """[B] bool: whether any pixel is labelled."""
-    return (labels_BHW != IGNORE).flatten(1).any(dim=1)
-
-
 def existence_loss(existence_BL: Tensor, flags_BL: Tensor) -> Tensor:
     """Binary cross-entropy on logits, mean over known flags (255 = unknown)."""
     known = flags_BL != IGNORE
@@ -152,7 +147,7 @@ class Step:
             for name, (_, value) in terms.items():
                 values[name] = values.get(name, 0) + value.detach() / len(parts)
         if self.partly_labelled:
-            values[LABELLED] = has_label(batch.labels_BHW).float().mean()
+            values[LABELLED] = batch.has_label_B.float().mean()
         distributed.all_reduce_mean([*values.values(), *(p.grad for p in self._parameters() if p.grad is not None)])
         self.optimiser.step()
         if self.mean:
@@ -172,7 +167,7 @@ class Step:
             terms = {self.label_term: self.label_loss(output.logits, batch.labels_BHW)}
             terms |= {name: loss(output, batch) for name, (_, loss) in self.terms.items()}
             for name, value in terms.items():
-                counted = int(has_label(batch.labels_BHW).sum()) if name == self.label_term else len(batch.labels_BHW)
+                counted = int(batch.has_label_B.sum()) if name == self.label_term else len(batch.labels_BHW)
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) * counted
                 images[name] = images.get(name, 0) + counted
         return {name: value / max(1, images[name]) for name, value in sums.items()}

@@ -22,6 +22,7 @@ from pipeline.errors import DatasetError
 from pipeline.metrics.segmentation import Confusion
 from pipeline.models.base import as_float
 from pipeline.training import distributed
+from pipeline.training.label_losses import upsampled
 from pipeline.training.run import SPLIT
 
 HELD_BYTES = 1 << 30  # decoded frames up to this size stay in memory; others are read anew each time
@@ -37,8 +38,7 @@ class Validation:
     def __init__(self, source: DatasetBase, prepare: Prepare, training: Training, weights_K: Tensor):
         self.source, self.prepare, self.batch, self.weights_K = source, prepare, training.batch, weights_K
         ids = source.ids(SPLIT)
-        self.labelled = next((image_id for image_id in ids if source.label(image_id) is not None), None)
-        if self.labelled is None:
+        if all(source.label(image_id) is None for image_id in ids):
             raise DatasetError(
                 f"the split {SPLIT!r} has no labels, so that training.validate_every has nothing to score; write validate_every: 0"
             )
@@ -58,25 +58,23 @@ class Validation:
             with torch.no_grad():
                 logits = as_float(network(images_B3HW.contiguous(memory_format=torch.channels_last), labels_BHW)).logits
                 assert logits is not None  # or training would have been refused
-                logits_BKHW = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+                logits_BKHW = upsampled(logits, labels_BHW.shape[-2:])
                 targets = labels_BHW.long()
                 per_pixel = F.cross_entropy(logits_BKHW, targets, self.weights_K, ignore_index=IGNORE, reduction="none")
                 weight = self.weights_K[targets.where(targets != IGNORE, 0)] * (targets != IGNORE)
             sums += torch.stack([per_pixel.double().sum(), weight.double().sum()]).cpu()
             for truth, predicted in zip(labels, logits_BKHW.argmax(1).to(torch.uint8).cpu().numpy()):
                 confusion.add(truth, predicted)
-        if distributed.rank_and_world_size()[1] > 1:
-            counts = torch.from_numpy(confusion.matrix).to(device)
-            sums = sums.to(device)
-            distributed.all_reduce_sum(counts)
-            distributed.all_reduce_sum(sums)
-            confusion.matrix, sums = counts.cpu().numpy(), sums.cpu()
+        counts, sums = torch.from_numpy(confusion.matrix).to(device), sums.to(device)
+        distributed.all_reduce_sum(counts)
+        distributed.all_reduce_sum(sums)
+        confusion.matrix = counts.cpu().numpy()
         return {"mean_iou": confusion.mean_iou(), "cross_entropy": float(sums[0] / sums[1].clamp(min=1e-6))}
 
     def _batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """[B, H, W, 3] uint8 images and [B, H, W] uint8 labels."""
         if self._held is not None:
-            yield from self._grouped(iter(self._held))
+            yield from self._grouped(self._held)
             return
         kept: list[tuple[np.ndarray, np.ndarray]] = []
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -84,14 +82,13 @@ class Validation:
                 found = [pair for pair in pool.map(self._frame, self.ids[start : start + self.batch]) if pair is not None]
                 if self.holds:
                     kept += found
-                yield from self._grouped(iter(found))
+                yield from self._grouped(found)
         if self.holds:
             self._held = kept
 
-    def _grouped(self, pairs: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        found = list(pairs)
-        for start in range(0, len(found), self.batch):
-            images, labels = zip(*found[start : start + self.batch])
+    def _grouped(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(pairs), self.batch):
+            images, labels = zip(*pairs[start : start + self.batch])
             yield np.stack(images), np.stack(labels)
 
     def _frame(self, image_id: str) -> tuple[np.ndarray, np.ndarray] | None:
