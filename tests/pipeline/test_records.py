@@ -53,7 +53,7 @@ RULES = [
     ("targets.affinity", "return ", "return 2 * "),
     ("training.run", "range(begin, training.steps)", "range(begin, training.steps + 1)"),
     ("stages.train_student", "reseed(seed, 0)", "reseed(seed, 1)"),
-    ("stages.train_student", "content=config.prepare.size", "content=experiment.context.size"),
+    ("training.loading", "content=config.prepare.size", "content=experiment.context.size"),
 ]
 TEACHER_RULES = [
     ("weights", 'CLASSIFIERS = {"fc", "classifier"}', 'CLASSIFIERS = {"fc", "classifier", "layer4"}'),
