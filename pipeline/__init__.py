@@ -7,10 +7,11 @@ from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from pipeline.api import Cache, Record, collate, evaluate, make_loss, open_cache
+    from pipeline.data import transforms
     from pipeline.losses.base import Batch
     from pipeline.models.base import Output
 
-__all__ = ["Batch", "Cache", "Output", "PipelineError", "Record", "collate", "evaluate", "make_loss", "open_cache"]
+__all__ = ["Batch", "Cache", "Output", "PipelineError", "Record", "collate", "evaluate", "make_loss", "open_cache", "transforms"]
 __version__ = "0.1.0"
 
 if os.environ.get("PIPELINE_PLUGINS"):  # before anything is unpickled that one's own plug-ins made

@@ -16,7 +16,7 @@ B images, H W the network input, L lane slots.
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +27,9 @@ from torch.utils.data import Dataset, Sampler
 
 from pipeline import config, records
 from pipeline.config import load as load_config
-from pipeline.data import prepared
+from pipeline.data import prepared, transforms
 from pipeline.data import views as geometry
+from pipeline.data.frames import canvas
 from pipeline.errors import ConfigError, StoreError
 from pipeline.identity import diff, join_names
 from pipeline.later import fill_in
@@ -109,6 +110,7 @@ class Cache(Dataset[Record]):
         self._pixels = pixels
         self._reader = Reader(store, [caches.MATRIX, *self._passes.values()], ids, num_views, memory=memory)
         self._positions = {image_id: position for position, image_id in enumerate(ids)}
+        self._contexts: dict[tuple[int, int], Context] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -160,10 +162,26 @@ class Cache(Dataset[Record]):
     @cached_property
     def context(self) -> Context:
         """What losses know about the teacher. Makes its network without weights or arithmetic."""
-        teacher = self.identity["teacher"]
-        args = fill_in(teacher["args"], find_class("models", teacher["name"]))
-        model = config.Plugin(kind="models", name=teacher["name"], args=args)
-        return caches.described(model, len(self.classes), self.identity["regions"], self.size)
+        return self.context_at(self.size)
+
+    def context_at(self, size: tuple[int, int]) -> Context:
+        """The same for an input of this height and width: the grids that the teacher has there. Raises ConfigError if it takes no
+        such input."""
+        if (fits := canvas(size)) != size:
+            raise ConfigError(f"{size[0]} x {size[1]}: networks take multiples of 8 pixels; write {fits[0]} x {fits[1]}")
+        if size not in self._contexts:
+            teacher = self.identity["teacher"]
+            args = fill_in(teacher["args"], find_class("models", teacher["name"]))
+            model = config.Plugin(kind="models", name=teacher["name"], args=args)
+            self._contexts[size] = caches.described(model, len(self.classes), self.identity["regions"], size)
+        return self._contexts[size]
+
+    @property
+    def symmetry(self) -> transforms.Symmetry:
+        """What a mirrored image changes in labels and lanes, as far as it is known."""
+        if self._pixels is None:
+            return transforms.Symmetry(None, (), None)
+        return transforms.Symmetry(self._pixels.permutation, self._pixels.lane_classes, self._pixels.mirror_lanes)
 
 
 class Epochs(Sampler[tuple[str, int]]):
@@ -205,7 +223,17 @@ def collate(records: Sequence[Record]) -> Batch:
     }
     images_B3HW = stacked("image_3HW").contiguous(memory_format=torch.channels_last)
     existence_BL = None if records[0].existence_L is None else stacked("existence_L")
-    return Batch(images_B3HW, stacked("label_HW"), stacked("inside_HW"), existence_BL, rows, step=0)
+    return Batch(
+        images_B3HW,
+        stacked("label_HW"),
+        stacked("inside_HW"),
+        existence_BL,
+        rows,
+        step=0,
+        ids=tuple(record.id for record in records),
+        views=tuple(record.view for record in records),
+        matrices_B23=torch.stack([record.matrix_23 for record in records]),
+    )
 
 
 def open_cache(
@@ -229,12 +257,23 @@ def open_cache(
     return _opened_by_config(config.load(Path(where), overrides), root, targets, memory)
 
 
-def make_loss(name: str, cache: Cache, *, student: nn.Module, reads: Sequence[str] = (), **settings: Any) -> LossModule:
+def make_loss(
+    name: str,
+    cache: Cache,
+    *,
+    student: nn.Module,
+    reads: Sequence[str] = (),
+    size: tuple[int, int] | None = None,
+    **settings: Any,
+) -> LossModule:
     """The loss pipeline/losses/<name>.py that compares `student` with these targets of the cache; keywords as in a YAML.
 
     Call it with the student's Output and the batch. What parameters it has (projections, discriminators) are yours to move
-    and to optimise. The student is run once, on an empty image, for its grids and channels. Raises ConfigError.
+    and to optimise. The student is run once, on an empty image, for its grids and channels. `size` (height, width) is that of the
+    batches, if they were cropped by `pipeline.transforms`; by default that of the cache. The loss raises ConfigError at a batch of
+    another size, whose rows would be compared with other cells. Raises ConfigError.
     """
+    size = cache.size if size is None else (size[0], size[1])
     plugin = config.plugin("losses", name, settings)
     accepted = find_class("losses", name).reads_types
     for target in reads:
@@ -250,8 +289,11 @@ def make_loss(name: str, cache: Cache, *, student: nn.Module, reads: Sequence[st
     if accepted and not reads:
         raise ConfigError(f"{name}: reads: name targets of type {' or '.join(accepted)}")
     loss: LossModule = plugin.build(
-        reads={target: cache.targets[target] for target in reads}, context=cache.context, student=_context_of(student, cache)
+        reads={target: cache.targets[target] for target in reads},
+        context=cache.context_at(size),
+        student=_context_of(student, cache, size),
     )
+    loss.register_forward_pre_hook(partial(_refuse_other_size, name, size))
     if loss.needs_scan:
         loss.scan(
             {name: cache.targets[name].decode(cache._read(cache._passes[name], position, 0)) for name in reads}
@@ -286,11 +328,20 @@ def evaluate(
     return score(network, cfg, split=split, predictions=folder, batch=batch, workers=workers)
 
 
-def _context_of(student: nn.Module, cache: Cache) -> Context:
+def _refuse_other_size(name: str, size: tuple[int, int], loss: nn.Module, given: tuple[Output, Batch]) -> None:
+    shown = tuple(given[1].labels_BHW.shape[-2:])
+    if shown != size:
+        raise ConfigError(
+            f"{name}: this batch shows {shown[0]} x {shown[1]} pixels, and the loss was made for {size[0]} x {size[1]}; take "
+            f"images and rows together through pipeline.transforms, and make the loss with size={shown}"
+        )
+
+
+def _context_of(student: nn.Module, cache: Cache, size: tuple[int, int]) -> Context:
     device = next((tensor.device for tensor in student.parameters()), torch.device("cpu"))
     trained = student.training
     with torch.no_grad():
-        output = student.eval()(torch.zeros(1, 3, *cache.size, device=device))
+        output = student.eval()(torch.zeros(1, 3, *size, device=device))
     student.train(trained)
     if not isinstance(output, Output):
         raise ConfigError(
@@ -301,7 +352,7 @@ def _context_of(student: nn.Module, cache: Cache) -> Context:
     return Context(
         len(cache.classes),
         tuple(cache.identity["regions"]),
-        cache.size,
+        size,
         {role: (tensor.shape[-2], tensor.shape[-1]) for role, tensor in named.items()},
         {role: tensor.shape[1] for role, tensor in named.items()},
     )

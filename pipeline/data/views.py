@@ -94,7 +94,7 @@ def apply(
     device = images_BHW3.device
     some_flipped = bool(mirrored(matrices_B23).any())
     matrices_B23 = _moved(matrices_B23, device)
-    xs, ys = _coordinates(matrices_B23, h, w)
+    xs, ys = coordinates(matrices_B23, h, w)
     half = 1 << (_PX - 1)
     nearest, inside = _index((xs + half) >> _PX, (ys + half) >> _PX, W, content)
     labels = torch.where(inside, labels_BHW.reshape(B, -1).gather(1, nearest), IGNORE)
@@ -136,7 +136,7 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def _coordinates(matrices_B23, h, w):
+def coordinates(matrices_B23, h, w):
     """x and y of every output pixel in the source, [B, h * w] int64 in 1/65536 px."""
     fine = torch.round(matrices_B23.double() * 2.0**_FINE).to(torch.int64)
     x = torch.arange(w, device=fine.device).repeat(h)

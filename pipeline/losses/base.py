@@ -33,6 +33,9 @@ class Batch:
     existence_BL: Tensor | None  # uint8 lane flags of this view; 255 = unknown
     rows: Mapping[str, Mapping[str, Tensor]]  # target name -> decoded fields [B, ...]
     step: int
+    ids: tuple[str, ...] = ()  # of the B images; empty where nobody asks
+    views: tuple[int, ...] = ()  # the view that each image is shown in
+    matrices_B23: Tensor | None = None  # float64, always on the CPU: from pixels of the view to pixels of the prepared image
 
     @property
     def has_label_B(self) -> Tensor:
@@ -52,7 +55,12 @@ class Batch:
         if count == 1:
             return [self]
         size = len(self.images_B3HW) // count
-        return [self._each(lambda tensor: tensor[start : start + size]) for start in range(0, count * size, size)]
+        return [self._part(slice(start, start + size)) for start in range(0, count * size, size)]
+
+    def _part(self, own: slice) -> "Batch":
+        matrices = None if self.matrices_B23 is None else self.matrices_B23[own]
+        part = self._each(lambda tensor: tensor[own])
+        return dataclasses.replace(part, ids=self.ids[own], views=self.views[own], matrices_B23=matrices)
 
     def tensors(self) -> list[Tensor]:
         found: list[Tensor] = []
@@ -66,8 +74,14 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         rows = {name: {field: change(values) for field, values in fields.items()} for name, fields in self.rows.items()}
-        flags = None if self.existence_BL is None else change(self.existence_BL)
-        return Batch(change(self.images_B3HW), change(self.labels_BHW), change(self.inside_BHW), flags, rows, self.step)
+        return dataclasses.replace(
+            self,
+            images_B3HW=change(self.images_B3HW),
+            labels_BHW=change(self.labels_BHW),
+            inside_BHW=change(self.inside_BHW),
+            existence_BL=None if self.existence_BL is None else change(self.existence_BL),
+            rows=rows,
+        )
 
     def with_rows(self, rows: Mapping[str, Mapping[str, Tensor]]) -> "Batch":
         return dataclasses.replace(self, rows=rows)

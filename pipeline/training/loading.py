@@ -176,7 +176,17 @@ class Loader:
             flags = geometry.existence(
                 self._tensor(rows["existence"]), labels, self.dataset.lane_classes, matrices, self.dataset.mirror_lanes
             )
-        return Batch(images, labels, inside, flags, self._targets(positions, numbers), step)
+        return Batch(
+            images,
+            labels,
+            inside,
+            flags,
+            self._targets(positions, numbers),
+            step,
+            tuple(self.ids[position] for position in positions),
+            tuple(map(int, numbers)),
+            matrices,
+        )
 
     def positions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Which images a step shows, and in which epoch of each."""
