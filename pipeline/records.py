@@ -27,6 +27,7 @@ NOT_COUNTED = {
     "pipeline.lookup",
     "pipeline.progress",
     "pipeline.stopping",
+    "pipeline.threads",
     "pipeline.training.loggers",
     # values, which the record holds, and records
     "pipeline.config",

@@ -16,7 +16,8 @@ from pipeline.identity import diff, join_names
 from pipeline.progress import Progress, say
 from pipeline.scoring import load as trained
 from pipeline.scoring import predict as prediction
-from pipeline.scoring.predict import Sample, ahead
+from pipeline.scoring.predict import Sample
+from pipeline.threads import map_in_order
 
 
 def run(
@@ -68,7 +69,7 @@ def run(
     ):
         samples = readable(shown.read(pool, workers), source, prepare, bad)
         pairs = prediction.answered(network, source, samples, prepare.size, device=device, batch=batch, fit=prepare.fit)
-        for _ in ahead(follower, writer.follow, ahead(pool, writer.write, pairs, workers), workers):
+        for _ in map_in_order(follower, writer.follow, map_in_order(pool, writer.write, pairs, workers), workers):
             written += 1
             progress.reach(written + len(bad), shown.total)
     writer.close()

@@ -19,7 +19,7 @@ from pipeline.metrics._classes import ClassMetric, class_scores
 from pipeline.metrics.segmentation import Confusion
 from pipeline.paths import below
 from pipeline.progress import Progress, say
-from pipeline.scoring.predict import ahead
+from pipeline.threads import map_in_order
 
 FOREIGN = 254  # an official id without a train id, as a prediction: wrong wherever it stands
 
@@ -131,7 +131,7 @@ def segmentation(*, predictions: Path, dataset: Plugin, split: str, workers: int
         return counts, np.bincount(predicted[counted[label]], minlength=256)
 
     with ThreadPoolExecutor(workers) as pool, Progress("scoring", len(ids), "images") as progress:
-        for counts, found in ahead(pool, count, ids, 2 * workers):
+        for counts, found in map_in_order(pool, count, ids, 2 * workers):
             confusion.merge(counts)
             values += found
             progress.advance()

@@ -31,6 +31,7 @@ NO_RESULT = {
     "pipeline/errors.py",
     "pipeline/progress.py",
     "pipeline/stopping.py",
+    "pipeline/threads.py",
     "pipeline/files.py",
     "pipeline/lookup.py",
     "pipeline/later.py",

@@ -14,7 +14,7 @@ FILES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "stages").glob("*.p
 # An arrow may leave out places, never turn back; rooms in one place do not know one another. What only checks types counts, too.
 LINE = """bench -> cli -> stages -> reporting -> deployment -> api -> scoring -> training -> teacher -> data
 -> losses, metrics, store -> targets, config, datasets -> models
--> lookup, records, stopping, weights -> files, paths -> errors, identity, later, progress, seeds"""
+-> lookup, records, stopping, weights -> files, paths -> errors, identity, later, progress, seeds, threads"""
 PLACES = {room: place for place, rooms in enumerate(LINE.split("->")) for room in map(str.strip, rooms.split(","))}
 PART_OF = {"synth": "datasets"}  # the drawn datasets' pictures; it writes other datasets' layouts with their tables of classes
 

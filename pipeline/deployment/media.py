@@ -15,7 +15,8 @@ from pipeline.datasets._images import read_rgb
 from pipeline.datasets.folder import PICTURES, stem, visible_files
 from pipeline.errors import DatasetError
 from pipeline.paths import path_fault
-from pipeline.scoring.predict import Sample, ahead
+from pipeline.scoring.predict import Sample
+from pipeline.threads import map_in_order
 
 VIDEOS = {".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".ts"}
 
@@ -55,7 +56,7 @@ class Pictures:
             except DatasetError as error:
                 return error
 
-        return ahead(pool, one, self.paths, 2 * workers)
+        return map_in_order(pool, one, self.paths, 2 * workers)
 
 
 class Video:
@@ -85,7 +86,7 @@ class Video:
 
         number = 0
         with ThreadPoolExecutor(1) as reader:  # frames come one after the other
-            for sample in ahead(reader, one, count(), 2 * workers):
+            for sample in map_in_order(reader, one, count(), 2 * workers):
                 if sample is None:
                     break
                 number += 1

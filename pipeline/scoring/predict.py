@@ -3,9 +3,7 @@
 K classes, H W the full frame, h w the network input without its padding.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -44,17 +42,6 @@ def answered(
     waiting = iter(samples)
     while group := list(islice(waiting, batch)):
         yield from zip(group, answers(model, group, dataset, size, device, fit))
-
-
-def ahead(pool: ThreadPoolExecutor, work: Callable, items: Iterable, most: int) -> Iterator:
-    """`work(item)` of each, in order, by the pool's threads; at most `most` are begun before they are asked for."""
-    begun: deque = deque()
-    for item in items:
-        begun.append(pool.submit(work, item))
-        if len(begun) >= most:
-            yield begun.popleft().result()
-    while begun:
-        yield begun.popleft().result()
 
 
 @torch.no_grad()

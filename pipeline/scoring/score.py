@@ -21,6 +21,7 @@ from pipeline.metrics.segmentation import Confusion
 from pipeline.models.base import ModelBase, Output
 from pipeline.progress import Progress
 from pipeline.scoring import predict as prediction
+from pipeline.threads import map_in_order
 
 PICTURES = 6
 
@@ -104,9 +105,9 @@ def answer_all(
         return image_id, image.shape[:2], counts, (image, label, answer.classes_HW) if image_id in shown else None
 
     with ThreadPoolExecutor(workers) as pool, Progress("scoring", len(ids), "images") as progress:
-        samples = prediction.ahead(pool, functools.partial(sample, source, prepare), ids, 2 * workers)
+        samples = map_in_order(pool, functools.partial(sample, source, prepare), ids, 2 * workers)
         pairs = prediction.answered(network, source, samples, prepare.size, device=device, batch=batch, fit=prepare.fit)
-        for image_id, frame_size, counts, picture in prediction.ahead(pool, finish, pairs, workers):
+        for image_id, frame_size, counts, picture in map_in_order(pool, finish, pairs, workers):
             passed.size = frame_size
             if counts is not None:
                 passed.confusion.merge(counts)

@@ -12,11 +12,13 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.progress import say
+from pipeline.threads import map_in_order
 
 IN_FLIGHT = 2  # tasks per worker, one at work and one waiting: stopping or dying costs little
 CONNECT_S = 10
@@ -29,12 +31,9 @@ def serial(tasks: Sequence, work: Callable) -> Iterator:
 
 
 def threads(tasks: Sequence, work: Callable, workers: int) -> Iterator:
-    """The same in `workers` threads by Dask, results in order. The first error stops what has not begun."""
-    import dask
-
-    for start in range(0, len(tasks), 4 * workers):
-        group = [dask.delayed(work, pure=False)(task) for task in tasks[start : start + 4 * workers]]
-        yield from dask.compute(*group, scheduler="threads", num_workers=workers)
+    """The same in `workers` threads. The first error stops what has not begun."""
+    with ThreadPoolExecutor(workers) as pool:
+        yield from map_in_order(pool, work, tasks, 4 * workers)
 
 
 def processes(

@@ -35,6 +35,7 @@ from typing_extensions import TypeIs
 from pipeline.errors import StoreError
 from pipeline.identity import digest_array, sha256
 from pipeline.paths import below, id_fault, no_link
+from pipeline.threads import map_in_order
 
 if TYPE_CHECKING:
     from pipeline.store.remote import RemotePath
@@ -97,8 +98,7 @@ def map_concurrently(work: Callable, items: Sequence, folder: AnyPath, at_once: 
         yield from map(work, items)
     else:
         with ThreadPoolExecutor(at_once) as pool:
-            for start in range(0, len(items), at_once):
-                yield from pool.map(work, items[start : start + at_once])
+            yield from map_in_order(pool, work, items, at_once)
 
 
 def read(path: AnyPath) -> bytes:

@@ -27,6 +27,7 @@ from pipeline.seeds import text_digest
 from pipeline.store import ArrayGroup, Reader
 from pipeline.store.files import local
 from pipeline.targets.base import TargetType
+from pipeline.threads import map_in_order
 
 if TYPE_CHECKING:
     from pipeline.teacher.experiment import Experiment
@@ -289,12 +290,7 @@ def ahead(loader: Loader, steps: Sequence[int]) -> Iterator[Batch]:
             return batch, stream.record_event()
 
     with ThreadPoolExecutor(1, "batches") as thread:
-        following = thread.submit(make, steps[0]) if steps else None
-        for number in range(len(steps)):
-            assert following is not None
-            batch, made = following.result()
-            if number + 1 < len(steps):
-                following = thread.submit(make, steps[number + 1])
+        for batch, made in map_in_order(thread, make, steps, 2):
             if made is not None:
                 current = torch.cuda.current_stream(loader.device)
                 current.wait_event(made)
