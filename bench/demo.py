@@ -27,6 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.progress import table_lines
+
 CONFIG = Path("configs/demo.yaml")
 SETTINGS = {
     "one thread": {"OMP_NUM_THREADS": "1"},
@@ -200,21 +202,18 @@ def table(found: dict) -> str:
     def cell(values):
         return f"{100 * np.mean(values):.1f} ({100 * np.std(values, ddof=1):.1f})" if values else ""
 
-    lines = ["| arithmetic | plain | plain, equal time | IntRA-KD | IntRA-KD - plain | gap closed |", "|---|---|---|---|---|---|"]
-    rows = dict(found["f1"])
-    rows["all settings"] = {arm: [f1 for row in found["f1"].values() for f1 in row[arm]] for arm in ("plain", "intra")}
-    for setting, row in rows.items():
+    head, rows = ["arithmetic", "plain", "plain, equal time", "IntRA-KD", "IntRA-KD - plain", "gap closed"], []
+    all_settings = {arm: [f1 for row in found["f1"].values() for f1 in row[arm]] for arm in ("plain", "intra")}
+    for setting, row in {**found["f1"], "all settings": all_settings}.items():
         gain = np.mean(row["intra"]) - np.mean(row["plain"])
         gap = gain / (found["teacher"] - np.mean(row["plain"]))
-        lines.append(
-            f"| {setting} | {cell(row['plain'])} | {cell(row.get('long'))} | {cell(row['intra'])} | {100 * gain:+.1f} "
-            f"| {100 * gap:.0f} % |"
-        )
+        cells = (cell(row.get(arm)) for arm in ("plain", "long", "intra"))
+        rows.append((setting, *cells, f"{100 * gain:+.1f}", f"{100 * gap:.0f} %"))
     machine = found["machine"]
     words = "; ".join(f"{name}: {'yes' if held else 'NO'}" for name, held in found["verdict"].items())
     return "\n".join(
         [
-            *lines,
+            *table_lines(head, rows),
             "",
             f"F1 in points on the demo's 40 test frames, mean (standard deviation) over {found['seeds']} seeds; the teacher "
             f"has {100 * found['teacher']:.1f}. IntRA-KD gains {100 * found['gain']:.1f} points over all runs, standard error "

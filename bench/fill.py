@@ -20,6 +20,7 @@ import torch
 from bench.machine import described, ratio, time_interleaved, wait, write_result
 from pipeline import config
 from pipeline.data import views as geometry
+from pipeline.progress import table_lines
 from pipeline.store import Store, plan
 from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment
@@ -117,9 +118,11 @@ def main():
     print(
         f"{args.config}: {views_filled} views in {store.num_blocks} blocks, batch {args.batch}, {context.size}, {described(device)}"
     )
-    print("| | images/s | against the bare forward |", "|---|---|---|", sep="\n")
-    for name, values in seconds.items():
-        print(f"| {name} | {views_filled / statistics.median(values):.2f} | {ratio(seconds['bare forward'], values):.3f}x |")
+    rows = [
+        (name, f"{views_filled / statistics.median(values):.2f}", f"{ratio(seconds['bare forward'], values):.3f}x")
+        for name, values in seconds.items()
+    ]
+    print(*table_lines(["work", "images/s", "against the bare forward"], rows), sep="\n")
     print("one block: " + ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in stages.items()))
     write_result(
         args.out,

@@ -30,6 +30,7 @@ from pipeline import config, lookup, weights
 from pipeline.cli import main as pipeline_command
 from pipeline.config import Term, term_name
 from pipeline.files import write_json
+from pipeline.progress import table_lines, table_row
 from pipeline.store import plan
 from pipeline.teacher import parity
 
@@ -202,9 +203,9 @@ def rows(method: str, found: dict) -> list[str]:
         ]
         errors = [f"{values['loss_error']:.0e}", f"{values['gradient_error']:.0e}", f"{values['of_declared']:.2f}"]
         cells += errors if reads else ["-"] * len(errors)
-        lines.append("| " + " | ".join([*cells, f"{values['share']:.2g} ({values['largest_share']:.2g})"]) + " |")
+        lines.append(table_row([*cells, f"{values['share']:.2g} ({values['largest_share']:.2g})"]))
         method = score = ""
-    return lines or ["| " + " | ".join([method, score, *["-"] * (len(HEAD) - 2)]) + " |"]
+    return lines or [table_row([method, score, *["-"] * (len(HEAD) - 2)])]
 
 
 def page(opened: Opened, student: str, args, found: dict[str, dict]) -> str:
@@ -215,8 +216,7 @@ def page(opened: Opened, student: str, args, found: dict[str, dict]) -> str:
         f"{cfg.student(student).args.get('width')}, {training.steps} steps of {training.batch} images, seed {SEED}, "
         f"{args.device}; mIoU on `{cfg.evaluate.split}`; compared on {args.batches * training.batch} views:",
         "",
-        "| " + " | ".join(HEAD) + " |",
-        "|---" * len(HEAD) + "|",
+        *table_lines(HEAD, []),
     ]
     for method, values in found.items():
         lines += rows(method, values)

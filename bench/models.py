@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.page import insert
 from pipeline.lookup import find_class
+from pipeline.progress import table_lines
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 SIZE, CLASSES, LANES = (208, 976), 5, 4
@@ -32,7 +33,7 @@ NETWORKS = [  # what to call it, its name here, its keywords, with an existence 
 ]
 
 
-def row(title: str, name: str, keywords: dict, existence: bool, published: str) -> str:
+def row(title: str, name: str, keywords: dict, existence: bool, published: str) -> list[str]:
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         network = find_class("models", name)(CLASSES, size=SIZE, lanes=LANES if existence else 0, **keywords).eval()
         output = network(torch.empty(1, 3, *SIZE))
@@ -41,7 +42,7 @@ def row(title: str, name: str, keywords: dict, existence: bool, published: str) 
         f"`{network.layers[role]}`, {map_BChw.shape[1]}, {SIZE[0] // map_BChw.shape[2]}"
         for role, map_BChw in output.features.items()
     ]
-    cells = [
+    return [
         title,
         f"{parameters:.2f}",
         published,
@@ -50,17 +51,13 @@ def row(title: str, name: str, keywords: dict, existence: bool, published: str) 
         f"{SIZE[0] // output.logits.shape[2]}",
         f"{network.multiple}",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    lines = [
-        "| network | M parameters | published | G MAC | mid: layer, channels, stride | high | stride of logits | multiple |",
-        "|---|---|---|---|---|---|---|---|",
-        *(row(*network) for network in NETWORKS),
-    ]
-    print("\n".join(lines))
-    insert(PAGE, "models", "\n".join(lines))
+    head = ["network", "M parameters", "published", "G MAC", "mid: layer, channels, stride", "high", "stride of logits", "multiple"]
+    table = "\n".join(table_lines(head, (row(*network) for network in NETWORKS)))
+    print(table)
+    insert(PAGE, "models", table)
 
 
 if __name__ == "__main__":

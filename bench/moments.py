@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from bench.machine import ratio, time_interleaved, write_result
+from pipeline.progress import table_lines, table_row
 from pipeline.targets import affinity
 
 SHAPES = {"cpu": ((12, 64, 52, 122), (12, 128, 26, 122)), "cuda": ((12, 128, 26, 122), (12, 512, 26, 122), (12, 2048, 26, 122))}
@@ -51,13 +52,9 @@ def main():
     args = parser.parse_args()
     versions = {"torch": one_pass, "loop": class_by_class}
     rows = []
-    print(
-        f"| maps | regions | {' | '.join(f'{name} ms' for name in versions)} | loop / torch | "
-        + " | ".join(f"{name}, of copy bandwidth | its error" for name in versions)
-        + " |",
-        "|---" * (3 + 3 * len(versions)) + "|",
-        sep="\n",
-    )
+    head = ["maps", "regions", *(f"{name} ms" for name in versions), "loop / torch"]
+    head += [column for name in versions for column in (f"{name}, of copy bandwidth", "its error")]
+    print(*table_lines(head, []), sep="\n")
     for shape in args.shapes or SHAPES[args.device.split(":")[0]]:
         for regions in args.regions:
             generator = torch.Generator().manual_seed(0)
@@ -96,13 +93,10 @@ def main():
                     "loop_over_torch": ratio(seconds["loop"], seconds["torch"]),
                 }
             )
-            print(
-                f"| {' x '.join(map(str, shape))} | {regions} | "
-                f"{' | '.join(f'{1000 * medians[name]:.2f}' for name in versions)} | {rows[-1]['loop_over_torch']:.1f}x | "
-                + " | ".join(f"{shares[name]:.0%} | {errors[name]:.0e}" for name in versions)
-                + " |",
-                flush=True,
-            )
+            cells = [" x ".join(map(str, shape)), regions, *(f"{1000 * medians[name]:.2f}" for name in versions)]
+            cells.append(f"{rows[-1]['loop_over_torch']:.1f}x")
+            cells += [cell for name in versions for cell in (f"{shares[name]:.0%}", f"{errors[name]:.0e}")]
+            print(table_row(cells), flush=True)
     write_result(args.out, args.device, {"rows": rows})
 
 

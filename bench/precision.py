@@ -20,6 +20,7 @@ import torch
 from bench.opened import Opened
 from bench.page import insert
 from pipeline import config, weights
+from pipeline.progress import table_lines
 from pipeline.store import plan
 from pipeline.targets.base import TargetType
 from pipeline.teacher import parity
@@ -91,20 +92,21 @@ def measure(args) -> str:
                         value, gradient = terms.get((name, dtype, loss), (0.0, 0.0))
                         terms[name, dtype, loss] = (max(value, found.difference), max(gradient, found.gradient_difference))
 
-    lines = ["| target | stored as | bytes a row | row | loss | its value | its gradient |", "|---" * 7 + "|"]
+    table: list[list[object]] = []
     for name, (target, _) in named.items():
         for dtype, variant in variants(target).items():
             size = sum(plan.field_bytes(field) for field in variant.fields(context).values())
-            head = f"| {name} ({cfg.targets[name].name}) | {dtype} | {size} | {rows[name, dtype]:.1e} |"
+            head = [f"{name} ({cfg.targets[name].name})", dtype, size, f"{rows[name, dtype]:.1e}"]
             found = [
-                f" {loss} | {value:.1e} | {gradient:.1e} |"
+                [loss, f"{value:.1e}", f"{gradient:.1e}"]
                 for (n, d, loss), (value, gradient) in terms.items()
                 if (n, d) == (name, dtype)
             ]
-            lines += [head + cells for cells in found or [" - | - | - |"]]
+            table += [[*head, *cells] for cells in found or [["-"] * 3]]
     seen = args.batches * cfg.training.batch
     at = args.run or f"a fresh {args.student}"
     size = "x".join(map(str, context.size))
+    lines = table_lines(["target", "stored as", "bytes a row", "row", "loss", "its value", "its gradient"], table)
     return "\n".join(
         [f"{seen} views of {cfg.name}, {size}, teacher {cfg.teacher.model.name}, student {at}, {args.device}:", "", *lines]
     )

@@ -28,6 +28,7 @@ import torch
 
 from bench.needs import need
 from bench.page import insert
+from pipeline.progress import table_lines
 from pipeline.store import ArrayGroup, ImageRow, Reader, Store
 from pipeline.targets.base import Field
 
@@ -265,7 +266,7 @@ COLUMNS = {
 
 def table(runs: list[dict[str, dict[str, float]]], raw_bytes: int) -> tuple[str, dict]:
     """Medians, with the median of the ratios to np.memmap in the same run in brackets."""
-    lines = [f"| format | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    rows = []
     medians: dict[str, dict] = {}
     for form in FORMATS:
         cells, here = [], medians.setdefault(form.name, {})
@@ -285,8 +286,8 @@ def table(runs: list[dict[str, dict[str, float]]], raw_bytes: int) -> tuple[str,
                 here[f"{key}_over_memmap"] = ratio
                 number = f"{here[key]:,.0f}" if key in BETTER_HIGH else f"{here[key]:.2f}"
                 cells.append(f"{number} ({ratio:.2f})")
-        lines.append(f"| {form.name} | {' | '.join(cells)} |")
-    return "\n".join(lines), medians
+        rows.append([form.name, *cells])
+    return "\n".join(table_lines(["format", *COLUMNS.values()], rows)), medians
 
 
 def main():

@@ -32,6 +32,7 @@ from pipeline.data import prepared
 from pipeline.lookup import find_class
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output
+from pipeline.progress import table_lines
 from pipeline.store import ArrayGroup, ImageRow, Reader, Store, executors, plan
 from pipeline.store.verification import verify
 from pipeline.targets.base import Context
@@ -78,11 +79,7 @@ def table(rows: list[dict]) -> list[str]:
     def cell(value):
         return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
-    return [
-        f"| {' | '.join(rows[0])} |",
-        "|---" * len(rows[0]) + "|",
-        *(f"| {' | '.join(map(cell, row.values()))} |" for row in rows),
-    ]
+    return table_lines(list(rows[0]), (map(cell, row.values()) for row in rows))
 
 
 # Images

@@ -18,6 +18,7 @@ import torch
 from bench.machine import described, ratio, time_interleaved, wait, write_result
 from pipeline import config
 from pipeline.models.base import set_precision
+from pipeline.progress import table_lines
 from pipeline.store import Reader
 from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment
@@ -108,12 +109,12 @@ def main():
     ratios = {kind: ratio(values, seconds["plain"]) for kind, values in seconds.items()}
     waits = 1 - ratio(seconds["its batch at hand"], seconds["from the cache"])
     print(f"{args.config}: {args.student}, {args.method}, batch {cfg.training.batch}, {context.size}, {described(device)}")
-    print("| step | median ms | against plain |", "|---|---|---|", sep="\n")
-    for kind in work:
-        print(
-            f"| {kind} | {1000 * medians[kind]:.1f} | {ratios[kind]:.3f}x |"
-            + (f" peak {peaks[kind] / 2**20:.0f} MiB" if peaks else "")
-        )
+    head = ["step", "median ms", "against plain", *(["peak MiB"] if peaks else [])]
+    rows = [
+        [kind, f"{1000 * medians[kind]:.1f}", f"{ratios[kind]:.3f}x", *([f"{peaks[kind] / 2**20:.0f}"] if peaks else [])]
+        for kind in work
+    ]
+    print(*table_lines(head, rows), sep="\n")
     print(f"waiting for input: {waits:.1%} of a step from the cache")
     found = {
         "config": str(args.config),

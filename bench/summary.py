@@ -7,12 +7,12 @@ import json
 import sys
 from pathlib import Path
 
+from pipeline.progress import table_lines
+
 
 def main():
     folder = Path(sys.argv[1])
-    print("| what | goal | measured |", "|---|---|---|", sep="\n")
-    for name, goal, measured in rows(folder):
-        print(f"| {name} | {goal} | {measured} |")
+    print(*table_lines(["what", "goal", "measured"], rows(folder)), sep="\n")
 
 
 def rows(folder: Path):

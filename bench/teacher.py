@@ -18,6 +18,7 @@ import torch
 from bench.machine import described
 from bench.page import insert
 from pipeline import config, weights
+from pipeline.progress import table_lines
 from stages import evaluate
 
 CONFIG, DEMO = Path("configs/roads-teacher.yaml"), Path("configs/demo.yaml")
@@ -85,17 +86,12 @@ def scored(path: Path, split: str) -> dict:
 
 
 def table(found: dict) -> str:
-    rows = [
-        f"| {name} | {s['images']} | {100 * s['culane_f1']:.2f} | {100 * s['mean_iou']:.2f} |"
-        for name, s in found["scores"].items()
-    ]
+    rows = [(name, s["images"], f"{100 * s['culane_f1']:.2f}", f"{100 * s['mean_iou']:.2f}") for name, s in found["scores"].items()]
     seconds, machine = found["training_seconds"], found["machine"]
     hours = f"{seconds / 3600:.1f} hours" if seconds else "-"
     return "\n".join(
         [
-            "| scored on | frames | CULane F1 | mean IoU |",
-            "|---|---|---|---|",
-            *rows,
+            *table_lines(["scored on", "frames", "CULane F1", "mean IoU"], rows),
             "",
             f"{found['parameters'] / 1e6:.2f} M parameters, {found['bytes'] / 1e6:.1f} MB in float16; {found['steps']:,} steps of "
             f"{found['batch']} on {found['images']:,} scenes took {hours} on {machine['processor']}, one thread.",

@@ -47,10 +47,14 @@ def byte_size(num_bytes: float) -> str:
     return f"{num_bytes:.1f} PB"
 
 
-def table_lines(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+def table_row(cells: Iterable[object]) -> str:
+    """A line of a Markdown table. A cell that is None stays empty."""
+    return "|" + "".join(" |" if cell is None else f" {cell} |" for cell in cells)
+
+
+def table_lines(head: Sequence[str], rows: Iterable[Iterable[object]]) -> list[str]:
     """The lines of a Markdown table."""
-    lines = ["|" + "".join(f" {cell} |" if cell != "" else " |" for cell in cells) for cells in (head, *rows)]
-    return [lines[0], "|---" * len(head) + "|", *lines[1:]]
+    return [table_row(head), "|---" * len(head) + "|", *map(table_row, rows)]
 
 
 class Progress:

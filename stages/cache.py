@@ -99,7 +99,7 @@ def run(*, root: AnyPath) -> str:
         kind, _, identity = found.folder.name.rpartition("-")
         head, size = (found.folder.parent.name, kind, identity), byte_size(found.num_bytes)
         if found.store is None:
-            rows.append((*head, found.why, "", "", "", size))
+            rows.append((*head, found.why, None, None, None, size))
             continue
         share = f"{found.filled}/{found.blocks} blocks" if found.filled < found.blocks else "all"
         rows.append((*head, len(found.store.row_of), found.views, ", ".join(found.passes), share, size))

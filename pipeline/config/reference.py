@@ -20,6 +20,7 @@ from pipeline import lookup
 from pipeline.config.keys import Key, adapter, bare, keys_of, limits_of, marks_of, options_of, range_of, sentence_of, words
 from pipeline.config.loading import INJECTED
 from pipeline.config.schema import Evaluate, Photometric, Prepare, Student, Teacher, Term, Titled, Training, Views
+from pipeline.progress import table_lines
 
 ROOT = Path(__file__).parents[2]
 PAGE, SCHEMA = Path("docs/configuration.md"), Path("configs/schema.json")
@@ -113,10 +114,10 @@ def about(kind: str, name: str) -> str:
 
 def table(keys: Iterable[Key]) -> str:
     rows = [
-        f"| `{key.name}` | {typed(key.kind)} | {'' if key.required else f'`{written(key.default)}`'} | {sentence_of(key.kind)} |"
+        (f"`{key.name}`", typed(key.kind), "" if key.required else f"`{written(key.default)}`", sentence_of(key.kind))
         for key in keys
     ]
-    return "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows, ""])
+    return "\n".join([*table_lines(["key", "value", "default", "meaning"], rows), ""])
 
 
 def typed(kind: Any) -> str:

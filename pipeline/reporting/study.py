@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError
 from pipeline.identity import diff
 from pipeline.later import AddedLater, leave_out
 from pipeline.paths import name_fault, path_fault
+from pipeline.progress import table_lines
 from pipeline.reporting.statistics import compare, gap_closed
 
 KEYS = {"config", "student", "splits", "seeds", "primary", "gate", "arms"}
@@ -145,33 +146,37 @@ def table(
     known = {arm: values for arm, values in scores.items() if len(values)}
     baselines = [arm for arm in study.baselines if arm in known]
     best = max(baselines, key=lambda arm: np.mean(known[arm]), default=None)
-    lines = [
-        f"| arm | seeds | mean | sd | against {best or 'baseline'} | 95 % interval | p | gap closed | s a run | bytes an image |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+    head = [
+        "arm",
+        "seeds",
+        "mean",
+        "sd",
+        f"against {best or 'baseline'}",
+        "95 % interval",
+        "p",
+        "gap closed",
+        "s a run",
+        "bytes an image",
     ]
+    rows: list[list[object]] = []
     if teacher is not None:
-        lines.append(f"| teacher | 1 | {100 * teacher:.2f} | | | | | | | |")
+        rows.append(["teacher", 1, f"{100 * teacher:.2f}", *[None] * 7])
     for arm in study.arms:
         values = known.get(arm)
         if values is None:
-            lines.append(f"| {arm} | 0 | | | | | | | | |")
+            rows.append([arm, 0, *[None] * 8])
             continue
         sd = f"{100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-        beside = " | | | "
+        beside: list[object] = ["", None, None, ""]
         if best is not None and arm != best:
             apart = compare(values, known[best])
             closed = gap_closed(float(np.mean(values)), float(np.mean(known[best])), teacher)
-            beside = (
-                f"{100 * apart.mean:+.2f} | | | "
-                if np.isnan(apart.low)
-                else (f"{100 * apart.mean:+.2f} | {100 * apart.low:+.2f} to {100 * apart.high:+.2f} | {apart.p:.3f} | ")
-            )
-            beside += "-" if closed is None else f"{closed:.0%}"
-        lines.append(
-            f"| {arm} | {len(values)} | {100 * np.mean(values):.2f} | {sd} | {beside} | {np.median(seconds[arm]):.0f} | "
-            f"{stored[arm] or ''} |"
-        )
-    return lines
+            beside[0], beside[3] = f"{100 * apart.mean:+.2f}", "-" if closed is None else f"{closed:.0%}"
+            if not np.isnan(apart.low):
+                beside[1:3] = f"{100 * apart.low:+.2f} to {100 * apart.high:+.2f}", f"{apart.p:.3f}"
+        seconds_a_run = f"{np.median(seconds[arm]):.0f}"
+        rows.append([arm, len(values), f"{100 * np.mean(values):.2f}", sd, *beside, seconds_a_run, stored[arm] or ""])
+    return table_lines(head, rows)
 
 
 def verdict(study: Study, teacher: float | None, scores: Mapping[str, Sequence[float]]) -> list[str]:

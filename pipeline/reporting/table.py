@@ -1,12 +1,12 @@
 """The runs compared: each student and method over its seeds, beside the same student trained without distillation."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import Term
 from pipeline.identity import join_names
+from pipeline.progress import table_row
 from pipeline.reporting.results import Results, Run, apart
 from pipeline.reporting.statistics import LEAST_GAP, Difference, compare, gap_closed, spread
 
@@ -152,7 +152,7 @@ def markdown(results: Results, found: list[Line], notes: list[str]) -> str:
                 str(runs[0].score["images"]),
             ]
         )
-    table = "\n".join(re.sub("  +", " ", f"| {' | '.join(cells)} |") for cells in [head, ["---"] * len(head), *rows])
+    table = "\n".join(table_row(cell or None for cell in cells) for cells in [head, ["---"] * len(head), *rows])
     return table + "".join(["\n"] + [f"\n- {note}" for note in notes] if notes else [])
 
 
