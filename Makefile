@@ -11,7 +11,7 @@ VENV ?= .venv
 # an existing torch build can be chosen here, e.g. TORCH="torch --index-url <the CUDA wheels you want>"
 TORCH ?= torch==2.13.0
 
-.PHONY: demo teacher test coverage test-s3 reference types lint docs tools wheel-check install clean-demo
+.PHONY: demo teacher test coverage test-s3 install-s3 reference types lint docs tools wheel-check install clean-demo
 
 install: $(VENV)/installed
 
@@ -51,7 +51,9 @@ $(S3_VENV)/installed: $(VENV)/installed
 	$(S3_VENV)/bin/pip install -q -c constraints.txt -e '.[test-s3]'
 	touch $@
 
-test-s3: $(S3_VENV)/installed
+install-s3: $(S3_VENV)/installed
+
+test-s3: install-s3
 	$(S3_VENV)/bin/python -m pytest -rs tests/pipeline/test_remote.py
 
 types: install
