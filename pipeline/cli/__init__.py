@@ -1,7 +1,6 @@
 """The `pipeline` command: parses, loads the configuration, calls a stage, prints what it returns.
 
-The only folder that imports click or a stage. Heavy imports happen inside commands, so that `--help` answers at once. Commands
-are listed in the order in which their files are imported here.
+The only folder that imports click or a stage. Heavy imports happen inside commands, so that `--help` answers at once.
 """
 
 from pipeline.cli import deployment, scoring, steps, stores  # noqa: F401 (each adds its commands to `main`)

@@ -6,6 +6,7 @@ import time
 import click
 
 from pipeline import __version__
+from pipeline.cli.sections import Sections
 from pipeline.errors import PipelineError
 
 
@@ -19,7 +20,7 @@ class Commands(click.Group):
 _MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # the user's to mend, wherever raised
 
 
-class Group(Commands):
+class Group(Sections):
     """And errors a user can mend as one line without a traceback."""
 
     def invoke(self, ctx):

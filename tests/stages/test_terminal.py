@@ -11,6 +11,7 @@ from conftest import EXPERIMENT
 
 from pipeline import progress
 from pipeline.cli import main
+from pipeline.cli.sections import SECTIONS
 from pipeline.progress import Progress, byte_size, duration
 
 
@@ -26,6 +27,14 @@ def config(tmp_path, monkeypatch):
 
 def run(*arguments, **environment):
     return CliRunner().invoke(main, arguments, env=environment)
+
+
+def test_help_lists_every_command_once_in_the_order_of_use():
+    named = [name for names in SECTIONS.values() for name in names]
+    assert sorted(named) == sorted(main.commands)
+    lines = run("--help").stdout.splitlines()
+    shown = [line.split()[0].rstrip(":") for line in lines[lines.index("Prepare the data:") :] if line.startswith("  ")]
+    assert shown == named and "Other commands:" not in lines
 
 
 def test_a_command_ends_with_its_result_and_the_next_command(config):
