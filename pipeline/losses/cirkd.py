@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
+from pipeline.losses._random import generator_of
 from pipeline.losses.base import Batch, LossModule, Share
 from pipeline.models.base import Output
 from pipeline.targets.anchors import NONE, at
@@ -115,7 +116,7 @@ class Loss(LossModule):
         """[M, D] embeddings of the bank, size // K + 1 of each class as in the official code; [M] which are there."""
         bank_KRD, num_K = getattr(self, kind), getattr(self, f"num_{kind}")
         K, room, _ = bank_KRD.shape
-        generator = torch.Generator().manual_seed(self.seed << 32 | step << 1 | (kind == "regions"))
+        generator = generator_of(self.seed, step << 1 | (kind == "regions"))
         lots_KR = torch.rand(K, room, generator=generator).to(num_K.device)  # drawn on the CPU: the same everywhere
         lots_KR = lots_KR.masked_fill(torch.arange(room, device=num_K.device) >= num_K[:, None], 2)
         lots_KM, drawn_KM = lots_KR.topk(min(size // K + 1, room), dim=1, largest=False)

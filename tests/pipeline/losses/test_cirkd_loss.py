@@ -184,6 +184,11 @@ def test_the_bank_does_not_depend_on_how_the_rows_are_grouped():
         assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), six.state_dict().values()))
 
 
+def test_another_seed_draws_other_contrast_sets():
+    drawn = [loss_of(seed=seed).contrast("pixels", 19, 5)[0] for seed in (0, 1)]
+    assert not torch.equal(*drawn)
+
+
 def test_a_contrast_set_follows_from_the_step_and_repeats_nothing():
     loss = loss_of()
     first, again, other = (loss.contrast("pixels", 19, step) for step in (5, 5, 6))

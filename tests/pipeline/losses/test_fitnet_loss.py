@@ -3,40 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from toy_features import SIZE, STUDENT, TEACHER, batch_of, inside, network
 
-from pipeline.losses.base import Batch
 from pipeline.losses.fitnet import Loss
-from pipeline.models.base import Output
-from pipeline.targets.base import Context
 from pipeline.targets.features import Target
-
-SIZE = (24, 40)
-TEACHER = Context(num_classes=2, regions=(0, 1), size=SIZE, grids={"high": (3, 5), "logits": (3, 5)}, channels={"high": 7})
-STUDENT = Context(num_classes=2, regions=(0, 1), size=SIZE, grids={"high": (6, 10), "logits": (6, 10)}, channels={"high": 4})
-
-
-def network(context, seed):
-    generator = torch.Generator().manual_seed(seed)
-    features_BChw = torch.randn(2, context.channels["high"], *context.grids["high"], generator=generator)
-    return Output(torch.empty(0), {"high": features_BChw})
-
-
-def inside():
-    inside_BHW = torch.ones(2, *SIZE, dtype=torch.bool)
-    inside_BHW[0, :, 34:] = False
-    return inside_BHW
-
-
-def batch_of(teacher, inside_BHW=None, target=Target(layer="high")):
-    inside_BHW = inside() if inside_BHW is None else inside_BHW
-    return Batch(
-        images_B3HW=torch.empty(0),
-        labels_BHW=inside_BHW.to(torch.uint8),
-        existence_BL=None,
-        inside_BHW=inside_BHW,
-        rows={"map": target.compute(teacher, None, TEACHER)},
-        step=0,
-    )
 
 
 def loss_of(student=STUDENT, target=Target(layer="high"), **keys):

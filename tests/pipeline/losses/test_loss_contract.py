@@ -19,6 +19,7 @@ from pipeline.targets.base import Context
 REQUIRED_OF_TARGETS = {"layer": "high", "rank": 8, "count": 5, "lanes": 4}  # a value for each key that has no default
 REQUIRED_OF_LOSSES = {"temperature": 2.0}
 HARD = {"pseudo_labels"}  # whose loss is that of labels: above 0 for any student that is not quite sure
+ABSOLUTE = {"wavelet"}  # which adds up the rounding of rows itself, where others add up squares of it
 RELATE_IMAGES = {"irg", "dist"}  # whose loss of a batch is no mean over its images
 TEACHER = Context(
     num_classes=6,
@@ -141,13 +142,16 @@ def test_a_student_that_equals_the_teacher_loses_nothing_and_one_shown_another_i
     loss = build(cls, type_name, keys, student=TEACHER)
     if not loss.reads or list(loss.parameters()) or cls.__module__.split(".")[-1] in HARD:
         pytest.skip("self-distillation, learnt projections and hard labels have no such zero")
+    if type_name == "components":
+        pytest.skip("some components of features are no copy of them")
     teacher = network(TEACHER, seed=0)
     equal = loss(teacher, batch_of(loss, teacher)).item()
     turned = Output(
         teacher.logits.roll(1, 0), {layer: f.roll(1, 0) for layer, f in teacher.features.items()}, teacher.existence.roll(1, 0)
     )
     other = loss(teacher, batch_of(loss, turned)).item()
-    assert other > 0 and abs(equal) < 1e-5 * other
+    rounding = 1e-3 if cls.__module__.split(".")[-1] in ABSOLUTE else 1e-5
+    assert other > 0 and abs(equal) < rounding * other
 
 
 @each_loss

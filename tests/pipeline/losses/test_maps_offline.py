@@ -42,6 +42,16 @@ CASES = {
     "fsp": ("fsp", {}, "gram", {"channels": 16}),
     "irg": ("irg", {}, "sketch", {"size": 256}),
     "fitnet": ("fitnet", {}, "features", {"layer": "high"}),
+    "cwd_features": ("cwd_features", {"temperature": 4.0}, "features", {"layer": "high"}),
+    "mgd": ("mgd", {}, "features", {"layer": "high"}),
+    "af_dcd": ("af_dcd", {"pool": 2}, "features", {"layer": "high"}),
+    "wavelet": ("wavelet", {}, "features", {"layer": "high"}),
+    "attnfd": ("attnfd", {}, "features", {"layer": "high"}),
+}
+WIDER = {  # gradients by the signs of differences: the smallest ones turn
+    ("wavelet", "float16"): 1e-2,
+    ("wavelet", "uint8"): 5e-2,
+    ("af_dcd", "uint8"): 6e-2,
 }
 BOUNDS = {"float32": 0, "float16": 1e-3, "int8": 2e-2, "uint8": 2e-2}
 
@@ -79,7 +89,7 @@ def test_a_loss_from_stored_rows_is_the_loss_from_the_live_teacher(loss, keys, t
     for leaf in (student.logits, *student.features.values()):
         leaf.requires_grad_()
     error = loss_error(loss, module, student, online.with_rows({"read": stored}), online)
-    bound = BOUNDS[target.dtype]
+    bound = WIDER.get((loss, target.dtype), BOUNDS[target.dtype])
     assert error.online > 0 and error.difference <= bound and error.gradient_difference <= bound, error
     neighbour = {name: value.roll(1, 0) for name, value in stored.items()}
     wrong = loss_error(loss, module, student, online.with_rows({"read": neighbour}), online)
