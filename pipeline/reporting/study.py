@@ -29,7 +29,8 @@ from pipeline.reporting.statistics import compare, gap_closed
 
 KEYS = {"config", "student", "splits", "seeds", "primary", "gate", "arms"}
 ARM_KEYS = {"method", "set", "live", "study"}
-TEACHERS_OWN = ("dataset", "prepare", "teacher", "teacher_training")  # sections that no arm may change
+TEACHERS_OWN = ("dataset", "prepare", "teacher", "teacher_training")  # sections that no arm may change,
+LABELS = {"labelled_part", "labelled_seed"}  # but for these keys of the dataset, if the teacher is not trained on them
 LATER_KEYS = {"dataset", "student", "targets"}  # of `asked`: cells from before these were noted answer without them
 
 
@@ -126,12 +127,19 @@ def check(path: Path, arm: Arm, first: Arm, student: str) -> None:
             f"{where}: live: teacher.precision is {precisions['teacher']} and training.precision {precisions['training']}, "
             f"but TF32 is on or off for a whole process; write tf32 for both or for none"
         )
-    other = [section for section in TEACHERS_OWN if arm.config.raw[section] != first.config.raw[section]]
+    other = [section for section in TEACHERS_OWN if teachers_part(arm, section) != teachers_part(first, section)]
     if other:
         raise ConfigError(
             f"{where}: has another {' and '.join(other)} than {first.name!r}; a study has one teacher: write a "
             f"config and a study of its own"
         )
+
+
+def teachers_part(arm: Arm, section: str) -> dict[str, Any]:
+    """What the teacher answers for. One that was trained elsewhere has not seen the labels of this dataset, or not by these keys."""
+    raw = arm.config.raw[section]
+    given = section == "dataset" and arm.config.raw["teacher"].get("checkpoint") is not None
+    return {key: value for key, value in raw.items() if not (given and key in LABELS)}
 
 
 def table(

@@ -181,6 +181,20 @@ def test_a_study_has_one_teacher(experiment, monkeypatch):
     assert "arms.a: expected a method" in run(experiment.folder, monkeypatch, small({"a": {"method": "plain", "sed": []}})).output
 
 
+def test_arms_may_have_fewer_labels_where_the_teacher_was_trained_elsewhere(experiment, monkeypatch):
+    monkeypatch.chdir(experiment.folder)
+    part = "dataset.labelled_part=0.5"
+    for given, refused in (([], True), (["teacher.checkpoint=given.safetensors"], False)):
+        arms = {"plain": {"method": "plain", "set": given}, "half": {"method": "plain", "set": [*given, part]}}
+        Path("study.yaml").write_text(yaml.safe_dump(small(arms), sort_keys=False))
+        if refused:
+            with pytest.raises(ConfigError, match="arms.half: has another dataset than 'plain'"):
+                read(Path("study.yaml"))
+        else:
+            study = read(Path("study.yaml"))
+            assert asked(study, study.arms["half"], 0)["dataset"]["labelled_part"] == 0.5
+
+
 def test_another_teacher_is_not_mixed_with_the_first(experiment, monkeypatch):
     study = small({"plain": {"method": "plain"}})
     assert run(experiment.folder, monkeypatch, study).exit_code == 0
