@@ -136,7 +136,7 @@ def check(path: Path, arm: Arm, first: Arm, student: str) -> None:
 
 
 def teachers_part(arm: Arm, section: str) -> dict[str, Any]:
-    """What the teacher answers for. One that was trained elsewhere has not seen the labels of this dataset, or not by these keys."""
+    """What the teacher depends on: a teacher that was trained elsewhere does not depend on which labels are shown here."""
     raw = arm.config.raw[section]
     given = section == "dataset" and arm.config.raw["teacher"].get("checkpoint") is not None
     return {key: value for key, value in raw.items() if not (given and key in LABELS)}
