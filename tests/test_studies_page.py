@@ -1,0 +1,39 @@
+"""Tables of docs/study.md and docs/studies/*.md say what the scores beside them say."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.studies import ARMS, PARTS, STUDIES, scores
+
+ROW = re.compile(r"^\| (\w+) \| (\d+) \| ([\d.]+) \| ([\d.]*)", re.MULTILINE)
+PAGE = Path("docs/study.md").read_text()
+SECTION = re.compile(r"<!-- begin: ([\w-]+) -->(.*?)<!-- end -->", re.DOTALL)
+SECTIONS = {name.removesuffix("-table"): text for name, text in SECTION.findall(PAGE)}
+    name.removesuffix("-table"): text for name, text in re.findall(r"<!-- begin: ([\w-]+) -->(.*?)<!-- end -->", PAGE, re.DOTALL)
+}
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.tsv")), ids=lambda path: path.stem)
+def test_means_and_spreads_are_those_of_the_cells(path):
+    own = path.with_suffix(".md")
+    if not own.exists() and path.stem not in SECTIONS:
+        pytest.skip("weights chosen on val: a table of another form")
+    text = own.read_text() if own.exists() else SECTIONS[path.stem]
+    found, first = scores(path.stem), text.split("On `test/")[0]  # a page may have more splits
+    rows = [row for row in ROW.findall(first) if row[1] != "0"]
+    assert rows
+    for arm, seeds, mean, sd in rows:
+        values = found[arm]
+        assert int(seeds) == len(values)
+        assert float(mean) == pytest.approx(np.mean(values), abs=0.006)  # the cells are rounded too
+        assert float(sd or 0) == pytest.approx(np.std(values, ddof=1) if len(values) > 1 else 0, abs=0.006)
+
+
+def test_the_figure_knows_its_arms():
+    from pipeline.reporting.study import read
+
+    study = read(Path("configs/studies/roads-few-labels.yaml"))
+    assert {arm + end for arm in ARMS for end in PARTS} == set(study.arms)
