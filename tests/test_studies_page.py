@@ -12,8 +12,6 @@ ROW = re.compile(r"^\| (\w+) \| (\d+) \| ([\d.]+) \| ([\d.]*)", re.MULTILINE)
 PAGE = Path("docs/study.md").read_text()
 SECTION = re.compile(r"<!-- begin: ([\w-]+) -->(.*?)<!-- end -->", re.DOTALL)
 SECTIONS = {name.removesuffix("-table"): text for name, text in SECTION.findall(PAGE)}
-    name.removesuffix("-table"): text for name, text in re.findall(r"<!-- begin: ([\w-]+) -->(.*?)<!-- end -->", PAGE, re.DOTALL)
-}
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.tsv")), ids=lambda path: path.stem)
