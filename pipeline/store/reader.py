@@ -3,17 +3,15 @@
 Rows are held where they fit, on the GPU first, then in RAM. From disk a raw row is one `preadv`, past Zarr's Python
 (0.03 ms for a batch of 12, against 8 ms through zarr), from object storage one ranged GET, a batch's side by side.
 Compressed chunks are decoded whole by zarr. Each row is compared with its crc: resident ones once, when they are loaded,
-others at each read. For storage that is slow to answer, `hold` reads whole chunks and keeps those last used.
+others at each read. For storage that is slow to answer, `keep_chunks` reads whole chunks and keeps those last used.
 
 B rows asked for, V views, N images.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import resource
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +24,8 @@ from google_crc32c import value as crc32c
 from pipeline.errors import StoreError
 from pipeline.paths import below
 from pipeline.progress import byte_size
-from pipeline.store.files import AnyPath, Array, local, map_concurrently, read, row_crcs, view_name
+from pipeline.store.files import AnyPath, Array, map_concurrently, read, row_crcs, view_name
+from pipeline.store.rows import rows_of
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +79,7 @@ class Reader:
                     check_metadata(store.folder, array)
                 self._arrays[folder].append({name: arrays[name] for name in fields})
         room = limit_bytes if limit_bytes is not None else int(RAM_SHARE * free_bytes())
-        self._files, self._chunks = OpenFiles(), ChunkCache(0)
+        self._rows_from, self._chunks = rows_of(store.folder), ChunkCache(0)
         self._device, self._on_device, self._in_ram = device, [], []
         device_room = free_device_bytes(device) * DEVICE_SHARE if memory == "auto" else 0
         hosted = {pass_.folder for pass_ in host}
@@ -105,9 +104,14 @@ class Reader:
         return len(self._in_ram) + len(self._on_device) == len(self._arrays)
 
     @property
+    def remote(self) -> bool:
+        """Whether rows that are not resident are fetched over a network."""
+        return self._rows_from.remote
+
+    @property
     def strategy(self) -> str:
         """For the log: which pass is held where."""
-        source = "from disk" if local(self.folder) else "from object storage"
+        source = self._rows_from.words
         if self._chunks.num_rows:
             source += f", by whole chunks, those of {self._chunks.num_rows} images kept"
         return "; ".join(
@@ -144,58 +148,17 @@ class Reader:
         found = np.empty((len(positions), *arrays[0][name].shape), arrays[0][name].dtype)
         rows, numbers = self._rows[positions].tolist(), views.tolist()
         whole = self._chunks.num_rows or not arrays[0][name].raw
-        take = self._decode if whole else self._from_disk if local(self.folder) else self._from_afar
+        take = self._decode if whole else self._rows_from.read
         bytes_of = found.reshape(len(found), -1).view(np.uint8)
         crcs = self._crcs[folder][name][views, positions].tolist()
         take([arrays[view][name] for view in numbers], rows, bytes_of)
         for i, crc in enumerate(crcs):
-            if crc32c(bytes_of[i]) != crc and not self._changed(arrays[numbers[i]][name], rows[i], bytes_of[i], crc):
+            if crc32c(bytes_of[i]) == crc:
+                continue
+            array = arrays[numbers[i]][name]
+            if not (array.raw and self._rows_from.read_again(array, rows[i], bytes_of[i]) and crc32c(bytes_of[i]) == crc):
                 self._refuse(folder, name, positions[i], numbers[i])
         return found
-
-    def _from_disk(self, arrays: list[Array], rows: list[int], targets: np.ndarray) -> None:
-        for array, row, target in zip(arrays, rows, targets):
-            self._read_row(array, row, target)
-
-    def _read_row(self, array: Array, row: int, target: np.ndarray, anew: bool = False) -> None:
-        chunk, place = divmod(row, array.chunk_rows)
-        assert local(self.folder)
-        try:
-            fd, close = self._files.get(self.folder, array, chunk, anew)
-            try:
-                size = os.preadv(fd, [target], place * len(target))  # type: ignore[list-item]  # a buffer, as numpy says from Python 3.12 on
-            finally:
-                if close:
-                    os.close(fd)
-        except OSError as error:
-            if anew or error.errno != errno.ESTALE:  # another host has put another file in place of an open one
-                raise StoreError(f"{self.folder / array.chunk_path(chunk)}: {error.strerror}") from error
-            size = 0
-        if size != len(target) and anew:
-            raise StoreError(f"{self.folder / array.chunk_path(chunk)}: ends before row {place}; it was cut off")
-        if size != len(target):
-            self._read_row(array, row, target, anew=True)
-
-    def _changed(self, array: Array, row: int, target: np.ndarray, crc: int) -> bool:
-        """Whether the row is fine in the file that has its name now: a repair puts another in place of an open one."""
-        if not array.raw or not local(self.folder):
-            return False
-        self._read_row(array, row, target, anew=True)
-        return crc32c(target) == crc
-
-    def _from_afar(self, arrays: list[Array], rows: list[int], targets: np.ndarray) -> None:
-        places = [divmod(row, array.chunk_rows) for array, row in zip(arrays, rows)]
-        names = [array.chunk_path(chunk) for array, (chunk, _) in zip(arrays, places)]
-        starts = [place * targets.shape[1] for _, place in places]
-        try:
-            assert not local(self.folder)
-            parts = self.folder.read_ranges(names, starts, [start + targets.shape[1] for start in starts])
-        except FileNotFoundError as error:
-            raise StoreError(f"{error.filename}: {error.strerror}") from error
-        for name, part, target in zip(names, parts, targets):
-            if len(part) != len(target):
-                raise StoreError(f"{self.folder / name}: ends before its last row; it was cut off")
-            target[:] = np.frombuffer(part, np.uint8)
 
     def _decode(self, arrays: list[Array], rows: list[int], targets: np.ndarray) -> None:
         wanted: dict[tuple[str, int], list[int]] = {}
@@ -302,46 +265,6 @@ def free_bytes() -> int:
     free = int(dict(line.split(":") for line in meminfo.read_text().splitlines())["MemAvailable"].split()[0]) * 1024
     allowed = limit.read_text().strip() if limit.exists() else "max"
     return free if allowed == "max" else min(free, int(allowed))
-
-
-class OpenFiles:
-    """Chunk files that stay open, as opening one takes longer than reading a row: those read first, up to half of the
-    files a process may have open, for all readers together. Any further one is opened at each read.
-
-    None is ever closed under another thread's hands, and `preadv` shares no position, so forked workers may use the
-    same ones. A spawned worker opens its own.
-    """
-
-    count = 0  # of all readers in this process
-
-    def __init__(self):
-        self._fds: dict[tuple[str, int], int] = {}
-
-    def get(self, folder: Path, array: Array, chunk: int, anew: bool) -> tuple[int, bool]:
-        """A descriptor, and whether to close it after use. `anew`: of the file that has the name now."""
-        key = array.path, chunk
-        fd = self._fds.get(key)
-        if fd is not None and not anew:
-            return fd, False
-        fresh = os.open(below(folder, array.chunk_path(chunk)), os.O_RDONLY | os.O_CLOEXEC)
-        if fd is not None:
-            os.dup2(fresh, fd, inheritable=False)
-            os.close(fresh)
-            return fd, False
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        full = limit != resource.RLIM_INFINITY and OpenFiles.count >= limit // 2
-        if full or self._fds.setdefault(key, fresh) != fresh:  # or another thread was first
-            return fresh, True
-        OpenFiles.count += 1
-        return fresh, False
-
-    def __del__(self):
-        for fd in self._fds.values():
-            os.close(fd)
-        OpenFiles.count -= len(self._fds)
-
-    def __reduce__(self):
-        return OpenFiles, ()
 
 
 class ChunkCache:

@@ -76,6 +76,10 @@ class RemotePath:
 
     is_file = exists  # of what a store asks about
 
+    def is_symlink(self) -> bool:
+        """Object storage has no links."""
+        return False
+
     def is_dir(self) -> bool:
         """Whether anything lies below; there are no empty folders."""
         return self._ask("isdir", self.key)

@@ -23,7 +23,6 @@ from pipeline.store.files import (
     claim_block,
     finite,
     image_row,
-    local,
     locked,
     parse_images,
     read,
@@ -280,7 +279,7 @@ def _strays(store: Store) -> Iterator[str]:
     for top in ("images", "passes", "done", f"{store.kind}.zarr"):
         below: Iterable[AnyPath] = store.path(top).rglob("*")
         for path in sorted(below):
-            if path not in known and path.suffix != ".tmp" and (path.is_file() or local(path) and path.is_symlink()):
+            if path not in known and path.suffix != ".tmp" and (path.is_file() or path.is_symlink()):
                 yield f"{path}: does not belong here"
 
 

@@ -25,7 +25,6 @@ from pipeline.losses.base import Batch
 from pipeline.progress import say
 from pipeline.seeds import text_digest
 from pipeline.store import ArrayGroup, Reader
-from pipeline.store.files import local
 from pipeline.targets.base import TargetType
 from pipeline.threads import map_in_order
 
@@ -237,7 +236,7 @@ class Loader:
             )
         if block:
             reader.keep_chunks(block * self.training.shuffle_window)
-        elif not local(reader.folder) and self.share[0] == 0:
+        elif reader.remote and self.share[0] == 0:
             say(
                 f"{reader.folder}: rows are fetched one by one, since they don't fit into RAM; training.shuffle_block: {rows} "
                 f"fetches each block once an epoch, `pipeline cache pull` each once and for all"
