@@ -16,7 +16,7 @@ import os
 import pickle
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,14 @@ def load_file(path: str | Path, tell: Tell | None = None) -> dict[str, Tensor]:
     return {
         name.removeprefix("module.").replace("_orig_mod.", ""): tensor for name, tensor in state.items() if name != "n_averaged"
     }  # a counter of torch.optim.swa_utils.AveragedModel
+
+
+def load_checkpoint(files: Path | Sequence[Path], tell: Tell | None = None) -> dict[str, Tensor]:
+    """The state dict of a teacher's `checkpoint`: of one file, or of an ensemble whose members have a file each."""
+    if isinstance(files, Path):
+        return load_file(files, tell)
+    members = (load_file(path, tell) for path in files)
+    return {f"members.{place}.{name}": tensor for place, state in enumerate(members) for name, tensor in state.items()}
 
 
 def contained(found: Any, path: Path, tell: Tell | None) -> Mapping[str, Tensor]:

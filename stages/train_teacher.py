@@ -26,10 +26,10 @@ def run(experiment: Experiment, *, folder: Path, report: Path, device: str, log:
     found: dict = {}
     experiment.check_views()
     if teacher.checkpoint is not None:
-        state = weights.load_file(teacher.checkpoint, say)
+        state, whence = weights.load_checkpoint(teacher.checkpoint, say), listed(teacher.checkpoint)
         model = cache.build_teacher(teacher, source, size, source.lanes if weights.has_existence(state) else 0)
-        weights.load_into(model, state, str(teacher.checkpoint), say)
-        line = f"{weights_file}: copied from {teacher.checkpoint}"
+        weights.load_into(model, state, whence, say)
+        line = f"{weights_file}: copied from {whence}"
     elif config.teacher_training is None:
         steps.reseed(0, 0)
         model = cache.build_teacher(teacher, source, size)
@@ -55,6 +55,10 @@ def run(experiment: Experiment, *, folder: Path, report: Path, device: str, log:
     weights.save_file(weights_file, model.state_dict())
     write_json(report, {"weights": weights.digest(model.state_dict())} | ({"validation": found} if found else {}))
     return line
+
+
+def listed(files: Path | Sequence[Path]) -> str:
+    return str(files) if isinstance(files, Path) else ", ".join(map(str, files))
 
 
 def _train(experiment: Experiment, model: ModelBase, training: Training, folder: Path, device: str, log: Sequence[str]) -> runs.Run:

@@ -99,6 +99,8 @@ def check_students(students: Mapping[str, Plugin], prepare: Prepare, crop: Crop 
     for name, student in students.items():
         if find_class("models", student.name).uses_labels:
             yield f"students.{name}", f"{student.name} answers from the labels it is shown and can only teach; choose another"
+        if student.name == "ensemble":
+            yield f"students.{name}", "an ensemble can only teach; choose the network of its members"
         if "input_scale" in student.args:
             from pipeline.models._scaled import misfit
 
@@ -138,6 +140,13 @@ def check_targets(targets: Mapping[str, Plugin], size: tuple[int, int]) -> Itera
 def check_teacher(teacher: Teacher, teacher_training: Training | None) -> Iterator[Fault]:
     if teacher.checkpoint is None and teacher_training is None and not find_class("models", teacher.model.name).own_weights:
         yield "teacher", "has no checkpoint and there is no teacher_training; give one of them"
+    several, files = teacher.model.name == "ensemble", teacher.checkpoint
+    if several and files is None and teacher_training is not None:
+        yield "teacher", "the members of an ensemble are trained one by one; name their files in 'checkpoint', as a list"
+    elif several and isinstance(files, tuple) and len(files) != teacher.model.args["members"]:
+        yield "teacher.checkpoint", f"{len(files)} files for {teacher.model.args['members']} members; name one for each"
+    elif isinstance(files, tuple) and not several:
+        yield "teacher.checkpoint", f"several files are for an ensemble, and this is one {teacher.model.name}; name one file"
 
 
 def check_split(dataset: Plugin, split: str, where: str) -> Iterator[Fault]:

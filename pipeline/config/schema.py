@@ -505,8 +505,11 @@ class Teacher:
 
     model: Plugin
     checkpoint: Annotated[
-        Annotated[Path, LENIENT] | None,
-        Field(description="Trained weights of the whole network; with null, `pipeline train-teacher` trains it."),
+        Annotated[Path, LENIENT] | Annotated[tuple[Annotated[Path, LENIENT], ...], LENIENT] | None,
+        Field(
+            description="Trained weights of the whole network, or a list with a file for each member of an `ensemble`; with null, "
+            "`pipeline train-teacher` trains it."
+        ),
     ]
     backbone: Annotated[
         Annotated[Path, LENIENT] | None, Field(description="ImageNet weights to start the training from, with torchvision's names.")

@@ -88,12 +88,18 @@ def identity(dataset: DatasetBase, prepare: Prepare, views: Views, teacher: Teac
             "args": dict(sorted(leave_out(teacher.model.args, model).items())),
             "version": model.version_of(teacher.model.args),
             **model.made_from(teacher.model.args),
-            **own_code(f"pipeline.models.{teacher.model.name}"),
+            **own_code(f"pipeline.models.{architecture(teacher.model)}"),
             "weights": weights_digest,
             **leave_out({"precision": teacher.precision, "flip_average": teacher.flip_average}, Teacher),
             **({"mirror_lanes": list(dataset.mirror_lanes)} if teacher.flip_average and dataset.mirror_lanes else {}),
         },
     }
+
+
+def architecture(model: Plugin) -> str:
+    """The network's name; of an ensemble, its members'."""
+    name: str = model.args["network"]["name"] if model.name == "ensemble" else model.name
+    return name
 
 
 def own_code(module: str) -> dict[str, str]:
@@ -197,15 +203,14 @@ def weights_digest(teacher: Teacher, path: Path) -> str:
         raise StoreError(f"{path}: no teacher weights; run `pipeline train-teacher` (or name a checkpoint in the YAML)")
     copied = weights.load_file(path)
     digest = weights.digest(copied)
-    if teacher.checkpoint is not None and teacher.checkpoint.exists():
-        checkpoint = weights.fitted(
-            weights.renamed(find_class("models", teacher.model.name), weights.load_file(teacher.checkpoint)),
-            copied,
-            teacher.checkpoint,
-        )
+    files = (teacher.checkpoint,) if isinstance(teacher.checkpoint, Path) else teacher.checkpoint or ()
+    if files and all(file.exists() for file in files):
+        named_by = ", ".join(map(str, files))
+        state = weights.load_file(files[0]) if isinstance(teacher.checkpoint, Path) else weights.load_checkpoint(files)
+        checkpoint = weights.fitted(weights.renamed(find_class("models", teacher.model.name), state), copied, named_by)
         if (named := weights.digest(checkpoint)) != digest:
             raise StoreError(
-                f"{path}: holds teacher.weights {digest[:12]}, but {teacher.checkpoint} holds {named[:12]}; run "
+                f"{path}: holds teacher.weights {digest[:12]}, but {named_by} holds {named[:12]}; run "
                 f"`pipeline train-teacher` to copy it"
             )
     return digest

@@ -14,6 +14,7 @@ import yaml
 from pipeline import weights
 from pipeline.config import Plugin
 from pipeline.data import prepared
+from pipeline.lookup import find_class
 from pipeline.scoring import load as trained
 from pipeline.scoring.predict import scores
 from pipeline.store import Reader
@@ -43,6 +44,23 @@ def rewritten(experiment, **sections):
 
 def short(training, **others):
     return training | {"steps": 4, "checkpoint_every": 100, "norm_every": 100} | others
+
+
+def test_members_of_an_ensemble_teach_as_one_and_other_members_are_refused(experiment):
+    torch.manual_seed(0)
+    files = [experiment.folder / f"{name}.safetensors" for name in "abc"]
+    for file in files:
+        network = find_class("models", "erfnet")(5, size=(96, 160), width=4)
+        weights.save_file(file, network.state_dict())
+    teacher = {"name": "ensemble", "network": {"name": "erfnet", "width": 4}, "members": 2, "backbone": None, "precision": "fp32"}
+    raw = rewritten(experiment, teacher=teacher | {"checkpoint": [str(file) for file in files[:2]]}, teacher_training=None)
+    assert "a.safetensors, " in experiment.do("train-teacher")
+    experiment.do("cache-teacher")
+    experiment.do("verify", "--recompute", "2")
+    raw["teacher"] = teacher | {"checkpoint": [str(file) for file in files[1:]]}
+    experiment.config.write_text(yaml.safe_dump(raw))
+    refused = experiment.run("verify")
+    assert refused.exit_code and "b.safetensors, " in refused.output and "train-teacher" in refused.output
 
 
 def test_an_adapters_teacher_teaches_an_adapters_student(experiment):

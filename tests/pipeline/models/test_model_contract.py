@@ -18,6 +18,7 @@ LANES = 4
 GOLDEN = {
     "adapter": (1, {"logits": 0.0876214224, "existence": -0.770995255, "mid": -0.0802757606, "high": -0.0395787482}),
     "enet": (1, {"logits": 0.282581043, "existence": -0.0757569009, "mid": 0.14550908, "high": 0.233829963}),
+    "ensemble": (1, {"logits": -0.2917519281, "existence": -0.6966536288, "mid": -0.4001252751, "high": 0.1528500096}),
     "erfnet": (1, {"logits": -0.180704016, "existence": -0.553513083, "mid": 0.12496687, "high": 0.197783764}),
     "lgad": (1, {"logits": -0.181265882, "existence": -0.551431117, "mid": 0.0970091727, "high": 0.197434669}),
     "resnet101": (1, {"logits": 0.186433582, "existence": -0.546668361, "mid": -0.193562532, "high": -0.402562428}),
@@ -41,6 +42,8 @@ def narrow(name, **keywords):
     model = find_class("models", name)
     if name == "adapter":
         return model(CLASSES, **{"size": SIZE, "lanes": LANES, **ADAPTED} | keywords)
+    if name == "ensemble":
+        return model(CLASSES, **{"size": SIZE, "lanes": LANES, "network": {"name": "erfnet", "width": 4}, "members": 2} | keywords)
     width = inspect.signature(model).parameters["width"].default // 4
     return model(CLASSES, **{"size": SIZE, "lanes": LANES, "width": width} | keywords)
 
@@ -163,6 +166,8 @@ def test_bfloat16_autocast_runs_in_bfloat16(name):
 
 @every_network
 def test_images_are_normalised_inside(name):
+    if name == "ensemble":
+        pytest.skip("its members normalise, each as it was trained")
     network = warmed(name).double()
     batch = images(1).double()
     with torch.no_grad():
