@@ -125,6 +125,11 @@ def code_outside(model: Any, args: Mapping[str, Any]) -> dict[str, dict[str, str
     return {"code_outside": {name: version or file_code(name) for name, version in modules.items()}} if modules else {}
 
 
+def module_code(name: str) -> str:
+    """The same of one module alone."""
+    return _digest([name])
+
+
 def file_code(name: str) -> str:
     """The same of a module outside this package that no package index knows: it and what it imports from its own folder."""
     folder = _file(name).parent

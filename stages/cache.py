@@ -1,33 +1,49 @@
 """The stores under a root: which and how big they are, bringing one from elsewhere, removing one. No stage of dvc.yaml."""
 
+from __future__ import annotations
+
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import StoreError
-from pipeline.identity import diff, join_names
+from pipeline.identity import diff, join_names, sha256, short
 from pipeline.paths import below, name_fault
 from pipeline.progress import Progress, byte_size, table_lines
 from pipeline.store import Store
+from pipeline.store.card import CARD, in_lines, lacking, read_card, write_card
 from pipeline.store.files import (
     FORMAT,
+    IN_USE,
     AnyPath,
+    InUse,
     append_history,
+    check_and_parse,
     local,
     locked,
     make_folder,
     map_concurrently,
     read,
+    sync,
+    unused,
     with_checksum,
     write,
     writing,
 )
-from pipeline.store.notes import NOTES, note_faults
+from pipeline.store.notes import NOTES, note_faults, rows_of, table, without_times
+from pipeline.store.verification import gaps, verify
+
+if TYPE_CHECKING:
+    from pipeline.reporting.store_users import User
 
 NAME = re.compile(r"(prepared|targets)-[0-9a-f]{12}")
-FOLDERS, FILES = ("images", "passes", "done"), ("store.json", "manifest.json", "code.json", "history.jsonl", ".lock")
+REMOVED = ".removed-"  # before the name of a store that is being removed
+FOLDERS = "images", "passes", "done"
+FILES = "store.json", "manifest.json", "code.json", CARD, "history.jsonl", ".lock", IN_USE
 BLOCKS_AT_ONCE = 8
 
 
@@ -44,6 +60,7 @@ class Line:
     blocks: int
     num_files: int
     num_bytes: int
+    written: str = ""  # the day, by the last line of its history
 
 
 def line(folder: AnyPath) -> Line:
@@ -55,7 +72,20 @@ def line(folder: AnyPath) -> Line:
     except StoreError as error:
         return Line(folder, None, str(error), [], 0, 0, 0, num_files, num_bytes)
     views = {view for view, _ in groups}
-    return Line(folder, store, "", passes, len(views), filled, store.num_blocks * len(groups), num_files, num_bytes)
+    return Line(
+        folder, store, "", passes, len(views), filled, store.num_blocks * len(groups), num_files, num_bytes, last_written(store)
+    )
+
+
+def last_written(store: Store) -> str:
+    """The day of the last whole line of its history; empty if there is none."""
+    path = store.path("history.jsonl")
+    for text in reversed(read(path).splitlines(keepends=True) if path.exists() else []):
+        try:
+            return str(check_and_parse(text, path).get("time", ""))[:10]
+        except StoreError:  # verify says so
+            continue
+    return ""
 
 
 def weight(folder: AnyPath) -> tuple[int, int]:
@@ -89,29 +119,135 @@ def name_below(path: AnyPath, folder: AnyPath) -> str:
     return str(path.relative_to(folder))
 
 
-def run(*, root: AnyPath) -> str:
-    """A table of every store under the root."""
-    lines = [line(path.parent) for path in matching(root, "*/*/store.json")]
+def run(*, root: AnyPath, configs: Path, runs: Path) -> str:
+    """A table of every store under the root, with those of the configurations and unfinished runs that ask for it."""
+    lines = stores(root)
     if not lines:
         return f"{root}: no stores"
+    found = users(lines, configs, runs, root)
+    return "\n".join([*table_of(lines, found), f"{byte_size(sum(here.num_bytes for here in lines))} in all"])
+
+
+def stores(root: AnyPath) -> list[Line]:
+    return [line(path.parent) for path in matching(root, "*/*/store.json")]
+
+
+def users(lines: Sequence[Line], configs: Path, runs: Path, root: AnyPath) -> list[User] | None:
+    """Who asks for stores; None where there is nobody."""
+    if not configs.is_dir() and not runs.is_dir():
+        return None
+    from pipeline.reporting import store_users  # which imports torch
+
+    datasets = {here.folder.parent.name for here in lines}
+    return store_users.users(configs, runs, root, datasets | {here.store.card.get("dataset", "") for here in lines if here.store})
+
+
+def table_of(lines: Sequence[Line], found: Sequence[User] | None) -> list[str]:
+    """Lines of a table, each store with those of `found` that ask for it."""
     rows: list[tuple] = []
-    for found in lines:
-        kind, _, identity = found.folder.name.rpartition("-")
-        head, size = (found.folder.parent.name, kind, identity), byte_size(found.num_bytes)
-        if found.store is None:
-            rows.append((*head, found.why, None, None, None, size))
+    for here in lines:
+        kind, _, identity = here.folder.name.rpartition("-")
+        head, size = (here.folder.parent.name, kind, identity), byte_size(here.num_bytes)
+        if here.store is None:
+            rows.append((*head, here.why, *[None] * 6, size))
             continue
-        share = f"{found.filled}/{found.blocks} blocks" if found.filled < found.blocks else "all"
-        rows.append((*head, len(found.store.row_of), found.views, ", ".join(found.passes), share, size))
-    lines_of_table = table_lines(["dataset", "kind", "identity", "images", "views", "passes", "filled", "size"], rows)
-    return "\n".join([*lines_of_table, f"{byte_size(sum(found.num_bytes for found in lines))} in all"])
+        share = f"{here.filled}/{here.blocks} blocks" if here.filled < here.blocks else "all"
+        rows.append(
+            (
+                *head,
+                in_words(here.store, found),
+                teacher_of(here.store) or None,
+                ", ".join(here.passes),
+                len(here.store.row_of),
+                here.views,
+                share,
+                here.written,
+                size,
+            )
+        )
+    columns = ["dataset", "kind", "identity", "asked for by", "teacher", "passes", "images", "views", "filled", "written", "size"]
+    return table_lines(columns, rows)
+
+
+def in_words(store: Store, found: Sequence[User] | None) -> str:
+    if found is None:
+        return "no configuration here"
+    from pipeline.reporting.store_users import asked_by
+
+    sure, perhaps = asked_by(store, found)
+    return ", ".join(filter(None, [join_names(sure), f"perhaps {join_names(perhaps)}" if perhaps else ""])) or "none here"
+
+
+def teacher_of(store: Store) -> str:
+    """ "resnet101 1a2b3c4d fp32" of a cache of targets: network, digest of its weights, precision."""
+    teacher = store.identity["record"].get("teacher")
+    if store.kind != "targets" or not isinstance(teacher, dict):
+        return ""
+    words = teacher.get("name"), str(teacher.get("weights", ""))[:8], teacher.get("precision")
+    return " ".join(str(word) for word in words if word)
+
+
+# What no configuration asks for
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    lines: list[Line]  # stores that none asks for,
+    halves: list[Path]  # what interrupted removals have left
+    remarks: list[str]  # and what stays although nothing sure asks for it
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(found.num_bytes for found in self.lines)
+
+
+def leftovers(*, root: AnyPath, configs: Path, runs: Path) -> Leftovers:
+    """What `gc` would remove. Raises StoreError where there is no configuration that could ask for anything, or no locks."""
+    if not local(root):
+        raise StoreError(
+            f"{root}: object storage has no locks that would show which store is being filled; use `pipeline cache rm`"
+        )
+    from pipeline.reporting.store_users import asked_by, experiments
+
+    if not any(True for _ in experiments(configs)):
+        raise StoreError(
+            f"{configs}: there is no configuration here, so that every store would be removed; run this where the configurations "
+            f"lie, or name their folder with --configs"
+        )
+    every = stores(root)
+    found = users(every, configs, runs, root) or []
+    lines, remarks = [], [f"{user.name}: {user.why}" for user in found if user.why]
+    for here in every:
+        if here.store is None:
+            remarks.append(f"{here.folder} stays: {here.why}")
+        elif not any(asked_by(here.store, found)):
+            lines.append(here)
+    return Leftovers(lines, [path for path in matching(root, f"*/{REMOVED}*") if local(path) and is_half(path)], remarks)
+
+
+def is_half(path: Path) -> bool:
+    return NAME.fullmatch(path.name.removeprefix(REMOVED)) is not None and path.is_dir() and not path.is_symlink()
+
+
+def gc(found: Leftovers) -> str:
+    """Removes them. What is being filled, or is no whole store, stays, and is named."""
+    for path in found.halves:
+        with writing(path):
+            shutil.rmtree(path)
+    said = []
+    for here in found.lines:
+        try:
+            said.append(remove(folder=here.folder))
+        except StoreError as error:
+            said.append(str(error))
+    return "\n".join([*said, *(f"{path}: removed, which an interrupted removal had left" for path in found.halves)])
 
 
 def check_is_store(folder: AnyPath) -> Line:
     """What is to be removed. Raises StoreError if it is no store, or a link, or holds a link or anything else that no store
     has: then it is not this project's to remove."""
 
-    def refuse(place: "AnyPath | str", what: str, to_do: str) -> StoreError:
+    def refuse(place: AnyPath | str, what: str, to_do: str) -> StoreError:
         return StoreError(f"{place}: {what}, so nothing was removed; {to_do}")
 
     shown = "`pipeline cache list` shows what there is"
@@ -138,18 +274,23 @@ def is_own(name: str, kind: str) -> bool:
 
 
 def remove(*, folder: AnyPath) -> str:
-    """Its marks first, so that nothing half removed is read, and store.json last, so that it can be done again."""
+    """Raises StoreError if the store is being filled. On disk it is renamed first, so that whatever happens it is whole or gone; on
+    object storage its marks go first, so that nothing half removed is read, and store.json last, so that it can be done again."""
     found = check_is_store(folder)
-    with writing(folder):
+    if not local(folder):
         for path in sorted(matching(folder, "*"), key=lambda path: (path.name != "done", path.name == "store.json")):
             if not local(path):
                 path.remove_tree()
-            elif path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        if local(folder):
-            folder.rmdir()
+    else:
+        with writing(folder), unused(folder) as free:
+            if not free:
+                raise StoreError(f"{folder}: is being filled, so nothing was removed; wait until it is done, or stop it")
+            aside = folder.with_name(f"{REMOVED}{folder.name}")
+            if aside.is_dir() and is_half(aside):  # of an earlier removal
+                shutil.rmtree(aside)
+            folder.rename(aside)
+            sync(folder.parent)
+            shutil.rmtree(aside)
     return f"{folder}: removed, {found.num_files} files, {byte_size(found.num_bytes)}"
 
 
@@ -160,10 +301,15 @@ def pull(*, source: AnyPath, root: AnyPath, num_views: int | None) -> str:
     where it stopped, and what is there can be used. A store that is there already gets what it lacks. StoreError if it
     is another.
     """
+    return "\n".join(pull_one(Store.open(folder), destination(folder, root), num_views) for folder in stores_at(source))
+
+
+def stores_at(source: AnyPath) -> list[AnyPath]:
+    """The store, or all below a root. Raises StoreError if there is none."""
     folders = [source] if (source / "store.json").exists() else [path.parent for path in matching(source, "*/*/store.json")]
     if not folders:
         raise StoreError(f"{source}: no store, nor a root with stores below; check the address")
-    return "\n".join(pull_one(Store.open(folder), destination(folder, root), num_views) for folder in folders)
+    return folders
 
 
 def destination(folder: AnyPath, root: AnyPath) -> AnyPath:
@@ -179,6 +325,7 @@ def destination(folder: AnyPath, root: AnyPath) -> AnyPath:
 def pull_one(source: Store, folder: AnyPath, num_views: int | None) -> str:
     groups = [(view, pass_) for view, pass_ in source.stored_groups() if num_views is None or int(view[1:]) < num_views]
     copy = same_extent(source, folder, groups)
+    in_use = InUse(folder)  # noqa: F841  # until this returns
 
     def take(key: tuple[str, str, int]) -> int:
         if not source.mark_path(*key).exists():
@@ -198,6 +345,14 @@ def pull_one(source: Store, folder: AnyPath, num_views: int | None) -> str:
     return f"{folder}: {len(source.row_of)} images, {taken} of {len(keys)} blocks of {source.folder}{missing}"
 
 
+def note_here(source: AnyPath, here: AnyPath) -> bytes:
+    """A note as a copy holds it. Times of another machine's files say nothing here: the first run compares their content; what
+    was compared here already stays."""
+    if source.name != "sources.tsv":
+        return read(source)
+    return table(without_times(rows_of(source)) | rows_of(here))
+
+
 def same_extent(source: Store, folder: AnyPath, groups: list[tuple[str, str]]) -> Store:
     """The store in `folder`, of the same identity, images, passes and views; made if it is not there."""
     passes = sorted({pass_ for _, pass_ in groups})
@@ -213,7 +368,7 @@ def same_extent(source: Store, folder: AnyPath, groups: list[tuple[str, str]]) -
             make_folder(below(folder, name))
     with locked(folder):
         if (folder / "store.json").exists():
-            apart = diff(Store.open(folder).head(), source.head())
+            apart = diff(Store.open(folder).head() | {"card": None}, source.head() | {"card": None})
             if apart:
                 raise StoreError(f"{folder}: is another store than {source.folder}: {join_names(apart)}; pull into another root")
         places = [below(folder, name_below(path, source.folder)) for path in copied]
@@ -229,7 +384,7 @@ def same_extent(source: Store, folder: AnyPath, groups: list[tuple[str, str]]) -
                     f"grown apart; pull into another root"
                 )
         write(new.items())
-        write([(below(folder, path.name), read(path)) for path in beside])
+        write([(below(folder, path.name), note_here(path, below(folder, path.name))) for path in beside])
         if codes := source.codes():  # what is known here of a pass stays: rows may have been compared since
             known = Store.open(folder).codes() if (folder / "store.json").exists() else {}
             if known != codes | known:
@@ -241,5 +396,138 @@ def same_extent(source: Store, folder: AnyPath, groups: list[tuple[str, str]]) -
         for view, pass_ in groups:
             make_folder(copy.path(f"done/{view}"))
             copy.write_metadata(view, pass_)
+        if source.path(CARD).exists() and not copy.path(CARD).exists():
+            read_card(source)  # refused unless it is one
+            write([(copy.path(CARD), read(source.path(CARD)))])
         append_history(folder, "pull", source=str(source.folder))
     return copy
+
+
+# Stores of hosts that share no disk
+
+
+def merge(*, into: AnyPath, source: AnyPath) -> str:
+    """Copies into a store what another of the same identity has and it lacks, or into a root what the stores below another have.
+
+    Raises StoreError, and changes nothing, where both hold a block with other bytes, list other images in a block, or stored a
+    target by other code. Files are compared with their checksums, as `pull` does, and an interrupted merge goes on.
+    """
+    sources = [Store.open(folder) for folder in stores_at(source)]
+    places = [into if (into / "store.json").exists() else destination(store.folder, into) for store in sources]
+    found = [
+        conflict
+        for store, place in zip(sources, places)
+        if (place / "store.json").exists()
+        for conflict in conflicts(Store.open(place), store)
+    ]
+    if found:
+        shown = found if len(found) <= 10 else [*found[:10], f"{into}: and {len(found) - 10} more"]
+        raise StoreError("\n".join([*shown, f"{into}: {len(found)} conflicts, so nothing was merged; keep one of the stores"]))
+    return "\n".join(pull_one(store, place, None) for store, place in zip(sources, places))
+
+
+def conflicts(here: Store, there: Store) -> Iterator[str]:
+    """What two stores say differently, a line each."""
+    if apart := diff({**here.head(), "card": None}, {**there.head(), "card": None}):
+        yield f"{here.folder}: is another store than {there.folder}: {join_names(apart)}"
+        return
+    for block in range(min(here.num_blocks, there.num_blocks)):
+        if here.block_images(block) != there.block_images(block):
+            yield f"{here.image_file(block)}: lists other images than {there.image_file(block)}"
+    theirs = there.codes()
+    for pass_, code in here.codes().items():
+        if theirs.get(pass_, code) != code:
+            yield f"{here.folder}: {pass_} was stored by other code ({code}) than in {there.folder} ({theirs[pass_]})"
+    common = sorted(set(here.stored_groups()) & set(there.stored_groups()))
+    keys = [(*group, block) for group in common for block in range(min(here.num_blocks, there.num_blocks))]
+    yield from filter(None, map_concurrently(lambda key: other_bytes(here, there, *key), keys, there.folder))
+
+
+def other_bytes(here: Store, there: Store, view: str, pass_: str, block: int) -> str | None:
+    """How two marks of a block differ; None where they agree, or where one is missing or damaged, which counts as missing."""
+    if not (here.mark_path(view, pass_, block).exists() and there.mark_path(view, pass_, block).exists()):
+        return None
+    try:
+        ours = here.marked_files(view, pass_, block)
+    except StoreError:
+        return None
+    theirs = there.marked_files(view, pass_, block)
+    other = [chunk for chunk in ours if ours[chunk] != theirs[chunk]]
+    if not other:
+        return None
+    crcs = f"crc {ours[other[0]][1]} here, {theirs[other[0]][1]} there"
+    return f"{here.folder}: block {block} of {pass_}, {view}: other bytes than in {there.folder}: {other[0]}: {crcs}"
+
+
+# Publishing
+
+
+def card(*, folder: AnyPath, changes: dict[str, dict[str, str]]) -> str:
+    """The store's card, after these changes."""
+    store = Store.open(folder)
+    if changes:
+        write_card(store, changes)
+    return "\n".join(in_lines(store))
+
+
+def publish(*, folders: Sequence[AnyPath], out: AnyPath) -> str:
+    """Copies whole stores into a folder that any bucket or hub takes, with a card (README.md) and the SHA-256 of every file
+    (SHA256SUMS, as `sha256sum -c` reads it). Raises StoreError, and writes nothing, where a store is not whole or its card lacks
+    an entry. An interrupted run goes on; the card and the sums are written last."""
+    sources = [Store.open(folder) for folder in folders]
+    for store in sources:
+        if without := lacking(store):
+            options = " ".join(f"--{name.replace('.', '-')} TEXT" for name in without)
+            raise StoreError(
+                f"{store.folder}: its card lacks {', '.join(without)}; note the terms with `pipeline cache card {store.folder} "
+                f"{options}`"
+            )
+        if faults := [*verify(store), *gaps(store)]:
+            raise StoreError(f"{faults[0]} ({len(faults)} faults and gaps in all; only a whole store is published)")
+    said = [pull_one(store, destination(store.folder, out), None) for store in sources]
+    copies = [Store.open(destination(store.folder, out)) for store in sources]
+    with writing(out):
+        write([(out / "README.md", readme(copies).encode())])
+        files = sorted(path for copy in copies for path in below_of(copy.folder) if path.name not in (".lock", IN_USE))
+        sums = map_concurrently(lambda path: f"{sha256(read(path))}  {name_below(path, out)}\n", [out / "README.md", *files], out)
+        write([(out / "SHA256SUMS", "".join(sums).encode())])
+    return "\n".join([*said, f"{out}: {len(files) + 1} files, README.md with the terms, SHA256SUMS"])
+
+
+def below_of(folder: AnyPath) -> list[AnyPath]:
+    if local(folder):
+        return [Path(entry.path) for entry in entries(folder) if entry.is_file(follow_symlinks=False)]
+    return list(folder.rglob("*"))
+
+
+def readme(stores_there: Sequence[Store]) -> str:
+    """What is published, in the form that hubs read as a dataset's card."""
+    names = sorted({store.folder.parent.name for store in stores_there})
+    lines = [
+        "---",
+        "license: other",
+        "tags: [knowledge-distillation, semantic-segmentation]",
+        "---",
+        "",
+        f"# Stores of offline distillation: {', '.join(names)}",
+        "",
+        "Copy them with `pipeline cache pull`, from this folder or its address, to where a run looks for them. "
+        "`sha256sum -c SHA256SUMS` checks every file.",
+    ]
+    for store in stores_there:
+        head = [(f"{key}", short(value)) for key, value in sorted(store.card.items())]
+        content = [
+            ("images", len(store.row_of)),
+            ("views", len({view for view, _ in store.stored_groups()})),
+            ("passes", ", ".join(store.stored_passes())),
+            ("identity", store.identity["digest"]),
+        ]
+        lines += [
+            "",
+            f"## {store.folder.parent.name}/{store.folder.name}",
+            "",
+            *table_lines(["", store.kind], [*head, *content]),
+            "",
+        ]
+        lines += [f"- {line}" for line in in_lines(store)]
+    return "\n".join(lines) + "\n"

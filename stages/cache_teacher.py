@@ -13,14 +13,14 @@ import numpy as np
 
 from pipeline.data import views as geometry
 from pipeline.data.frames import canvas
-from pipeline.errors import StoreError
+from pipeline.errors import OtherStore, StoreError
 from pipeline.files import write_json
 from pipeline.identity import join_names
 from pipeline.models.base import set_precision
-from pipeline.progress import Progress
+from pipeline.progress import Progress, say
 from pipeline.stopping import Stopped
 from pipeline.store import ArrayGroup, Store, executors, plan
-from pipeline.store.files import AnyPath, locked, view_name
+from pipeline.store.files import AnyPath, InUse, locked, view_name
 from pipeline.store.store import runs
 from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment
@@ -48,6 +48,7 @@ def run(
     experiment.check_views()
     pixels, images, identity = experiment.pixels, experiment.images, experiment.identity
     experiment.load_teacher()  # refused before a store is made for it
+    remark_on_adoption(experiment)
     named = experiment.targets
     every = [cache.MATRIX, *{pass_.folder: pass_ for _, pass_ in named.values()}.values()]
     store = Store.create_or_open(
@@ -58,6 +59,7 @@ def run(
         block_rows=plan.block_rows(len(images), every[1:]),
         card={"dataset": config.dataset.name, "classes": list(source.classes), "teacher": config.teacher.model.name},
     )
+    in_use = InUse(store.folder)  # noqa: F841  # until this returns
     store.grow(images)
     for pass_ in every:
         store.add_pass(pass_, range(views.count))
@@ -160,6 +162,7 @@ class BlockFiller:
                 f"({join_names(sorted(folders))}); start it again with the same code and weights file"
             )
         self.store.refuse_other_code(pass_ for _, pass_ in self.named.values())
+        self.in_use = InUse(self.store.folder)
         self.experiment, self.pixels, self.sample = experiment, experiment.find_prepared(), experiment.sample
         self.canvas = canvas(experiment.config.prepare.size)
         self.held: tuple[int, dict] = (-1, {})  # the last block's images, for its other views
@@ -224,6 +227,17 @@ class BlockFiller:
             reader = self.experiment.samples(ids, self.pixels, memory="disk")
             self.held = block, reader.read(self.sample, positions, np.zeros_like(positions))
         return self.held[1]
+
+
+def remark_on_adoption(experiment: Experiment) -> None:
+    """Says so before the teacher runs, where a cache is there that differs in the teacher's code alone."""
+    try:
+        experiment.find_cache()
+    except OtherStore as error:
+        if remark := cache.may_be_adopted(error.apart, experiment.config.path):
+            say(f"{error.folder}: differs only in {join_names(error.apart)}; {remark}")
+    except StoreError:  # there is none, or one that will be refused
+        pass
 
 
 def blocks(tasks: list[plan.Task]) -> str:

@@ -15,6 +15,7 @@ from pipeline.lookup import did_you_mean
 from pipeline.progress import table_lines
 from pipeline.reporting import record_pictures as pictures
 from pipeline.store import Reader, Store, plan
+from pipeline.store.card import in_lines
 from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment
 
@@ -78,6 +79,7 @@ def summary(store: Store, named, views: Views) -> str:
         f"{store.folder}: {len(store.row_of)} images in {store.num_blocks} blocks of {store.block_rows}, codec {store.codec}",
         f"teacher {record['teacher']['name']}, weights {record['teacher']['weights'][:12]}, {record['teacher']['precision']}; "
         f"input {record['views'].get('crop', record['prepare']['canvas'])}",
+        *in_lines(store),
         "",
     ]
     rows = []

@@ -15,7 +15,8 @@ from pipeline.identity import join_names
 from pipeline.progress import Progress, byte_size, say
 from pipeline.stopping import Stopped
 from pipeline.store import ImageRow, Store, executors, image_row, plan
-from pipeline.store.files import AnyPath, append, local, locked, write, writing
+from pipeline.store.files import AnyPath, InUse, append, local, locked, write, writing
+from pipeline.store.notes import table
 
 
 def run(
@@ -50,6 +51,7 @@ def run(
         block_rows=plan.block_rows(len(ids), [sample]),
         card={"dataset": dataset.name, "classes": list(source.classes)},
     )
+    in_use = InUse(store.folder)  # noqa: F841  # until this returns
     if len(dataset.homes) > 1 and store.row_of and not any(image_id in store.row_of for image_id in ids):
         raise StoreError(
             f"{store.folder}: holds {len(store.row_of)} images, none of them of this dataset ({join_names(ids)}); if it is another "
@@ -160,13 +162,13 @@ class _Sources:
         self.fresh |= fresh
         if local(self.path):  # at once: a killed run must not read these again
             with writing(self.path):
-                append(self.path, prepared.table(fresh))
+                append(self.path, table(fresh))
 
     def save(self) -> None:
         if not self.fresh:
             return
         with locked(self.path.parent):  # a run beside this one has its own
-            write([(self.path, prepared.table(prepared.known_files(self.path) | self.fresh))])
+            write([(self.path, table(prepared.known_files(self.path) | self.fresh))])
 
 
 def _counted(read: Iterable[tuple[ImageRow, dict]], progress: Progress) -> Iterator[tuple[ImageRow, dict]]:

@@ -7,7 +7,6 @@ import torch
 from pipeline.config import term_name
 from pipeline.errors import StoreError
 from pipeline.models.base import set_precision
-from pipeline.progress import Progress
 from pipeline.store import Reader, Store
 from pipeline.store.files import AnyPath, append_history, locked
 from pipeline.store.verification import Values, gaps, repair, table, unvouched, verify
@@ -42,21 +41,7 @@ def run(experiment: Experiment, *, recompute: int, device: str, batch: int, work
     cached = CachedTargets(Reader(store, [pass_ for pass_, _ in passes], ids, views.count), cache.MATRIX, named)
     positions, numbers = parity.choose(len(ids), views.count, recompute)
 
-    recomputed: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in named}
-    offline: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in named}
-    with Progress("teacher again", len(positions), "views") as progress:
-        for start in range(0, len(positions), batch):
-            here, view = positions[start : start + batch], numbers[start : start + batch]
-            computed = teacher.answered(here, cached.matrices(here, view))
-            stored = cached.rows(here, view, lambda rows: torch.from_numpy(rows).to(device))
-            for name in named:
-                recomputed[name].append(computed[name])
-                offline[name].append(stored[name])
-            progress.advance(len(here))
-    errors = [
-        parity.row_error(name, target, joined(offline[name]), joined(recomputed[name]), context, config.teacher.precision)
-        for name, (target, _) in named.items()
-    ]
+    errors = parity.recomputed(teacher, cached, positions, numbers, batch=batch, precision=config.teacher.precision)
     lines += ["", parity.table(errors)]
 
     # one batch of each method, seen by a fresh student, with stored and with online rows
@@ -139,7 +124,3 @@ def mend(experiment: Experiment, *, workers: int) -> tuple[list[str], set[str]]:
         if any(store.missing(pass_, view) for pass_ in passes for view in range(num_views)):
             unfilled.add(store.kind)
     return done, unfilled
-
-
-def joined(parts):
-    return {field: torch.cat([part[field] for part in parts]) for field in parts[0]}

@@ -7,6 +7,7 @@ networks' multiple.
 """
 
 import contextlib
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -20,14 +21,15 @@ from pipeline.data.frames import VERSION, canvas, content_of, crop_record, frame
 from pipeline.data.views import FILL
 from pipeline.datasets._images import READING
 from pipeline.datasets.base import IGNORE, DatasetBase
-from pipeline.errors import DatasetError, StoreError
+from pipeline.errors import DatasetError, NoStore, StoreError
 from pipeline.identity import join_names, sha256
 from pipeline.lookup import is_own
 from pipeline.paths import if_done_for_dvc, started_in
 from pipeline.progress import say
 from pipeline.store import ArrayGroup, ImageRow, Reader, Store, image_row
-from pipeline.store.files import AnyPath, as_path, local, locked, write
-from pipeline.store.notes import rows_of
+from pipeline.store.executors import threads
+from pipeline.store.files import AnyPath, append, as_path, local, locked, write, writing
+from pipeline.store.notes import is_without_times, rows_of, table
 from pipeline.store.store import store_folder
 from pipeline.targets.base import Field
 
@@ -92,11 +94,6 @@ def put_on_record(store: Store, bad: Mapping[str, str]) -> None:
             write([(path, b"image\treason\n" + table(bad))])
         else:
             path.unlink(missing_ok=True)
-
-
-def table(notes: Mapping[str, str]) -> bytes:
-    """A line for each image; its id is any text without tab and newline, and of bytes that are no UTF-8, too."""
-    return "".join(f"{image_id}\t{note}\n" for image_id, note in sorted(notes.items())).encode("utf-8", "surrogateescape")
 
 
 def reading_rule(dataset: DatasetBase) -> str:
@@ -249,14 +246,28 @@ def _sizes(note: str) -> list[str]:
     return [word.partition(":")[0] for word in note.split() if ":" in word]
 
 
-def _changed(store: Store, dataset: DatasetBase, prepare: Prepare, ids: Sequence[str]) -> list[str]:
+def _changed(store: Store, dataset: DatasetBase, prepare: Prepare, ids: Sequence[str], which: str) -> list[str]:
     """Those of the images whose content is not what the store holds."""
-    say(f"{store.folder}: comparing the content of {len(ids)} images whose files were touched")
-    return [
-        image_id
-        for image_id in ids
-        if image_row(image_id, sample(dataset, image_id, prepare)) != store.images[store.row_of[image_id]]
-    ]
+    say(f"{store.folder}: comparing the content of {len(ids)} images {which}")
+
+    def is_other(image_id: str) -> bool:
+        return image_row(image_id, sample(dataset, image_id, prepare)) != store.images[store.row_of[image_id]]
+
+    return [image_id for image_id, other in zip(ids, threads(ids, is_other, os.cpu_count() or 1)) if other]
+
+
+def _compare_pulled(store: Store, dataset: DatasetBase, prepare: Prepare, now: Mapping[str, str]) -> None:
+    """Compares the files of these images, once, with the digests of a store that was filled from other files. Raises DatasetError
+    where the content differs."""
+    changed = _changed(store, dataset, prepare, list(now), "with the digests of this store, which was pulled")
+    if changed:
+        raise DatasetError(
+            f"{store.folder}: {len(changed)} of {len(now)} images have other content in {dataset.files(changed[0])[0].parent} than "
+            f"in this store, which was pulled ({join_names(changed)}); get the images that it was made from, or make a store of "
+            f"these with `pipeline prepare` and another --root"
+        )
+    with contextlib.suppress(StoreError), writing(store.folder):  # where it can't be written, the next run compares again
+        append(store.path("sources.tsv"), table(now))
 
 
 def open_whole(
@@ -280,8 +291,11 @@ def open_whole(
         known = known_files(store.path("sources.tsv"))
         now = {image_id: files_now(dataset, image_id) for image_id in ids}
         touched = [image_id for image_id in ids if now[image_id] and known.get(image_id) != now[image_id]]
+        if pulled := {image_id: now[image_id] for image_id in touched if is_without_times(known.get(image_id, ""))}:
+            _compare_pulled(store, dataset, prepare, pulled)
+            touched = [image_id for image_id in touched if image_id not in pulled]
         if touched and started_in() is not None:  # drawn again, in an experiment's own checkout, and not to be noted in the store
-            touched = _changed(store, dataset, prepare, touched)
+            touched = _changed(store, dataset, prepare, touched, "whose files were touched")
         if touched:  # where the files are not at hand, the store speaks for them
             raise StoreError(
                 f"{store.folder}: the files of {len(touched)} images were touched since ({join_names(touched)}), "
@@ -297,6 +311,11 @@ def open_whole(
             )
         images = [store.images[store.row_of[image_id]] for image_id in ids]
         store.check(images, range(1), [(sample, True)])
+    except NoStore as error:
+        raise StoreError(
+            f"{error}; copy one that was filled elsewhere with `pipeline cache pull URL {root}`, or make it with `pipeline "
+            f"prepare` with this config{if_done_for_dvc('prepare')}"
+        ) from None
     except StoreError as error:
         raise StoreError(f"{error}; run `pipeline prepare` with this config{if_done_for_dvc('prepare')}") from None
     return store, sample, images

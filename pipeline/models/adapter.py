@@ -38,6 +38,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline import records
 from pipeline.errors import ConfigError
 from pipeline.later import AddedLater
 from pipeline.models._existence import EncoderExistence
@@ -81,6 +82,14 @@ class Model(ModelBase):
         channels: Annotated[
             Channels, AddedLater("rgb"), Field(description="Order of colours that the network was trained on.")
         ] = "rgb",
+        code: Annotated[
+            list[str] | None,
+            AddedLater(None),
+            Field(
+                description="Modules whose code stands for the network in a cache's identity, without comments and docstrings; by "
+                "default the files of the factories, or the releases of their packages."
+            ),
+        ] = None,
         align_corners: Annotated[
             bool, AddedLater(False), Field(description="Whether the network's coarse logits were trained with corners aligned.")
         ] = False,
@@ -181,11 +190,16 @@ class Model(ModelBase):
 
     @classmethod
     def made_from(cls, args: Mapping[str, Any]) -> dict[str, Any]:
-        """Where the layers are, and the version of each package that a factory comes from."""
+        """Where the layers are, and the version of each package that a factory comes from; or the code of the modules that `code`
+        names."""
+        if args.get("code") is not None:
+            return {"layers": dict(args["layers"]), "modules": code_of(args["code"])}
         return {"layers": dict(args["layers"]), "packages": {module: release(module) for module in modules_of(args)}}
 
     @classmethod
     def code_outside(cls, args: Mapping[str, Any]) -> dict[str, str | None]:
+        if args.get("code") is not None:
+            return dict(code_of(args["code"]))
         return {module: installed(module) for module in modules_of(args)}
 
 
@@ -280,6 +294,20 @@ def factories(value: Any) -> Iterator[str]:
 
 def modules_of(args: Mapping[str, Any]) -> list[str]:
     return sorted({text.partition(":")[0] for text in [args["factory"], *factories(args["arguments"])]})
+
+
+def code_of(modules: list[str]) -> dict[str, str]:
+    """The digest of each module's code, without comments and docstrings. Raises ConfigError if there is no such Python file."""
+    found = {}
+    for module in sorted(modules):
+        try:
+            found[module] = records.module_code(module)
+        except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+            raise ConfigError(
+                f"adapter: code: {module!r} is no module of Python code that can be found ({error}); name modules as the factory "
+                f"does, with their folder on PYTHONPATH"
+            ) from None
+    return found
 
 
 def installed(module: str) -> str | None:

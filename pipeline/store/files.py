@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 AnyPath: TypeAlias = "Path | RemotePath"
 
 FORMAT = 1
+IN_USE = ".in-use"
 GROUP = json.dumps({"attributes": {}, "zarr_format": 3, "node_type": "group"}, indent=2).encode()
 CRC = np.dtype("<u4")
 
@@ -136,6 +137,24 @@ def write(files: Iterable[tuple[AnyPath, bytes]]) -> None:
             put.result()
 
 
+def link(files: Iterable[tuple[AnyPath, bytes]], origin: Callable[[AnyPath], AnyPath]) -> None:
+    """As `write`, of bytes that lie in `origin(path)` already: as hard links where the disk has them, which take no room. A
+    finished file is never changed, only replaced by another, so neither store sees what the other does."""
+    folders = set()
+    for path, data in files:
+        source = origin(path)
+        try:
+            if not (local(path) and local(source)):
+                raise OSError
+            path.unlink(missing_ok=True)
+            os.link(source, path, follow_symlinks=False)
+        except OSError:  # another disk, one without links, too many of them; or what writing will tell
+            write([(path, data)])
+        folders.add(path.parent)
+    for folder in folders:
+        sync(folder)
+
+
 def append(path: AnyPath, data: bytes) -> None:
     """At the end of a file, lastingly. Object storage can't: there it is written anew."""
     if not local(path):
@@ -194,15 +213,61 @@ def locked(folder: AnyPath) -> Iterator[None]:
 
 def lock_exclusive(file: BinaryIO) -> None:
     """Waits for the file's lock, which ends with the process."""
+    _flock(file.fileno(), fcntl.LOCK_EX, file.name)
+
+
+def _flock(fd: int, how: int, name: str) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(fd, how)
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
             raise
         raise StoreError(
-            f"{file.name}: this file system has no locks ({error.strerror}); mount it with them (Lustre: -o "
+            f"{name}: this file system has no locks ({error.strerror}); mount it with them (Lustre: -o "
             f"flock), or choose a --root on another one"
         ) from error
+
+
+class InUse:
+    """Keeps a store from being removed, until this object or its process ends. Any number of processes may fill a store at a
+    time. Nothing is held on object storage, which has no locks, and where this process may write nothing."""
+
+    def __init__(self, folder: AnyPath):
+        self._fd = None
+        try:
+            self._fd = _open_lock(folder, fcntl.LOCK_SH) if local(folder) else None
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES):
+                raise StoreError(f"{error.filename or folder}: {error.strerror}") from error
+
+    def __del__(self):
+        if (fd := getattr(self, "_fd", None)) is not None:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def unused(folder: Path) -> Iterator[bool]:
+    """Whether no process is filling the store; none begins to meanwhile."""
+    try:
+        fd = _open_lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.close(fd)
+
+
+def _open_lock(folder: Path, how: int) -> int:
+    name = str(folder / IN_USE)
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    try:
+        _flock(fd, how, name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _lock_file(path: Path) -> BinaryIO:

@@ -7,6 +7,7 @@ No checksum covers them: what they say is compared with the files, and a note th
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pipeline.identity import short
@@ -24,6 +25,20 @@ def rows_of(path: AnyPath, head: int = 0) -> dict[str, str]:
     """What `table` wrote, below so many lines; the last line may have been cut off."""
     lines = path.read_bytes().decode("utf-8", "surrogateescape").split("\n")[head:] if path.exists() else []
     return dict(line.split("\t", 1) for line in lines if "\t" in line)
+
+
+def table(notes: Mapping[str, str]) -> bytes:
+    """A line for each image; its id is any text without tab and newline, and of bytes that are no UTF-8, too."""
+    return "".join(f"{image_id}\t{note}\n" for image_id, note in sorted(notes.items())).encode("utf-8", "surrogateescape")
+
+
+def without_times(notes: Mapping[str, str]) -> dict[str, str]:
+    """Notes of sources.tsv for another machine: the times of its files say nothing there, and 0 stands for no time."""
+    return {image_id: re.sub(r"\b(\d+):\d+", r"\1:0", note) for image_id, note in notes.items()}
+
+
+def is_without_times(note: str) -> bool:
+    return ":" in note and all(word.endswith(":0") for word in note.split() if ":" in word)
 
 
 def note_faults(store: Store, name: str) -> list[str]:

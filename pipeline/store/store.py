@@ -11,6 +11,7 @@
   code.json                        digest of the code that each target's rows were stored by; older stores have none
   history.jsonl                    who did what when; no part of any comparison
   .lock                            held around create, grow, add_pass and finalise
+  .in-use                          held, shared, by every process that fills it: nobody removes it meanwhile
 
 Zarr hands out fill values for what was never written, so what is whole is decided here: data is written, fsynced and
 read back, then the mark. Readers trust the chain mark -> crc array -> row and nothing else. A block is a run of
@@ -22,14 +23,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.errors import CodeChanged, StoreError
+from pipeline.errors import CodeChanged, NoStore, OtherStore, StoreError
 from pipeline.identity import diff, identity_digest, join_names, sha256, short
 from pipeline.paths import below, id_fault, name_fault
 from pipeline.store.files import (
@@ -46,6 +47,7 @@ from pipeline.store.files import (
     codec_chain,
     finite,
     images_tsv,
+    link,
     local,
     locked,
     make_folder,
@@ -169,17 +171,19 @@ class Store:
 
     @classmethod
     def find(cls, root: AnyPath, kind: str, dataset: str, identity_record: dict) -> Store:
-        """The store of this identity; StoreError with the differences to the nearest one there is."""
+        """The store of this identity. Raises OtherStore with the differences to the nearest one there is, or NoStore."""
         folder = store_folder(root, kind, dataset, identity_record)
         if (folder / "store.json").exists():
             return cls(folder)._of(identity_record)
         heads: Iterable[AnyPath] = folder.parent.glob(f"{kind}-*/store.json")
         others = [cls(path.parent) for path in sorted(heads)]
         if not others:
-            raise StoreError(f"{folder.parent}: there is no {kind} store")
+            raise NoStore(f"{folder}: there is no {kind} store")
         apart = {other: diff(other.identity["record"], identity_record) for other in others}
         nearest = min(others, key=lambda other: len(apart[other]))
-        raise StoreError(f"{nearest.folder}: made from something else: {join_names(apart[nearest])}")
+        raise OtherStore(
+            f"{nearest.folder}: made from something else: {join_names(apart[nearest])}", nearest.folder, apart[nearest]
+        )
 
     def _of(self, identity_record: dict) -> Store:
         apart = diff(self.identity["record"], identity_record)
@@ -543,13 +547,60 @@ class Store:
         self._refuse_bad(pass_, block, rows)
         self._put(view_name(view), pass_.folder, block, self._chunks(view_name(view), pass_.folder, block, rows))
 
+    def read_block(self, view: str, folder: str, block: int) -> dict[str, np.ndarray]:
+        """Its rows [n, ...] by field, n the number of its images. StoreError unless every file is what its mark says."""
+        files, arrays, count = self.marked_files(view, folder, block), self.arrays(view, folder), len(self.block_images(block))
+        found = {}
+        for name in self.layout(folder):
+            chunks = arrays[name].block_chunks(block, self.block_rows)
+            parts = [arrays[name].decode(read_chunk(self.path(chunk), *files[chunk])) for chunk in chunks]
+            found[name] = (np.concatenate(parts) if len(parts) > 1 else parts[0])[:count]
+        return found
+
     def copy_block(self, other: Store, view: str, folder: str, block: int) -> None:
         """Takes a block of another store of this identity, where it holds the same images, as it is."""
         files = other.marked_files(view, folder, block)
         parts = map_concurrently(lambda chunk: read_chunk(other.path(chunk), *files[chunk]), list(files), other.folder)
         self._put(view, folder, block, zip(files, parts))
 
-    def _put(self, view: str, folder: str, block: int, chunks: Iterable[tuple[str, bytes]]) -> None:
+    def take_extent(self, other: Store, groups: Iterable[tuple[str, str]]) -> None:
+        """Lists the images of another store in the same blocks, and makes these passes and views of it. StoreError if the stores
+        have other images in a block, or the passes other fields."""
+        with locked(self.folder):
+            self._load_images()
+            for block in range(min(self.num_blocks, other.num_blocks)):
+                if self._image_digests[block] != other._image_digests[block]:
+                    raise StoreError(f"{self.image_file(block)}: lists other images than {other.image_file(block)}")
+            new = range(self.num_blocks, other.num_blocks)
+            write([(self.image_file(block), read(other.image_file(block))) for block in new])
+            self._load_images()
+            for view, folder in groups:
+                content = other.pass_file(folder) | {"store": self.identity["digest"]}
+                if not self.pass_path(folder).exists():
+                    write([(self.pass_path(folder), with_checksum(content))])
+                elif apart := diff(self.pass_file(folder), content):
+                    raise StoreError(f"{self.pass_path(folder)}: is not as in {other.folder}: {join_names(apart)}")
+                make_folder(self.path(f"done/{view}"))
+                self.write_metadata(view, folder)
+            for group in self.stored_groups():  # the number of blocks may have grown
+                self.write_metadata(*group)
+
+    def take_over_block(self, other: Store, view: str, folder: str, block: int) -> None:
+        """A block of a store of another identity, whose extent was taken, as this store's own: nothing is copied where the disk has
+        hard links."""
+        files = other.marked_files(view, folder, block)
+        chunks = ((chunk, read_chunk(other.path(chunk), *files[chunk])) for chunk in files)
+        names = {self.path(chunk): other.path(chunk) for chunk in files}
+        self._put(view, folder, block, chunks, lambda given: link(given, names.__getitem__))
+
+    def _put(
+        self,
+        view: str,
+        folder: str,
+        block: int,
+        chunks: Iterable[tuple[str, bytes]],
+        place: Callable[[Iterable[tuple[AnyPath, bytes]]], None] = write,
+    ) -> None:
         """A block's files, then its mark."""
         mark, files = self.mark_path(view, folder, block), {}
 
@@ -564,7 +615,7 @@ class Store:
                     claim.release()
                     return
                 remove(mark)  # before any of its files changes
-            write(noted())
+            place(noted())
             for chunk, (size, crc) in files.items():  # what the disk has against what was meant
                 read_chunk(self.path(chunk), size, crc)
             claim.finish(with_checksum(self._mark_head(view, folder, block) | {"files": files}, indent=None))
@@ -690,7 +741,11 @@ class Store:
 def store_folder(root: AnyPath, kind: str, dataset: str, identity_record: dict) -> AnyPath:
     if fault := name_fault(dataset):
         raise StoreError(f"{root}: the dataset {dataset!r} {fault}; rename it")
-    return as_path(root) / dataset / f"{kind}-{identity_digest(identity_record)[:12]}"
+    return as_path(root) / dataset / folder_name(kind, identity_record)
+
+
+def folder_name(kind: str, identity_record: dict) -> str:
+    return f"{kind}-{identity_digest(identity_record)[:12]}"
 
 
 # What store.json, a pass and a mark can say; anything else was written by no store

@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.errors import StoreError
 from pipeline.identity import join_names
 from pipeline.progress import Progress, table_lines
+from pipeline.store.card import CARD
 from pipeline.store.executors import threads
 from pipeline.store.files import (
     AnyPath,
@@ -143,7 +144,8 @@ def unvouched(store: Store) -> list[str]:
 def _faults_of_metadata(store: Store) -> Iterator[str]:
     checks: list[tuple[Callable[[bytes, AnyPath], object], AnyPath]]
     checks = [(check_and_parse, store.path("store.json")), *((parse_images, path) for path in store.image_files())]
-    checks += [(check_and_parse, path) for path in [store.path("manifest.json"), store.path("code.json")] if path.exists()]
+    beside = [store.path(name) for name in ("manifest.json", "code.json", CARD)]
+    checks += [(check_and_parse, path) for path in beside if path.exists()]
     for check, path in checks:
         try:
             check(read(path), path)

@@ -18,7 +18,7 @@ from pipeline.data import prepared
 from pipeline.data import views as geometry
 from pipeline.data.frames import canvas
 from pipeline.datasets.base import DatasetBase
-from pipeline.errors import CodeChanged, ConfigError, StoreError
+from pipeline.errors import CodeChanged, ConfigError, NoStore, OtherStore, StoreError
 from pipeline.files import plain
 from pipeline.later import leave_out
 from pipeline.lookup import find_class, is_own
@@ -100,6 +100,27 @@ def architecture(model: Plugin) -> str:
     """The network's name; of an ensemble, its members'."""
     name: str = model.args["network"]["name"] if model.name == "ensemble" else model.name
     return name
+
+
+NOT_CODE = ("weights", "precision", "flip_average", "mirror_lanes")  # of the teacher: with others, its answers are others
+
+
+def is_code(difference: str) -> bool:
+    """Whether a difference of two identities (`identity.diff`) is one of the teacher's code: then the answers may be the same."""
+    section, _, key = difference.partition(":")[0].partition(".")
+    return section == "teacher" and key.partition(".")[0] not in NOT_CODE
+
+
+def distance(apart: Sequence[str]) -> tuple[int, int]:
+    """How far an identity is from another with these differences: those of code count least."""
+    return sum(not is_code(difference) for difference in apart), len(apart)
+
+
+def may_be_adopted(apart: Sequence[str], config: Path) -> str:
+    """What to do about a cache with these differences; empty where more than the teacher's code differs."""
+    if distance(apart)[0] or not apart:
+        return ""
+    return f"if the teacher's answers are the same, `pipeline cache adopt {config} --recompute 32` takes it over"
 
 
 def own_code(module: str) -> dict[str, str]:
@@ -189,8 +210,13 @@ def open_whole(
     except CodeChanged:  # filling doesn't mend it
         raise
     except StoreError as error:
+        what = "run"
+        if isinstance(error, OtherStore) and (adopt := may_be_adopted(error.apart, config)):
+            what = f"{adopt}; otherwise run"
+        if isinstance(error, NoStore):
+            what = f"copy one that was filled elsewhere with `pipeline cache pull URL {root}`, or fill it with"
         raise StoreError(
-            f"{error}; run `pipeline cache-teacher {config}` (with the same --set, if there was one)"
+            f"{error}; {what} `pipeline cache-teacher {config}` (with the same --set, if there was one)"
             f"{if_done_for_dvc('cache-teacher')}"
         ) from None
     return store, [pass_ for pass_, _ in wanted]

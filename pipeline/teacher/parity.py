@@ -8,6 +8,7 @@ Of whole numbers, which are classes, a part may differ: compute_tolerance of a r
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output
-from pipeline.progress import table_lines
+from pipeline.progress import Progress, table_lines
 from pipeline.targets.base import Context, Field, TargetType
+from pipeline.teacher.online import OnlineTargets
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,33 @@ def choose(num_images: int, num_views: int, count: int, seed: int = 0) -> tuple[
     rng = np.random.default_rng(seed)
     flat = rng.choice(num_images * num_views, min(count, num_images * num_views), replace=False)
     return flat // num_views, flat % num_views
+
+
+def recomputed(
+    teacher: OnlineTargets, cached: Any, positions: np.ndarray, numbers: np.ndarray, *, batch: int, precision: str
+) -> list[RowError]:
+    """Of each target, the error of these stored rows: the teacher answers the same views again, drawn by the stored matrices.
+    `cached` reads rows of the images in `teacher.samples` (CachedTargets)."""
+    stored: dict[str, list[dict[str, Tensor]]] = {name: [] for name in cached.targets}
+    online: dict[str, list[dict[str, Tensor]]] = {name: [] for name in cached.targets}
+    with Progress("teacher again", len(positions), "views") as progress:
+        for start in range(0, len(positions), batch):
+            here, view = positions[start : start + batch], numbers[start : start + batch]
+            answered = teacher.answered(here, cached.matrices(here, view))
+            read = cached.rows(here, view, lambda rows: torch.from_numpy(rows).to(teacher.answers.device))
+            for name in cached.targets:
+                online[name].append(answered[name])
+                stored[name].append(read[name])
+            progress.advance(len(here))
+    return [
+        row_error(name, target, joined(stored[name]), joined(online[name]), teacher.answers.context, precision)
+        for name, (target, _) in cached.targets.items()
+    ]
+
+
+def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Rows by field, of all batches."""
+    return {field: torch.cat([part[field] for part in parts]) for field in parts[0]}
 
 
 def table(errors: Sequence[RowError]) -> str:

@@ -15,7 +15,7 @@ from pipeline.store import Store
 from pipeline.store.verification import verify
 
 GOLDEN = Path(__file__).parents[1] / "golden/store-v1/raw"
-NOT_COMPARED = {"history.jsonl", ".lock"}
+NOT_COMPARED = {"history.jsonl", ".lock", ".in-use"}
 
 
 def invoke(*arguments, folder=None, **options):
@@ -182,14 +182,20 @@ def test_list_shows_every_store_its_fill_state_and_its_size(store, tmp_path):
     next(other.glob("done/v001/*.json")).unlink()
     broken = shutil.copytree(store, store.with_name("prepared-0123456789ab"))
     flip(broken / "store.json")
-    result = invoke("cache", "list", "--root", tmp_path / "cache")
+    result = invoke("cache", "list", folder=tmp_path)
     assert result.exit_code == 0
     lines = {line.split("|")[3].strip(): line for line in result.stdout.splitlines() if line.startswith("| roads")}
     size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
-    assert f"| roads | targets | {store.name[8:]} | 5 | 2 | affinity, kinds | all | {size / 1e3:.1f} kB |" in lines.values()
+    day = json.loads((store / "history.jsonl").read_text().splitlines()[-1])["time"][:10]
+    teacher = Store.open(store).identity["record"]["teacher"]
+    assert (
+        f"| roads | targets | {store.name[8:]} | no configuration here | {teacher['name']} {teacher['weights'][:8]} "
+        f"| affinity, kinds | 5 | 2 | all | {day} | {size / 1e3:.1f} kB |"
+    ) in lines.values()
     assert "7/8 blocks" in result.stdout and "damaged" in result.stdout
     assert "no stores" in invoke("cache", "list", "--root", tmp_path / "nothing").stdout
-    assert invoke("cache", "list", env={"PIPELINE_CACHE_ROOT": str(tmp_path / "cache")}).stdout == result.stdout
+    assert invoke("cache", "list", "--root", "cache", folder=tmp_path).stdout == result.stdout
+    assert invoke("cache", "list", env={"PIPELINE_CACHE_ROOT": "cache"}, folder=tmp_path).stdout == result.stdout
 
 
 def test_rm_asks_and_removes_just_that_store(store):

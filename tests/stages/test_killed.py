@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-NOT_COMPARED = {"history.jsonl", ".lock"}
+NOT_COMPARED = {"history.jsonl", ".lock", ".in-use"}
 KILLS = int(os.environ.get("KILLS", 5))
 
 

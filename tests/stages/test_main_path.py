@@ -29,7 +29,7 @@ def test_every_stage_run_again_does_nothing_and_changes_nothing(experiment):
     before = {
         path: path.read_bytes()
         for path in experiment.folder.rglob("*")
-        if path.is_file() and path.name not in ("history.jsonl", ".lock")
+        if path.is_file() and path.name not in ("history.jsonl", ".lock", ".in-use")
     }
     for command in ("synth", "prepare", "train-teacher", "cache-teacher"):
         experiment.do(command)

@@ -1,0 +1,227 @@
+"""Blocks of one store become another's, by adoption or by merging; a kill at any step leaves stores that are valid."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+from toy_store import GRAPH, PASSES, RECORD, VIEWS, create, fill, images, tree, values
+
+from pipeline.errors import StoreError
+from pipeline.store import Store
+from pipeline.store.verification import verify
+from stages import cache
+
+NEW = RECORD | {"teacher": RECORD["teacher"] | {"version": 2}}
+
+
+def take_over(old, root):
+    new = create(root, NEW)
+    groups = old.stored_groups()
+    new.take_extent(old, groups)
+    for view, folder in groups:
+        for block in range(old.num_blocks):
+            new.take_over_block(old, view, folder, block)
+    new.finalise()
+    return new
+
+
+def test_a_kill_at_every_step_of_an_adoption_leaves_the_old_store_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    old = create(tmp_path / "old")
+    for count in (3, 6):  # a block that is not full
+        old.grow(images(count))
+    fill(old, PASSES, VIEWS[:1])
+    old.finalise()
+    before, meant = tree(old.folder), tree(take_over(old, tmp_path / "unbroken").folder)
+    step, code = 0, -signal.SIGKILL
+    while code == -signal.SIGKILL:
+        root = tmp_path / str(step)
+        pid = os.fork()
+        if pid == 0:
+            die_at(step)
+            take_over(old, root)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        for path in root.glob("roads/*/store.json"):
+            assert not [fault for fault in verify(Store.open(path.parent)) if "missing, or not what" not in fault], step
+        new = take_over(old, root)
+        assert tree(new.folder) == meant and tree(old.folder) == before and verify(new) == [], step
+        shutil.rmtree(root)
+        step += 3
+    assert code == 0 and step > 60
+
+
+def die_at(step):
+    """At the step-th rename, link or fsync."""
+    left = [step]
+
+    def watched(call):
+        def replacement(*given, **named):
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            return call(*given, **named)
+
+        return replacement
+
+    for name in ("replace", "link", "fsync"):
+        setattr(os, name, watched(getattr(os, name)))
+
+
+def test_without_hard_links_the_blocks_are_copied(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    old = create(tmp_path / "old")
+    old.grow(images(6))
+    fill(old, PASSES, VIEWS[:1])
+    new = take_over(old, tmp_path / "new")
+    assert verify(new) == [] and chunks(new) == chunks(old)
+
+
+def test_a_damaged_block_is_not_taken_over(tmp_path):
+    old = create(tmp_path / "old")
+    old.grow(images(6))
+    fill(old, PASSES, VIEWS[:1])
+    chunk = next(path for path in sorted(old.folder.rglob("c.*")))
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+    with pytest.raises(StoreError, match="damaged"):
+        take_over(old, tmp_path / "new")
+    assert verify(Store.open(create(tmp_path / "new", NEW).folder)) == []
+
+
+def chunks(store):
+    return {name: data for name, data in tree(store.folder).items() if name.startswith("targets.zarr")}
+
+
+# Merging stores of one identity
+
+
+def share(root, remainder):
+    """The store as one of two hosts fills it: every second block."""
+    store = create(root)
+    store.grow(images(14))
+    for pass_ in PASSES:
+        store.add_pass(pass_, VIEWS[:1])
+        for block in range(store.num_blocks):
+            if block % 2 == remainder:
+                store.write_block(pass_, 0, block, values(pass_, 0, store.block_images(block)))
+    return store
+
+
+def whole(root):
+    store = create(root)
+    store.grow(images(14))
+    fill(store, PASSES, VIEWS[:1])
+    store.finalise()
+    return store
+
+
+def test_two_shares_are_merged_into_the_bytes_of_one_fill(tmp_path):
+    one, other = share(tmp_path / "one", 0), share(tmp_path / "other", 1)
+    meant, before = tree(whole(tmp_path / "whole").folder), tree(other.folder)
+    said = cache.merge(into=one.folder, source=other.folder)
+    assert "4 of 8 blocks" in said and tree(one.folder) == meant and tree(other.folder) == before
+    assert verify(Store.open(one.folder)) == []
+    assert cache.merge(into=tmp_path / "one", source=tmp_path / "whole") and tree(one.folder) == meant
+
+
+def test_conflicts_are_named_and_nothing_is_merged(tmp_path):
+    one, other = share(tmp_path / "one", 0), share(tmp_path / "other", 1)
+    rows = values(GRAPH, 0, one.block_images(0))
+    other.write_block(GRAPH, 0, 0, rows | {"cells": rows["cells"] + np.uint8(1)})  # as another device would
+    before = tree(one.folder)
+    with pytest.raises(StoreError) as raised:
+        cache.merge(into=one.folder, source=other.folder)
+    first, *_, last = str(raised.value).splitlines()
+    assert f"block 0 of {GRAPH.folder}, v000: other bytes" in first and "crc " in first and "1 conflicts" in last
+    assert tree(one.folder) == before
+
+
+@pytest.mark.parametrize("what", ["identity", "images", "code"])
+def test_stores_that_are_of_something_else_are_not_merged(tmp_path, what):
+    one = share(tmp_path / "one", 0)
+    other = create(tmp_path / "other", NEW if what == "identity" else RECORD)
+    other.grow(images(14, start=1) if what == "images" else images(14))
+    pass_ = dataclasses.replace(GRAPH, code="0123456789abcdef")
+    other.add_pass(pass_, VIEWS[:1])
+    if what == "code":
+        one.vouch_for_code([dataclasses.replace(GRAPH, code="fedcba9876543210")])
+    before = tree(one.folder)
+    said = {"identity": "teacher.version: nothing here, 2 asked for", "images": "lists other images", "code": "by other code"}[what]
+    with pytest.raises(StoreError, match=said):
+        cache.merge(into=one.folder, source=other.folder)
+    assert tree(one.folder) == before
+
+
+def test_a_kill_at_any_step_of_a_merge_leaves_a_valid_store_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    other, meant = share(tmp_path / "other", 1), tree(whole(tmp_path / "whole").folder)
+    step, code = 0, -signal.SIGKILL
+    while code == -signal.SIGKILL:
+        one = share(tmp_path / str(step), 0)
+        pid = os.fork()
+        if pid == 0:
+            die_at(step)
+            cache.merge(into=one.folder, source=other.folder)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert not [fault for fault in verify(Store.open(one.folder)) if "history" not in fault], step
+        cache.merge(into=one.folder, source=other.folder)
+        assert tree(one.folder) == meant, step
+        shutil.rmtree(tmp_path / str(step))
+        step += 7
+    assert code == 0 and step > 20
+
+
+# The card, and publishing
+
+
+TERMS = {"licence": "CC-BY-4.0", "citation": "A. Author,\n  2026", "terms": "research only"}
+
+
+def test_a_card_is_kept_beside_the_store_and_travels_with_it(tmp_path):
+    store = whole(tmp_path / "here")
+    before = tree(store.folder)
+    assert "not noted: data.licence" in cache.card(folder=store.folder, changes={})
+    said = cache.card(folder=store.folder, changes={"data": TERMS, "teacher": {"licence": "MIT\x1b[2J"}})
+    assert "data citation: A. Author, 2026" in said and "teacher licence: MIT[2J" in said and "not noted: teacher.citation" in said
+    assert {name: data for name, data in tree(store.folder).items() if name != "card.json"} == before
+    assert verify(Store.open(store.folder)) == []
+    cache.pull(source=tmp_path / "here", root=tmp_path / "there", num_views=None)
+    assert (tmp_path / "there/roads" / store.folder.name / "card.json").read_bytes() == (store.folder / "card.json").read_bytes()
+    path = store.folder / "card.json"
+    path.write_bytes(path.read_bytes().replace(b"CC-BY", b"CC-NC"))
+    assert any("card.json: damaged" in fault for fault in verify(Store.open(store.folder)))
+
+
+def test_publishing_demands_the_terms_and_writes_card_and_sums(tmp_path):
+    store, out = whole(tmp_path / "here"), tmp_path / "published"
+    cache.card(folder=store.folder, changes={"data": TERMS})
+    with pytest.raises(StoreError, match="its card lacks teacher.licence, teacher.citation, teacher.terms"):
+        cache.publish(folders=[store.folder], out=out)
+    assert not out.exists()
+    cache.card(folder=store.folder, changes={"teacher": TERMS})
+    for _ in range(2):
+        assert "SHA256SUMS" in cache.publish(folders=[store.folder], out=out)
+    text = (out / "README.md").read_text()
+    assert text.startswith("---\nlicense: other\n") and "- teacher terms: research only" in text and store.folder.name in text
+    subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=out, check=True)
+    listed = {line.split("  ", 1)[1] for line in (out / "SHA256SUMS").read_text().splitlines()}
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert files - listed == {"SHA256SUMS"} | {name for name in files if name.endswith((".lock", ".in-use"))}
+    cache.pull(source=out, root=tmp_path / "there", num_views=None)
+    assert verify(Store.open(tmp_path / "there/roads" / store.folder.name)) == []
+
+
+def test_what_is_not_whole_is_not_published(tmp_path):
+    store = share(tmp_path / "here", 0)
+    cache.card(folder=store.folder, changes={"data": TERMS, "teacher": TERMS})
+    with pytest.raises(StoreError, match="are not filled .*only a whole store is published"):
+        cache.publish(folders=[store.folder], out=tmp_path / "published")
+    assert not (tmp_path / "published").exists()
