@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 verbosity = 0
+NARROW = 60  # columns of a terminal; below, progress is a name, a count and the time left
 
 
 def say(text: str) -> None:
@@ -72,17 +73,22 @@ class Progress:
         self.start = self.last = time.monotonic()
         if verbosity >= 0 and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.markup import escape
+            from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar  # noqa: F811
 
-            columns = (
+            console, left = Console(stderr=True), TimeRemainingColumn(elapsed_when_finished=True)  # rich knows NO_COLOR
+            columns: tuple[ProgressColumn, ...] = (
                 TextColumn("{task.description}"),
                 BarColumn(),
                 TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
                 TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(elapsed_when_finished=True),
+                left,
             )
-            self.bar = Bar(*columns, console=Console(stderr=True))  # rich knows NO_COLOR
+            if console.width < NARROW:  # rich would cut every column short
+                name = self.what if len(self.what) <= console.width // 3 else f"{self.what[: console.width // 3 - 3]}..."
+                columns = (TextColumn(escape(name)), TextColumn("{task.completed}/{task.total}"), left)
+            self.bar = Bar(*columns, console=console)
             self.bar.start()
             self.task = self.bar.add_task(self.what, total=self.total or None, completed=self.done, unit=self.unit, rate="")
         return self

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pipeline import weights
 from pipeline.config import Evaluate, Plugin, Prepare, Training
+from pipeline.data.frames import canvas
 from pipeline.errors import DatasetError
 from pipeline.files import write_json
 from pipeline.identity import sha256
@@ -11,6 +12,7 @@ from pipeline.metrics import base as metrics
 from pipeline.metrics.names import WORDS
 from pipeline.scoring import load as trained
 from pipeline.scoring import predict as prediction
+from pipeline.scoring.cost import cost_of
 from pipeline.scoring.score import answer_all, scores_of
 
 
@@ -51,6 +53,7 @@ def run(
         scores["reconstruction"] = True
     # so that a later reader sees a score that is out of date
     scores["weights"] = (weights.digest(network.state_dict()) if weights_file is None else sha256(weights_file.read_bytes()))[:16]
+    scores["network"] = cost_of(network, canvas(prepare.size), device)
     write_json(report, scores)
     prediction.write_sheet(picture, passed.shown, source)
     written = f"; files for its evaluator in {folder}" if metric.has_files else ""

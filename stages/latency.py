@@ -15,6 +15,7 @@ import torch
 
 from pipeline.config import Plugin, Prepare, Training
 from pipeline.deployment import onnx as exporting
+from pipeline.files import plain, write_json
 from pipeline.models.base import set_precision
 from pipeline.progress import Progress, table_lines
 from pipeline.scoring import load as trained
@@ -34,8 +35,10 @@ def run(
     runs: int,
     threads: int,
     device: str,
+    report: Path,
 ) -> str:
-    """A table of medians and 99th percentiles. The runtimes take turns, so that what else the machine does falls on both."""
+    """A table of medians and 99th percentiles, also written to `report` as JSON. The runtimes take turns, so that what else the
+    machine does falls on both."""
     source = dataset.build()
     torch.manual_seed(0)
     set_precision("fp32")
@@ -54,20 +57,23 @@ def run(
     else:
         left_out = "; this onnxruntime knows no CUDA, so it is left out (onnxruntime-gpu does)"
     rng = np.random.default_rng(0)
-    rows = []
+    rows, measured = [], []
     for batch in batches:
         images = deployed.shown(rng.integers(0, 256, (batch, *prepare.size, 3), np.uint8))
         for name, times_ms in timed(runtimes, images, runs).items():
             median = float(np.median(times_ms))
             p99 = np.percentile(times_ms, 99)
             rows.append((name, batch, f"{median:.2f}", f"{p99:.2f}", f"{1e3 * batch / median:.1f}"))
-    height, width = prepare.size
+            measured.append({"runtime": name, "batch": batch, "median_ms": round(median, 3), "p99_ms": round(float(p99), 3)})
+    where = machine(device, threads)
+    write_json(
+        report, {"model": plain(model), "size": prepare.size, "input": takes, "runs": runs, "machine": where, "times": measured}
+    )
     return "\n".join(
         [
             *table_lines(["runtime", "batch", "median ms", "p99 ms", "images/s"], rows),
             "",
-            f"{model.name}, {height} x {width}, {len(source.classes)} classes, {takes}, fp32, {runs} runs; "
-            f"{machine(device, threads)}{left_out}",
+            f"{model.called}, {height} x {width}, {len(source.classes)} classes, {takes}, fp32, {runs} runs; {where}{left_out}",
         ]
     )
 

@@ -3,6 +3,7 @@
 Reads files and runs no network, unless it is asked for pictures; those imports wait until then.
 """
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.config import Config
@@ -11,7 +12,16 @@ from pipeline.reporting import page, results, table
 
 
 def run(
-    config: Config, *, scores: Path, runs: Path, cache_report: Path, root: Path, weights_file: Path, out: Path, device: str | None
+    config: Config,
+    *,
+    scores: Path,
+    runs: Path,
+    cache_report: Path,
+    latency: Path,
+    root: Path,
+    weights_file: Path,
+    out: Path,
+    device: str | None,
 ) -> str:
     """Writes <name>.md, <name>.json and <name>.html into the folder `out`; where a `device` is given, to run networks on,
     <name>-pictures.html in the place of the last. Returns the table, and where the page is."""
@@ -33,13 +43,16 @@ def run(
         page_file,
         page.render(
             name=name,
-            dataset=dataset.name,
+            dataset=dataset.title or dataset.name,
+            teacher=config.teacher,
             split=evaluate.split,
             results=found,
             lines=lines,
             notes=notes,
             methods=methods,
             cached=cached,
+            latencies=results.latencies(latency, {"teacher": config.teacher.model, **students}, config.prepare.size),
+            written=datetime.now(UTC).date(),
             settings=config.text,
             pictures=pictures,
         ),

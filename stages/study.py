@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -43,6 +43,7 @@ class Cells:
     runs: Path  # a folder a study
     scores: Path  # likewise
     device: str
+    log: Sequence[str] = ()  # loggers of each cell's training
 
     def run(self, arm: Arm, seed: int) -> None:
         """In a process of the pool. One that is told to stop keeps its last step and ends: the pool would give it the next cell."""
@@ -67,6 +68,7 @@ class Cells:
             folder=folder,
             device=self.device,
             online_targets=arm.live,
+            log=self.log,
         )
         cost = {
             "cpu_seconds": time.process_time() - worked,
@@ -136,7 +138,7 @@ class Cells:
                 batch=8,
                 workers=1,
             )
-            found[split] = read_json(report)
+            found[split] = {name: value for name, value in read_json(report).items() if name != "confusion"}
         return found
 
 
@@ -151,14 +153,27 @@ def run(
     device: str,
     train: Callable,
     evaluate: Callable,
+    log: Sequence[str] = (),
 ) -> str:
     """Does what is left of the study; the teacher and its cache must be there. Returns the table and the verdict."""
     cells, scores = [(arm, seed) for seed in study.seeds for arm in study.arms.values()], report.parent
     left = [(arm, seed) for arm, seed in cells if answered(study, scores, arm, seed) is None]
     stored = {name: stored_bytes(arm) for name, arm in study.arms.items()}
     work = Cells(
-        study=study, train=train, evaluate=evaluate, root=root, weights_file=weights_file, runs=runs, scores=scores, device=device
+        study=study,
+        train=train,
+        evaluate=evaluate,
+        root=root,
+        weights_file=weights_file,
+        runs=runs,
+        scores=scores,
+        device=device,
+        log=log,
     )
+    if log:
+        from pipeline.training.loggers import Logs
+
+        Logs(log)  # refused here, once, not by every cell
     work.teacher()
     stop = get_context("spawn").Event()
     with (

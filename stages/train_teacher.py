@@ -33,7 +33,7 @@ def run(experiment: Experiment, *, folder: Path, report: Path, device: str, log:
     elif config.teacher_training is None:
         steps.reseed(0, 0)
         model = cache.build_teacher(teacher, source, size)
-        line = f"{weights_file}: {teacher.model.name}, as its factory made it"
+        line = f"{weights_file}: {teacher.model.called}, as its factory made it"
     else:
         steps.reseed(0, 0)  # before the network is made, and the same in every process
         lanes = source.lanes if config.teacher_training.existence_weight else 0
@@ -47,7 +47,7 @@ def run(experiment: Experiment, *, folder: Path, report: Path, device: str, log:
             "teacher_training",
         )
         trained = _train(experiment, model, config.teacher_training, folder, device, log)
-        line = f"{weights_file}: {teacher.model.name}, {trained.in_words(config.teacher_training)}"
+        line = f"{weights_file}: {teacher.model.called}, {trained.in_words(config.teacher_training)}"
         found = trained.outcome(config.teacher_training)
     if not distributed.is_main_process():
         return line

@@ -159,5 +159,6 @@ def latency(config, overrides, student, teacher, takes, batches, runs, threads, 
             runs=runs,
             threads=threads,
             device=options.pick(device),
+            report=Path("reports/latency") / cfg.name / f"{'teacher' if teacher else student}.json",
         )
     )

@@ -1,6 +1,8 @@
 """The `pipeline` command itself: what holds for every command below it."""
 
 import errno
+import os
+import sys
 import time
 
 import click
@@ -27,6 +29,8 @@ class Group(Sections):
         try:
             return super().invoke(ctx)
         except PipelineError as error:
+            if int(os.environ.get("LOCAL_RANK", 0)) and not joined():
+                ctx.exit(1)  # every process of torchrun read the same files; the first says it
             for line in str(error).splitlines():
                 example = line.startswith("    ")  # to be copied as it is printed
                 click.echo(line if example else f"Error: {line}", err=True)
@@ -43,6 +47,12 @@ class Group(Sections):
         except KeyboardInterrupt:
             click.echo("Stopped: nothing finished is lost; run the same command again", err=True)
             ctx.exit(130)
+
+
+def joined() -> bool:
+    """Whether this process trains together with others; torch is not imported for the question."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -63,5 +73,6 @@ def main(ctx, verbose, quiet):
     """
     from pipeline import progress
 
-    progress.verbosity = verbose - quiet
+    later = int(os.environ.get("RANK", 0)) > 0  # of the processes that torchrun started, the first one speaks
+    progress.verbosity = -1 if later else verbose - quiet
     ctx.obj = time.monotonic()

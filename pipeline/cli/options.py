@@ -215,6 +215,12 @@ def file_name(name, weights: Path | None) -> str:
     return f"{name}-{stem}" if name_fault(f"{name}-{stem}") is None else name
 
 
+def echo_once(result: str) -> None:
+    """The result of a command that torchrun may have started several times, from the first process."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        click.echo(result)
+
+
 def say_next(command, config, overrides=(), root=None, *arguments):
     """On stderr: how long it took, and what to run after this. `dvc repro` knows that by itself."""
     from pipeline.progress import duration, say

@@ -142,7 +142,7 @@ def train_teacher(config, overrides, root, device, deterministic, log):
         from stages import train_teacher as stage
 
         cfg = options.load(config, overrides)
-        click.echo(
+        options.echo_once(
             stage.run(
                 options.experiment(cfg, root),
                 folder=Path("runs") / cfg.name / "teacher",
@@ -270,7 +270,7 @@ def train_student(config, overrides, student, method, seed, root, device, determ
         from stages import train_student as stage
 
         cfg = options.load(config, overrides)
-        click.echo(
+        options.echo_once(
             stage.run(
                 options.experiment(cfg, root),
                 student=student,
@@ -375,6 +375,7 @@ def report(config, overrides, root, pictures, device):
             scores=Path("reports/scores") / cfg.name,
             runs=Path("runs") / cfg.name,
             cache_report=Path("reports/cache") / f"{cfg.name}.json",
+            latency=Path("reports/latency") / cfg.name,
             root=root,
             weights_file=options.teacher_weights(cfg),
             out=Path("reports"),
@@ -390,7 +391,8 @@ def report(config, overrides, root, pictures, device):
 @click.option(
     "--jobs", type=click.IntRange(min=1), default=os.cpu_count(), show_default="cores", help="Number of runs in parallel."
 )
-def study(study, root, device, jobs):
+@options.log
+def study(study, root, device, jobs, log):
     """Train and score a student in several arms and seeds.
 
     Answers the question that the study file states in advance. Reads configs/studies/<study>.yaml, and the prepared store, the
@@ -418,5 +420,67 @@ def study(study, root, device, jobs):
                 device=options.pick(device),
                 train=train_student.run,
                 evaluate=evaluate.run,
+                log=log,
+            )
+        )
+
+
+@options.command("tune")
+@options.student
+@click.option("--method", shell_complete=options.entries("methods"), help="Method to tune. Default: the first with a loss.")
+@click.option("--steps", type=click.IntRange(min=1), help="Steps of each run. Default: a tenth of training.steps.")
+@click.option(
+    "--lr",
+    "rates",
+    type=click.FloatRange(min=0, min_open=True),
+    multiple=True,
+    help="Learning rate to try. May be repeated. Default: training.lr times 0.3, 1 and 3.",
+)
+@click.option(
+    "--share",
+    "shares",
+    type=click.FloatRange(min=0, min_open=True),
+    multiple=True,
+    default=[0.1, 0.3, 1.0],
+    show_default=True,
+    help="Gradient of each loss, as a share of that of the loss on labels. May be repeated.",
+)
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Seeds of each run.")
+@options.root
+@options.device
+def tune(config, overrides, student, method, steps, rates, shares, seeds, root, device):
+    """Propose weights of a method and a learning rate.
+
+    Trains short runs from the cached targets: plain training at each --lr, then the method at the best rate with each --share.
+    Scores them on the split val, never on test. Prints a table and the lines to put into CONFIG. Writes
+    runs/tune-<config>/<run>. Run the command again after an interruption to resume.
+
+    \b
+    $ pipeline tune configs/demo.yaml --student erfnet --method intra
+    """
+    with options.stoppable():
+        from pipeline.errors import ConfigError
+        from stages import train_student
+        from stages import tune as stage
+
+        cfg = options.load(config, overrides)
+        first = next((name for name, terms in cfg.methods.items() if terms), None)
+        if method is None:
+            method = first
+        if method is None:
+            raise ConfigError(f"{cfg.path}: methods: none has a loss; there is no weight to tune")
+        lr = cfg.training.lr
+        click.echo(
+            stage.run(
+                options.experiment(cfg, root),
+                student=student,
+                method=method,
+                steps=steps or max(1, cfg.training.steps // 10),
+                rates=rates or [float(f"{lr * factor:.3g}") for factor in (0.3, 1, 3)],
+                shares=shares,
+                seeds=seeds,
+                folder=Path("runs") / f"tune-{cfg.name}",
+                device=options.pick(device),
+                train=train_student.run,
             )
         )

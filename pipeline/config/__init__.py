@@ -16,6 +16,7 @@ from pipeline.config.schema import (
     LABEL_TERMS,
     TERM_WORDS,
     Evaluate,
+    GradientShare,
     Photometric,
     Plugin,
     Prepare,
@@ -25,6 +26,7 @@ from pipeline.config.schema import (
     Training,
     Views,
     term_name,
+    weight_in_words,
 )
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "TERM_WORDS",
     "Config",
     "Evaluate",
+    "GradientShare",
     "Photometric",
     "Plugin",
     "Prepare",
@@ -46,4 +49,5 @@ __all__ = [
     "plugin",
     "read_yaml",
     "term_name",
+    "weight_in_words",
 ]

@@ -6,13 +6,14 @@ docs/configuration.md and the JSON Schema are made from what stands here.
 
 import importlib
 import inspect
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, Strict, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, ValidationError, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from pipeline.later import AddedLater, leave_out
@@ -100,6 +101,11 @@ class Plugin:
         if self.name == "folder" or is_own(f"pipeline.datasets.{self.name}"):
             return (self.name,) if name_fault(own) else (own, self.name)
         return (self.name,)
+
+    @property
+    def called(self) -> str:
+        """For people: the name of its file, or what makes a network of one's own (`adapter`)."""
+        return str(self.args["factory"]).rpartition(":")[2] if self.name == "adapter" and "factory" in self.args else self.name
 
     def build(self, **injected: Any) -> Any:
         made = find_class(self.kind, self.name)
@@ -528,6 +534,37 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class GradientShare:
+    """A term's weight by its gradient at the student's features, as a share of that of the loss on labels."""
+
+    gradient: Annotated[float, Field(gt=0, description="Norm of the term's weighted gradient by that of the loss on labels.")]
+    every: Annotated[int, Field(ge=1, description="Steps between measurements.")] = 20
+    decay: Annotated[float, Field(ge=0, lt=1, description="Of the running means of both norms, by measurement.")] = 0.9
+
+
+def number_or_share(value: Any) -> Any:
+    """A weight as a file has it: the mapping becomes a GradientShare."""
+    if isinstance(value, dict):
+        known = GradientShare.__dataclass_fields__
+        for key in value:
+            if key not in known:
+                raise ValueError(f"no such key {key!r}{did_you_mean(str(key), known)}; there are: {', '.join(known)}")
+        try:
+            return GradientShare(**value)
+        except ValidationError as error:
+            found = error.errors(include_url=False)[0]
+            raise ValueError(
+                f"{'.'.join(map(str, found['loc']))}: {found['msg']}; write a share such as {{gradient: 0.3}}"
+            ) from None
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ValueError(f"expected a finite number, got {value!r}")
+        if value < 0:
+            raise ValueError(f"expected 0 or more, got {value!r}")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Term:
     """One loss of a method, with the keys of that loss."""
 
@@ -537,13 +574,26 @@ class Term:
         LENIENT,
         Field(description="Names of the targets that it compares the student with; none for a loss that needs no teacher."),
     ] = ()
-    weight: Annotated[float, Field(ge=0, description="Weight of the loss beside the cross-entropy's 1.")]
+    weight: Annotated[
+        Annotated[float, Field(ge=0)] | GradientShare,
+        BeforeValidator(number_or_share),
+        Field(
+            description="Weight of the loss beside the cross-entropy's 1; or `{gradient: 0.3}`, which sets it so that the norm of "
+            "its gradient at the student's features is this share of the loss on labels' (docs/training.md)."
+        ),
+    ]
     start: Annotated[int, Field(ge=0, description="The weight is 0 before this step.")] = 0
     ramp: Annotated[int, Field(ge=0, description="From `start` on the weight rises in a straight line over these steps.")] = 0
 
 
 LABEL_TERMS = {"cross_entropy": "ce", "ohem": "ohem(labels)", "focal": "focal(labels)", "dice": "dice(labels)"}  # by label_loss
 TERM_WORDS = {"ce": "cross-entropy"}  # of terms in files, for people
+
+
+def weight_in_words(weight: Any) -> str:
+    """Of a term, or of a term in a record."""
+    share = weight.get("gradient") if isinstance(weight, Mapping) else getattr(weight, "gradient", None)
+    return f"{weight:g}" if share is None else f"gradient {share:g}"
 
 
 def term_name(terms: Sequence[Term], i: int) -> str:

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -97,6 +98,106 @@ def _scale(axes) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def tiles(count: int, most: int) -> int:
+    """Columns for so many tiles, at most `most` where that leaves no tile alone in the last row, else one more."""
+    if count <= most:
+        return max(1, count)
+    full = [columns for columns in range(most, 1, -1) if count % columns == 0 or count % columns > columns / 2]
+    return next(iter([*full, *(columns for columns in range(most, 1, -1) if count % columns != 1)]), most + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """Of the plot of scores against cost."""
+
+    network: str
+    method: str | None  # None: the teacher
+    cost: float
+    score: float  # 0..1
+    sd: float  # NaN: one seed
+
+
+def tradeoff(points: Sequence[Point], palette: Mapping[str, str], cost: str, metric: str) -> str:
+    """Scores in points of 100 (bars: one standard deviation to each side) against what an image costs."""
+    figure, axes = new_figure(6.4, 3.4)
+    for point in points:
+        colour = INK if point.method is None else palette[point.method]
+        sd = 0 if np.isnan(point.sd) else 100 * point.sd
+        axes.errorbar(point.cost, 100 * point.score, yerr=sd or None, fmt="D" if point.method is None else "o", ms=6, color=colour)
+    tops = {point.network: max(other.score for other in points if other.network == point.network) for point in points}
+    for name, top in tops.items():
+        cost_of = next(point.cost for point in points if point.network == name)
+        axes.annotate(
+            name,
+            (cost_of, 100 * top),
+            (7, 5),
+            textcoords="offset points",
+            fontsize=8,
+            color=INK,
+            parse_math=False,
+            annotation_clip=False,
+        )
+    costs = [point.cost for point in points]
+    if max(costs) > 4 * min(costs) > 0:
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(0.15, 0.12)
+    axes.set_xlabel(cost, color=INK, fontsize=8)
+    axes.set_ylabel(metric, color=INK, fontsize=8)
+    return svg(figure)
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str]) -> str:
+    """[truth, prediction] pixels as shares of each true class's pixels, with a colour bar; rows without pixels are empty."""
+    total = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
+    side = 2.6 + 0.09 * len(classes)
+    figure, axes = new_figure(side + 0.5, side)
+    axes.grid(False)
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
+    size = max(3.0, 8 - 0.15 * len(classes))
+    names = [name if len(name) <= 18 else f"{name[:16]}..." for name in classes]
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size, color=INK, parse_math=False)
+    axes.set_yticks(range(len(names)), names, fontsize=size, color=INK, parse_math=False)
+    axes.set_xlabel("predicted", color=INK, fontsize=8)
+    axes.set_ylabel("true", color=INK, fontsize=8)
+    if len(classes) <= 12:
+        for (row, column), share in np.ndenumerate(shares):
+            if share >= 0.005:
+                axes.text(
+                    column,
+                    row,
+                    f"{100 * share:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=size - 1,
+                    color="k" if share > 0.6 else "w",
+                )
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 0.5, 1])
+    bar.ax.tick_params(colors=INK, labelsize=7)
+    bar.ax.set_yticklabels(["0 %", "50 %", "100 %"], color=INK)
+    bar.outline.set_visible(False)
+    return svg(figure)
+
+
+def edge_scale(low: float, high: float) -> str:
+    """What the thickness of a graph's edges means, from the thinnest to the thickest."""
+    lines = "".join(
+        f'<line x1="{48 + 36 * i}" x2="{80 + 36 * i}" y1="9" y2="9" stroke="currentColor" stroke-width="{0.4 + 4 * i / 4:.1f}" '
+        f'opacity="{0.15 + 0.7 * i / 4:.2f}"/>'
+        for i in range(5)
+    )
+    text = '<text x="{}" y="13" text-anchor="{}" font-size="11" fill="currentColor">{:.2f}</text>'
+    return (
+        f'<svg class="scale" viewBox="0 0 280 18" role="img">{text.format(42, "end", low)}{lines}'
+        f"{text.format(232, 'start', high)}</svg>"
+    )
 
 
 def forest(low: float, mean: float, high: float, reach: float) -> str:

@@ -72,6 +72,7 @@ class NetworkPictures:
     graph_image: str
     num_graphs: int
     graphs: dict[str, list[Graph]]  # by layer; none where no image has labels
+    edges: dict[str, tuple[float, float]]  # by layer: the cosines of the thinnest and of the thickest edge
     feature_layer: str
     num_features: int
     features: list[Features]
@@ -101,6 +102,7 @@ def draw_networks(config: Config, results: Results, runs: Path, weights_file: Pa
             ]
         features[name] = _cells([(output.features[FEATURES], labels) for output, labels in outputs])
     regions = cache.context(teacher.model, source, prepare.size).regions
+    drawn = {layer: _graphs(found, regions, source) for layer, found in graphs.items()} if measured else {}
     return NetworkPictures(
         classes=[
             (name, "rgb({}, {}, {})".format(*source.colours[number]))
@@ -112,7 +114,8 @@ def draw_networks(config: Config, results: Results, runs: Path, weights_file: Pa
         ],
         graph_image=measured[0].image_id if measured else "",
         num_graphs=len(measured),
-        graphs={layer: _graphs(found, regions, source) for layer, found in graphs.items()} if measured else {},
+        graphs={layer: drawings for layer, (drawings, _) in drawn.items()},
+        edges={layer: limits for layer, (_, limits) in drawn.items()},
         feature_layer=FEATURES,
         num_features=len(measured),
         features=[_features(name, *cells, source) for name, cells in features.items() if len(cells[0])],
@@ -146,8 +149,10 @@ def _affinities(targets: Mapping[str, Plugin]) -> dict[str, Any]:
     return {target.layer: target for target in own or of_the_paper}
 
 
-def _graphs(found: Mapping[str, Sequence[Mapping]], regions: Sequence[int], source: DatasetBase) -> list[Graph]:
-    """Drawn for the first image, by the cosines of mean features."""
+def _graphs(
+    found: Mapping[str, Sequence[Mapping]], regions: Sequence[int], source: DatasetBase
+) -> tuple[list[Graph], tuple[float, float]]:
+    """Drawn for the first image, by the cosines of mean features; with the cosines of the thinnest and of the thickest edge."""
     teacher = found["teacher"]
     loss = find_class("losses", "affinity")(reads={}, context=None, student=None)
     present = np.flatnonzero((teacher[0]["cells"][0] > 0).numpy()).tolist()
@@ -168,7 +173,7 @@ def _graphs(found: Mapping[str, Sequence[Mapping]], regions: Sequence[int], sour
         distances = [float(loss.distance(student, rows)) for student, rows in zip(many, teacher)]
         own = name == "teacher"
         drawn.append(Graph(name, _markup(svg(figure)), None if own else distances[0], None if own else float(np.mean(distances))))
-    return drawn
+    return drawn, limits
 
 
 def _cells(outputs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[np.ndarray, np.ndarray]:

@@ -5,15 +5,18 @@ The template stands beside this file. It takes words and numbers that are ready 
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pipeline.config import TERM_WORDS, Term
+import numpy as np
+
+from pipeline.config import TERM_WORDS, Teacher, Term, weight_in_words
 from pipeline.metrics.names import WORDS
 from pipeline.progress import byte_size, duration
 from pipeline.reporting import charts
-from pipeline.reporting.results import Cached, Results, Run, Time
+from pipeline.reporting.results import VALIDATED, Cached, Latency, Results, Run, Time
 from pipeline.reporting.table import Line, average, baseline, compared, points
 
 TEACHER_SHADE = "#c0a020"
@@ -29,13 +32,18 @@ def render(
     notes: Sequence[str],
     methods: Mapping[str, Sequence[Term]],
     cached: Cached | None,
+    latencies: Mapping[str, Latency],
+    teacher: Teacher,
+    written: date,
     settings: str,
     pictures: Any,
 ) -> str:
-    """`pictures` is what the networks were made to show (`pipeline.reporting.feature_pictures`), or None."""
+    """`latencies` by student and "teacher", `written` the day of the report; `pictures` is what the networks were made to show
+    (`pipeline.reporting.feature_pictures`), or None."""
     import jinja2
     from markupsafe import Markup
 
+    words = {**TERM_WORDS, VALIDATED: "val mean IoU"}
     metric, groups, palette = results.metric, results.groups(), charts.colours(list(methods))
     others = [other for other in WORDS if other != metric and results.runs and other in results.runs[0].score]
     students = list(dict.fromkeys(student for student, _ in groups))
@@ -69,6 +77,15 @@ def render(
         palette=palette,
         cached=cached,
         settings=settings,
+        teacher=teacher,
+        written=written.isoformat(),
+        terms={method: terms_in_words(terms) for method, terms in methods.items() if any(m == method for _, m in groups)},
+        networks=_networks(results, groups, latencies),
+        latency=next(iter(latencies.values()), None),
+        tradeoff=_tradeoff(results, lines, latencies, palette),
+        confusions=_confusions(results, groups),
+        tiles=charts.tiles,
+        edge_scale=lambda limits: Markup(charts.edge_scale(*limits)),
         pictures=pictures,
         words=lambda key: WORDS.get(key, key),
         points=points,
@@ -81,7 +98,7 @@ def render(
         classes=_classes(results, groups, palette),
         methods_of={student: list(of[student]) for student in students},
         curves={
-            student: {TERM_WORDS.get(term, term): Markup(drawing) for term, drawing in charts.curves(of[student], palette).items()}
+            student: {words.get(term, term): Markup(drawing) for term, drawing in charts.curves(of[student], palette).items()}
             for student in students
             if any(run.curves for runs in of[student].values() for run in runs)
         },
@@ -89,6 +106,70 @@ def render(
         validated=results.teacher_best is not None or any(run.best for run in results.runs),
         best=_best,
     )
+
+
+def terms_in_words(terms: Sequence[Term]) -> str:
+    """A method's losses beside the loss on labels, with their weights: "10 affinity (graph_mid, graph_high) + 1 kd (logits)"."""
+    words = [
+        f"{weight_in_words(term.weight)} {term.loss.name}" + (f" ({', '.join(term.reads)})" if term.reads else "") for term in terms
+    ]
+    return " + ".join(words) or "labels alone"
+
+
+def _networks(results: Results, groups, latencies: Mapping[str, Latency]) -> dict[str, dict[str, str]]:
+    """By "teacher" and student: millions of parameters, GMACs and milliseconds of one image; empty where nothing is known."""
+    scores = {student: runs[0].score for (student, _), runs in reversed(list(groups.items()))}
+    if results.teacher is not None:
+        scores["teacher"] = results.teacher
+    found = {}
+    for name, score in scores.items():
+        cost = score.get("network")
+        found[name] = {
+            "parameters": f"{cost['parameters'] / 1e6:.2f}" if cost else "",
+            "gmacs": f"{cost['gmacs']:.2f}" if cost else "",
+            "latency": f"{latencies[name].milliseconds:.1f}" if name in latencies else "",
+        }
+    return found if any(any(cells.values()) for cells in found.values()) else {}
+
+
+def _tradeoff(results: Results, lines: Sequence[Line], latencies: Mapping[str, Latency], palette) -> str | None:
+    """Scores against latency where it was measured for every student, else against multiply-accumulates; None without either."""
+    from markupsafe import Markup
+
+    students = list(dict.fromkeys(line.student for line in lines))
+    scores = {run.student: run.score for run in results.runs}
+    if students and all(student in latencies for student in students):
+        one = latencies[students[0]]
+        costs, words = {name: found.milliseconds for name, found in latencies.items()}, f"ms an image, {one.runtime}"
+    else:
+        costs = {name: score["network"]["gmacs"] for name, score in scores.items() if "network" in score}
+        if results.teacher is not None and "network" in results.teacher:
+            costs["teacher"] = results.teacher["network"]["gmacs"]
+        words = "GMACs an image"
+    points = [
+        charts.Point(network=line.student, method=line.method, cost=costs[line.student], score=line.mean, sd=line.sd)
+        for line in lines
+        if line.student in costs and line.values
+    ]
+    teacher = None if results.teacher is None else results.teacher[results.metric]
+    if teacher is not None and "teacher" in costs:
+        points.append(charts.Point(network="teacher", method=None, cost=costs["teacher"], score=teacher, sd=math.nan))
+    if len({point.network for point in points}) < 2:  # nothing to weigh
+        return None
+    return Markup(charts.tradeoff(points, palette, words, WORDS.get(results.metric, results.metric)))
+
+
+def _confusions(results: Results, groups) -> dict[str, Any]:
+    """Drawings by network, of all seeds' pixels together; those scored by an earlier version have none."""
+    from markupsafe import Markup
+
+    scores = {} if results.teacher is None else {"teacher": [results.teacher]}
+    scores |= {f"{student} {method}": [run.score for run in runs] for (student, method), runs in groups.items()}
+    return {
+        name: Markup(charts.confusion(np.sum([score["confusion"] for score in many], axis=0), list(many[0]["iou"])))
+        for name, many in scores.items()
+        if all("confusion" in score for score in many)
+    }
 
 
 def _best(found: Mapping[str, Any] | None) -> str:

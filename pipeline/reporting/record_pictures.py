@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.datasets.base import DatasetBase
 from pipeline.scoring.predict import overlay
 
+BRIGHTEST = 99.5  # percentile of an attention map that is shown brightest: a few cells may tower over the rest
 MOMENTS = ("mean", "variance", "skewness")
 
 
@@ -24,12 +25,15 @@ def record_figure(
 ):
     """A matplotlib figure. `image` [H, W, 3] and `labels` [H, W] as the teacher saw them, `prediction` [H, W] or None,
     attention maps [h, w] by target name, graphs (graph [3, K, K], cells [K]) by target name."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
     pictures = [("image", image), ("labels", overlay(image, labels, dataset))]
     if prediction is not None:
         pictures.append(("teacher's prediction", overlay(image, prediction, dataset)))
-    pictures += [(name, heat(image, energy)) for name, energy in attention.items()]
+    brightest = {name: max(float(np.percentile(energy, BRIGHTEST)), 1e-30) for name, energy in attention.items()}
+    pictures += [(name, heat(image, energy, brightest[name])) for name, energy in attention.items()]
     columns = min(3, len(pictures))
     top = math.ceil(len(pictures) / columns)
     picture_height = 4.2 * image.shape[0] / image.shape[1] + 0.3
@@ -38,11 +42,15 @@ def record_figure(
         1 + len(graphs), 1, height_ratios=[top * picture_height] + [3.1] * len(graphs), squeeze=False
     )[:, 0]
     upper.suptitle(title, fontsize=9, parse_math=False)  # ids and names are text, whatever they hold
-    for axes, (name, picture) in zip(upper.subplots(top, columns, squeeze=False).flat, pictures):
+    places = list(upper.subplots(top, columns, squeeze=False).flat)
+    for axes in places:
+        axes.axis("off")
+    for axes, (name, picture) in zip(places, pictures):
         axes.imshow(picture)
         axes.set_title(name, fontsize=8, parse_math=False)
-    for axes in upper.axes:
-        axes.axis("off")
+        if name in brightest:
+            bar = upper.colorbar(ScalarMappable(Normalize(0, brightest[name]), "inferno"), ax=axes, shrink=0.7)
+            bar.ax.tick_params(labelsize=6)
     for part, (name, (graph, cells)) in zip(lower, graphs.items()):
         part.suptitle(f"{name}: cosine of two regions' moments", fontsize=9)
         *matrices, drawing = part.subplots(1, 4)
@@ -88,9 +96,9 @@ def draw_graph(
     return low, high
 
 
-def heat(image: np.ndarray, energy: np.ndarray) -> np.ndarray:
-    """An attention map over its image; brightest at the map's 99.5th percentile, since a few cells may tower over the rest."""
+def heat(image: np.ndarray, energy: np.ndarray, brightest: float) -> np.ndarray:
+    """An attention map [h, w] over its image [H, W, 3], from 0 to the value that is shown brightest."""
     energy = cv2.resize(energy.astype(np.float32), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    energy = (255 * (energy / max(np.percentile(energy, 99.5), 1e-30)).clip(0, 1)).astype(np.uint8)
+    energy = (255 * (energy / brightest).clip(0, 1)).astype(np.uint8)
     coloured = cv2.cvtColor(cv2.applyColorMap(energy, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     return cv2.addWeighted(image, 0.45, coloured, 0.55, 0)

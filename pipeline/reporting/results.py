@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline import records
+from pipeline.config import Plugin
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
 from pipeline.identity import diff, sha256
@@ -178,6 +179,40 @@ def time_of(folder: Path) -> Time | None:
         for one in kept
     )
     return Time(steps=kept[-1]["last"] - kept[0]["first"], seconds=sum(one["seconds"] for one in kept), machine="; ".join(machines))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """What `pipeline latency` measured of one network, for one image."""
+
+    milliseconds: float  # median
+    runtime: str
+    machine: str
+
+
+def latencies(folder: Path, networks: Mapping[str, Plugin], size: tuple[int, int]) -> dict[str, Latency]:
+    """By network ("teacher", or a student): medians of one image, in ONNX Runtime where all have it, else in
+    torch. Those of another network or size than the file's now, or of another machine than the newest one's, are left out."""
+    files = {name: folder / f"{name}.json" for name in networks if (folder / f"{name}.json").exists()}
+    found = {}
+    for name in sorted(files, key=lambda name: files[name].stat().st_mtime, reverse=True):
+        said = read_json(files[name])
+        if said.get("model") != records.recorded(networks[name]) or said.get("size") != list(size):
+            continue
+        found[name] = said
+    machines = [said["machine"] for said in found.values()]
+    times = {
+        name: {one["runtime"]: one["median_ms"] for one in said["times"] if one["batch"] == 1}
+        for name, said in found.items()
+        if said["machine"] == machines[0]
+    }
+    times = {name: measured for name, measured in times.items() if measured}
+    both = [runtime for runtime in ("ONNX Runtime", "torch") if all(runtime in measured for measured in times.values())]
+    return {
+        name: Latency(milliseconds=measured[both[0]], runtime=both[0], machine=machines[0])
+        for name, measured in times.items()
+        if both
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,18 +112,34 @@ def overlay(image: np.ndarray, classes: np.ndarray, dataset: DatasetBase, streng
     return np.where(painted[:, :, None], mixed, image)
 
 
-def write_sheet(
-    path: Path, rows: Sequence[tuple[np.ndarray, np.ndarray | None, np.ndarray]], dataset: DatasetBase, width: int = 480
-) -> None:
-    """A PNG with a row per frame: the image, the labels over it, the predictions over it."""
-    lines = []
-    for image, label, predicted in rows:
-        labelled = image if label is None else overlay(image, label, dataset)
-        height = round(image.shape[0] * width / image.shape[1])
-        cells = [
-            cv2.resize(cell, (width, height), interpolation=cv2.INTER_AREA)
-            for cell in (image, labelled, overlay(image, predicted, dataset))
-        ]
-        lines.append(np.concatenate(cells, axis=1))
+def write_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray, np.ndarray | None, np.ndarray]], dataset: DatasetBase) -> None:
+    """A PNG with a row per frame (id, image [H, W, 3], labels [H, W] or None, predictions [H, W]): the image, the labels over it,
+    the predictions over it; below, a legend of the classes that occur."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    width = 640  # of a picture, in pixels, before matplotlib scales it
+    present = np.unique(np.concatenate([np.unique(part) for _, _, *parts in rows for part in parts if part is not None]))
+    painted = [number for number in present if number < len(dataset.classes) and number != dataset.background]
+    highest = max(image.shape[0] / image.shape[1] for _, image, _, _ in rows)
+    columns, lines = min(5, max(1, len(painted))), -(-len(painted) // 5)
+    below = 0.22 * lines + (0.2 if lines else 0)
+    figure = Figure(figsize=(12.3, len(rows) * (4 * highest + 0.25) + 0.3 + below), layout="constrained", dpi=120)
+    for number, (cells, (image_id, image, label, predicted)) in enumerate(zip(figure.subplots(len(rows), 3, squeeze=False), rows)):
+        parts = image, None if label is None else overlay(image, label, dataset), overlay(image, predicted, dataset)
+        for axes, part, title in zip(cells, parts, ("image", "labels", "prediction")):
+            axes.axis("off")
+            if part is not None:
+                height = max(1, round(part.shape[0] * width / part.shape[1]))
+                axes.imshow(cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA))
+            words = [title] * (number == 0) + [image_id if len(image_id) <= 60 else f"...{image_id[-57:]}"] * (title == "image")
+            axes.set_title("\n".join([*words, "no labels"] if part is None else words), fontsize=8, parse_math=False)
+    if painted:
+        patches = [Patch(facecolor="#{:02x}{:02x}{:02x}".format(*dataset.colours[number]), edgecolor="0.5") for number in painted]
+        legend = figure.legend(
+            patches, [dataset.classes[number] for number in painted], loc="outside lower center", ncols=columns, fontsize=8
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), cv2.cvtColor(np.concatenate(lines), cv2.COLOR_RGB2BGR))
+    figure.savefig(path, metadata={"Software": None})

@@ -74,7 +74,7 @@ def score(
 class Passed(Counted):
     """What is kept of a pass over a split."""
 
-    shown: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = field(default_factory=list)
+    shown: list[tuple[str, np.ndarray, np.ndarray | None, np.ndarray]] = field(default_factory=list)
 
 
 def answer_all(
@@ -102,7 +102,7 @@ def answer_all(
         if label is not None:
             counts = Confusion(len(source.classes))
             counts.add(label, answer.classes_HW)
-        return image_id, image.shape[:2], counts, (image, label, answer.classes_HW) if image_id in shown else None
+        return image_id, image.shape[:2], counts, (image_id, image, label, answer.classes_HW) if image_id in shown else None
 
     with ThreadPoolExecutor(workers) as pool, Progress("scoring", len(ids), "images") as progress:
         samples = map_in_order(pool, functools.partial(sample, source, prepare), ids, 2 * workers)
@@ -127,13 +127,14 @@ def sample(source: DatasetBase, prepare: Prepare, image_id: str) -> prediction.S
 def scores_of(source: DatasetBase, split: str, ids: list[str], folder: Path, passed: Passed, workers: int) -> dict:
     """`metric` names the entry that is the dataset's official score; None where there is no truth for it."""
     iou = {name: rounded(value) for name, value in zip(source.classes, passed.confusion.iou())}
-    metric = metrics.of(source)
+    metric, classes = metrics.of(source), len(source.classes)
     scores = {
         "metric": metric.headline,
         "images": len(passed.labelled),
         "mean_iou": rounded(passed.confusion.mean_iou()),
         "iou": iou,
         "one_class": only_class(source, passed.confusion),
+        "confusion": passed.confusion.matrix[:classes, :classes].tolist(),  # pixels, [truth][prediction]
     }
     scores |= metric.scores(split, ids, passed, folder, workers)
     return {metric.headline: None} | scores

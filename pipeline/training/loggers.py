@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.config import weight_in_words
 from pipeline.errors import ConfigError
 from pipeline.files import write_text
 from pipeline.lookup import did_you_mean
@@ -185,11 +186,19 @@ class Logs:
 def settings(record: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run's record what people compare runs by: {"student": "erfnet", "training.lr": 0.01}."""
     found: dict[str, Any] = {
-        name: record[name]["name"] if isinstance(record[name], Mapping) else record[name]
+        name: called(record[name]) if isinstance(record[name], Mapping) else record[name]
         for name in ("teacher", "student", "seed")
         if name in record
     }
     if "method" in record:
-        found["method"] = ", ".join(f"{term['weight']:g} {term['loss']['name']}" for term in record["method"]) or "plain"
+        found["method"] = (
+            ", ".join(f"{weight_in_words(term['weight'])} {term['loss']['name']}" for term in record["method"]) or "plain"
+        )
     training = record.get("training", {})
     return found | {f"training.{name}": value for name, value in training.items() if not isinstance(value, (dict, list))}
+
+
+def called(network: Mapping[str, Any]) -> str:
+    """As Plugin.called of what a record holds."""
+    factory = network["args"].get("factory") if network["name"] == "adapter" else None
+    return network["name"] if factory is None else str(factory).rpartition(":")[2]

@@ -10,7 +10,8 @@ held_out.tsv            each term on the images kept from training (training.hel
 validation.tsv          scores of the split val (training.validate_every)
 norms.tsv               each weighted term's gradient norm at the network's features
 weights.safetensors     the end of the run, or its best validation (training.keep)
-result.json             digest of that file, the steps made, the best validation
+result.json             digest of that file, the steps made, the best validation, the weights that terms ended with where they
+                        are shares of a gradient
 """
 
 import fcntl
@@ -241,6 +242,8 @@ class Run:
         draw_curves(self.folder / "curves.png", self.curves, self.validations)
         weights.save_file(self.weights, self.kept(step))
         result = {"weights": sha256(self.weights.read_bytes()), "steps": steps, "record": identity_digest(self.record)}
+        if step.balance.terms:
+            result["term_weights"] = step.balance.weights()
         write_json(self.folder / "result.json", result | self.outcome(step.training))
 
     def outcome(self, training: Training) -> dict[str, Any]:
@@ -270,7 +273,7 @@ class Run:
         """What came of a run that has ended."""
         last = self.curves[-1]
         if not self.validations:
-            said = ", ".join(f"{name} {value:.4g}" for name, value in last.items() if name != "step")
+            said = ", ".join(f"{TERM_WORDS.get(name, name)} {value:.4g}" for name, value in last.items() if name != "step")
             return f"{last['step']} steps, {said}"
         found = self.outcome(training)
         best, kept = found["best"], "kept" if found["kept_step"] == found["best"]["step"] else "not kept"

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import LABEL_TERMS, Term, Training, term_name
+from pipeline.config import LABEL_TERMS, GradientShare, Term, Training, term_name
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import ConfigError
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output, as_float, trains_on_one_image
 from pipeline.seeds import text_digest
 from pipeline.training import distributed, label_losses
+from pipeline.training.balance import Balance
 from pipeline.training.label_losses import cross_entropy, labelled_weight
 from pipeline.training.optimisers import learning_rate, optimiser
 
@@ -80,6 +81,7 @@ class Step:
         self.network = compiled(self.model, graphs=training.compile == "graphs") if training.compile else self.model
         self.label_term = LABEL_TERMS[training.label_loss]
         self.terms = {term_name(terms, i): (term, loss) for i, (term, loss) in enumerate(zip(terms, losses))}
+        self.balance = Balance({name: term for name, (term, _) in self.terms.items()})
         self.losses = nn.ModuleList(losses)
         parameters, self.lr_factors = grouped(model, self.losses, training)
         self.optimiser = optimiser(training, parameters, device)
@@ -107,10 +109,29 @@ class Step:
             terms["dice"] = (self.training.dice_weight, dice)
         if output.existence is not None and batch.existence_BL is not None:
             terms["existence"] = (self.training.existence_weight, existence_loss(output.existence, batch.existence_BL))
-        for name, (term, loss) in self.terms.items():
-            if weight := weight_at(term, batch.step):
+        for name, (_, loss) in self.terms.items():
+            if (weight := self.weight_at(name, batch.step)) or self.balance.due(name, batch.step):
                 terms[name] = (weight, loss(output, batch))
         return raw, terms
+
+    def weight_at(self, name: str, step: int) -> float:
+        """A term's weight at this step; one given as a share of a gradient as it was measured last."""
+        term = self.terms[name][0]
+        return ramp_at(term, step) * (self.balance.weight(name) if isinstance(term.weight, GradientShare) else term.weight)
+
+    def _balanced(
+        self, step: int, norms: Mapping[str, float], terms: Mapping[str, tuple[float, Tensor]]
+    ) -> dict[str, tuple[float, Tensor]]:
+        """The terms with the weights that follow from these unweighted norms, measured in every process."""
+        device = self.weights_K.device
+        due = [name for name in self.balance.terms if self.balance.due(name, step)]
+        # features of an image feel its own loss alone, so squares add up to those of the whole batch, but for a common factor
+        squares = torch.tensor([norms[name] ** 2 for name in (self.label_term, *due)], dtype=torch.float64, device=device)
+        distributed.all_reduce_mean([squares])
+        label, *others = squares.sqrt().tolist()
+        for name, norm in zip(due, others):
+            self.balance.follow(name, label, norm)
+        return {name: (self.weight_at(name, step) if name in due else weight, value) for name, (weight, value) in terms.items()}
 
     def label_loss(self, logits_BKhw: Tensor, labels_BHW: Tensor, counted: Tensor | None = None) -> Tensor:
         """`training.label_loss`; `counted`: see cross_entropy."""
@@ -137,15 +158,25 @@ class Step:
         distributed.all_reduce_mean([counted])
         values: dict[str, Any] = {}
         norms: dict[str, Any] = {}
+        due = any(self.balance.due(name, batch.step) for name in self.balance.terms)
         for part in parts:
-            measured = part is parts[0] and batch.step % self.training.norm_every == 0
-            output, terms = self.loss_terms(part, counted, traced=measured)
-            if measured:
-                norms = gradient_norms(output, terms)
+            noted = part is parts[0] and batch.step % self.training.norm_every == 0
+            weighed = part is parts[0] and due
+            output, terms = self.loss_terms(part, counted, traced=noted or weighed)
+            unweighted = (
+                gradient_norms(output, {name: (1.0, value) for name, (_, value) in terms.items()}) if noted or weighed else {}
+            )
+            if weighed:
+                terms = self._balanced(batch.step, unweighted, terms)
+            if noted:
+                norms = {name: terms[name][0] * norm for name, norm in unweighted.items()}
             total: Any = sum(weight * value for weight, value in terms.values())
             (total / len(parts)).backward()
             for name, (_, value) in terms.items():
                 values[name] = values.get(name, 0) + value.detach() / len(parts)
+        for name in self.balance.terms:
+            if name in values:
+                values[f"weight({name})"] = torch.tensor(self.weight_at(name, batch.step), device=self.weights_K.device)
         if self.partly_labelled:
             values[LABELLED] = batch.has_label_B.float().mean()
         distributed.all_reduce_mean([*values.values(), *(p.grad for p in self._parameters() if p.grad is not None)])
@@ -210,12 +241,14 @@ class Step:
 
     def state(self) -> dict:
         state = {"model": self.model.state_dict(), "losses": self.losses.state_dict(), "optimiser": self.optimiser.state_dict()}
+        state |= {"balance": self.balance.norms} if self.balance.terms else {}
         return state | {"mean": self.mean} if self.mean else state
 
     def load_state(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.losses.load_state_dict(state["losses"])
         self.optimiser.load_state_dict(state["optimiser"])
+        self.balance.norms = state.get("balance", {})
         for name, value in self.mean.items():
             value.copy_(state["mean"][name])
 
@@ -243,11 +276,11 @@ def compiled(network: nn.Module, graphs: bool = False):
     return torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else None)
 
 
-def weight_at(term: Term, step: int) -> float:
-    """0 before step `start`, then a straight line over `ramp` steps up to the term's weight."""
+def ramp_at(term: Term, step: int) -> float:
+    """The part of a term's weight that counts: 0 before step `start`, then a straight line over `ramp` steps up to 1."""
     if step < term.start:
         return 0.0
-    return term.weight if not term.ramp else term.weight * min(1.0, (step - term.start + 1) / term.ramp)
+    return 1.0 if not term.ramp else min(1.0, (step - term.start + 1) / term.ramp)
 
 
 def grouped(model: nn.Module, losses: nn.Module, training: Training) -> tuple[list[dict], list[float]]:
@@ -274,7 +307,8 @@ def reseed(seed: int, step: int, process: int = 0) -> None:
 
 
 def gradient_norms(output: Output, terms: Mapping[str, tuple[float, Tensor]]) -> dict[str, float]:
-    """Norm of each weighted term's gradient at the student's features: what a term really asks of the encoder."""
+    """Norm of each weighted term's gradient at the student's features, all tapped layers together: what a term really asks of the
+    encoder."""
     leaves = [feature for feature in output.features.values() if feature.requires_grad]
     norms = {}
     for name, (weight, value) in terms.items():

@@ -10,7 +10,7 @@ import yaml
 from pipeline import config
 from pipeline.errors import ConfigError
 from pipeline.files import plain
-from pipeline.training.step import weight_at
+from pipeline.training.step import ramp_at
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
@@ -140,10 +140,24 @@ def test_files_that_are_no_config_are_refused_in_one_line(tmp_path):
         config.load(path)
 
 
+def test_a_weight_may_be_a_share_of_a_gradient(tmp_path):
+    loaded = config.load(write(tmp_path, lambda raw: raw["methods"]["kd"][0].update(weight={"gradient": 0.3})))
+    assert plain(loaded.methods["kd"][0])["weight"] == {"gradient": 0.3, "every": 20, "decay": 0.9}
+    for weight, said in (
+        ({"gradient": 0}, "gradient: "),
+        ({"gradients": 0.3}, "did you mean 'gradient'"),
+        ({}, "gradient: "),
+        ("heavy", "expected a number or a mapping, got the text 'heavy'"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+            config.load(write(tmp_path, lambda raw, weight=weight: raw["methods"]["kd"][0].update(weight=weight)))
+        assert "methods.kd[0].weight" in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_weight_starts_and_rises_as_told(tmp_path):
     loaded = config.load(write(tmp_path, lambda raw: raw["methods"]["kd"][0].update(weight=2.0, start=10, ramp=4)))
     term = loaded.methods["kd"][0]
-    assert [weight_at(term, step) for step in (0, 9, 10, 11, 13, 100)] == [0, 0, 0.5, 1.0, 2.0, 2.0]
+    assert [term.weight * ramp_at(term, step) for step in (0, 9, 10, 11, 13, 100)] == [0, 0, 0.5, 1.0, 2.0, 2.0]
 
 
 @pytest.mark.parametrize(

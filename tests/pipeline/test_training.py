@@ -240,6 +240,46 @@ def test_gradient_norms_are_those_of_the_weighted_terms_at_the_features():
     assert norms["none"] == 0
 
 
+def balanced(**more):
+    return steps.Step(student(), terms({"gradient": 0.3, "every": 2, **more}), [Pull()], SETTINGS, torch.ones(5), seed=0)
+
+
+def test_a_weight_by_gradient_makes_the_terms_norm_this_share_of_cross_entropys():
+    step = balanced(decay=0.0)
+    for number in (0, 2):
+        step.training = dataclasses.replace(SETTINGS, norm_every=1)
+        values, norms = step(batch(number))
+        assert norms["pull"] == pytest.approx(0.3 * norms["ce"], rel=1e-6)
+    _, norms = step(batch(3))  # not measured for the weight at this step, which stays
+    assert norms["pull"] != pytest.approx(0.3 * norms["ce"], rel=1e-6)
+    assert float(values["weight(pull)"]) == pytest.approx(step.balance.weight("pull"))
+
+
+def test_both_norms_are_running_means_and_one_that_says_nothing_is_left_out():
+    balance = balanced(decay=0.75).balance
+    assert balance.weight("pull") == 0 and balance.due("pull", 1)  # until it was measured
+    balance.follow("pull", 2.0, 4.0)
+    assert balance.weight("pull") == pytest.approx(0.3 * 2 / 4)
+    for label, norm in ((0.0, 1.0), (1.0, 0.0), (1.0, float("inf")), (float("nan"), 1.0)):
+        balance.follow("pull", label, norm)
+    balance.follow("pull", 6.0, 8.0)
+    assert balance.weight("pull") == pytest.approx(0.3 * (0.75 * 2 + 0.25 * 6) / (0.75 * 4 + 0.25 * 8))
+    assert [balance.due("pull", number) for number in (2, 3, 4)] == [True, False, True]
+
+
+def test_a_weight_by_gradient_resumes_bit_for_bit():
+    unbroken, first, second = balanced(), balanced(), balanced()
+    for number in range(5):
+        unbroken(batch(number))
+    for number in range(3):
+        first(batch(number))
+    second.load_state(first.state())
+    for number in (3, 4):
+        second(batch(number))
+    assert second.balance.norms == unbroken.balance.norms
+    assert all(torch.equal(a, b) for a, b in zip(unbroken.model.state_dict().values(), second.model.state_dict().values()))
+
+
 def test_gradient_norms_in_bfloat16_are_those_of_float32_up_to_its_rounding():
     norms = {}
     for precision in ("fp32", "bf16"):

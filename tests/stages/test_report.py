@@ -254,6 +254,53 @@ def test_the_page_shows_scores_curves_classes_and_cost(page):
     assert "The cache is not on this machine" in page
 
 
+def measured(folder, name, args, ms):
+    from pipeline import config
+    from pipeline.files import plain
+
+    cfg = config.load(folder / "toy.yaml")
+    model = plain(cfg.teacher.model if name == "teacher" else cfg.student(name)) | args
+    path = folder / f"reports/latency/toy/{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    times = [
+        {"runtime": runtime, "batch": 1, "median_ms": ms / (1 + i), "p99_ms": ms}
+        for i, runtime in enumerate(("torch", "ONNX Runtime"))
+    ]
+    path.write_text(json.dumps({"model": model, "size": list(cfg.prepare.size), "machine": "a machine", "times": times}))
+
+
+def test_the_page_shows_cost_beside_scores_and_what_students_learn_from(folder):
+    cost = {"network": {"parameters": 2_060_000, "gmacs": 1.25}, "confusion": [[9, 1], [0, 0]]}
+    for seed, value in enumerate(PLAIN):
+        scored(folder, f"erfnet-plain-{seed}", value, **cost)
+        scored(folder, f"erfnet-intra-{seed}", value + 0.01, **cost)
+    scored(folder, "teacher", 0.7, **cost | {"network": {"parameters": 60_000_000, "gmacs": 200}})
+    report(folder)
+    page = (folder / "reports/toy.html").read_text()
+    assert '<td data-head="GMACs">1.25</td>' in page and '<td data-head="M parameters">60.00</td>' in page
+    assert "GMACs an image" in page and "For latencies, run" in page and "ms an image</th>" not in page
+    assert page.count("<b>erfnet intra</b></figcaption>") == 1 and ">90</text>" in page.replace("\n", "")  # 9 of 10 pixels
+    head = page[: page.index("<h2>Scores")]
+    assert "Teacher: <b>resnet18</b>" in head and "culane" not in head and "F1 70.00" in head and "Written on 20" in head
+    assert "<b>intra</b>: 0.1 affinity (graph_mid, graph_high) + 0.1 attention (attention_high)" in head
+    measured(folder, "erfnet", {}, 8.0)
+    measured(folder, "teacher", {}, 64.0)
+    report(folder)
+    page = (folder / "reports/toy.html").read_text()
+    assert '<td data-head="ms an image">4.0</td>' in page and "ms an image, ONNX Runtime" in page and "a machine" in page
+    measured(folder, "erfnet", {"args": {"width": 1}}, 8.0)  # of another network
+    report(folder)
+    assert '<td data-head="ms an image"></td>' in (folder / "reports/toy.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "count, most, columns", [(1, 4, 1), (4, 4, 4), (5, 4, 3), (7, 6, 4), (9, 4, 3), (7, 3, 4), (13, 6, 5), (6, 4, 3)]
+)
+def test_no_tile_is_alone_in_its_row(count, most, columns):
+    assert charts.tiles(count, most) == columns
+    assert count <= most or count % columns != 1
+
+
 def test_the_same_runs_give_the_same_bytes(folder, page):
     report(folder)
     assert (folder / "reports/toy.html").read_text() == page

@@ -1,6 +1,7 @@
 """A study: cells run and scored once, its table and verdict true, its file checked."""
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -29,10 +30,10 @@ STUDY = {
 }
 
 
-def run(folder, monkeypatch, study=STUDY):
+def run(folder, monkeypatch, study=STUDY, *more):
     monkeypatch.chdir(folder)
     Path("study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    return CliRunner().invoke(main, ["study", "study.yaml", "--jobs", "1"])
+    return CliRunner().invoke(main, ["study", "study.yaml", "--jobs", "1", *more])
 
 
 def test_a_study_runs_its_cells_and_goes_on_where_it_stopped(experiment, monkeypatch):
@@ -41,8 +42,12 @@ def test_a_study_runs_its_cells_and_goes_on_where_it_stopped(experiment, monkeyp
         "seeds": [0],
         "arms": {name: {**arm, "set": [*arm.get("set", []), "training.steps=4"]} for name, arm in STUDY["arms"].items()},
     }
-    first = run(experiment.folder, monkeypatch, small)
+    refused = run(experiment.folder, monkeypatch, small, "--log", "tensorbord")
+    assert refused.exit_code == 1 and "did you mean 'tensorboard'" in refused.stderr and not Path("runs/study").exists()
+    logged = ["--log", "tensorboard"] if importlib.util.find_spec("tensorboard") else []
+    first = run(experiment.folder, monkeypatch, small, *logged)
     assert first.exit_code == 0, first.output
+    assert all(list(Path(f"runs/study/{arm}-0/tensorboard").glob("events*")) for arm in STUDY["arms"] if logged)
     scores = {arm: json.loads(Path(f"reports/studies/study/{arm}-0.json").read_text()) for arm in STUDY["arms"]}
     assert all(score["cpu_seconds"] > 0 for score in scores.values())
     for arm, score in scores.items():

@@ -1,6 +1,7 @@
 """What a user sees around a command's result: what comes next, or nothing where that was asked for."""
 
 import errno
+import re
 import sys
 from pathlib import Path
 
@@ -98,6 +99,16 @@ def test_a_terminal_has_a_bar_with_colours_unless_told_otherwise(environment, co
         shown.advance(4)
     said = capsys.readouterr().err
     assert ("counting" in said) == bar and ("\x1b[3" in said or "\x1b[9" in said) == coloured
+
+
+def test_a_narrow_terminal_shows_a_name_a_count_and_the_time_left(capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "42")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Progress("erfnet-affinity-0", 40, "steps") as shown:
+        shown.advance(10, "cross-entropy 1.217, val mean IoU 0.095")
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err).splitlines()
+    assert all(len(line) <= 42 for line in last) and any("erfnet-affi... 10/40" in line for line in last), last
 
 
 def test_plain_lines_come_ever_more_rarely_and_end_with_the_whole(capsys, monkeypatch):

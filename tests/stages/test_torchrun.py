@@ -49,12 +49,14 @@ def bare(experiment, monkeypatch) -> Experiment:
     raw = yaml.safe_load(experiment.config.read_text())
     raw["students"]["bare"] = {"model": "adapter", **BARE}
     raw["training"] |= {"photometric": STILL, "lr": 0.01}
+    raw["methods"]["intra"][0]["weight"] = {"gradient": 0.3, "every": 2}
     raw["teacher_training"] |= {"photometric": STILL, "lr": 0.01, "steps": 8, "ema": 0.9}
     experiment.config.write_text(yaml.safe_dump(raw))
     return experiment
 
 
 def in_two(experiment: Experiment, *command: str) -> None:
+    """Both processes read the same files and end alike; the first says what came of it."""
     places = Path(__file__).parents[2], experiment.folder
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline.cli", *command],
@@ -65,6 +67,7 @@ def in_two(experiment: Experiment, *command: str) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, places))},
     )
     assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1 and done.stderr.count("took ") == 1, done.stdout + done.stderr
 
 
 def trained(experiment: Experiment, run: str, weights: str) -> tuple[list[dict], list[dict], dict]:
