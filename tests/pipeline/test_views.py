@@ -66,6 +66,29 @@ def test_views_equal_a_slow_exact_warp():
     assert 0 < inside.float().mean() < 1 and (warped[~inside] == 255).all()
 
 
+def test_opencv_and_pytorch_give_the_same_bits():
+    rng = np.random.default_rng(0)
+    for trial in range(200):
+        H, W, h, w = (int(n) for n in rng.integers(1, 60, 4))
+        images = torch.from_numpy(rng.integers(0, 256, (2, H, W, 3), dtype=np.uint8))
+        labels = torch.from_numpy(rng.integers(0, 256, (2, H, W), dtype=np.uint8))
+        drawn = rng.normal(size=(2, 2, 3)) * [1, 1, 40]
+        step = (2.0**-40, 1.0, 0.5, 2.0**-16, 2.0**-17)[trial % 5]  # whole pixels, ties between two, and their 1/65536
+        turned = matrices(*np.round(drawn / step) * step)
+        content = torch.from_numpy(rng.integers(1, (H + 1, W + 1), (2, 2), dtype=np.int32))
+        some = (int(content[0, 0]), int(content[0, 1])) if trial % 2 else content
+        by_opencv = views.apply(images, labels, turned, content=some, permutation=SWAP, size=(h, w))
+        by_torch = views._by_torch(images, labels, turned, some, SWAP, h, w)
+        assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(by_opencv, by_torch))
+
+
+def test_positions_beyond_opencvs_range_are_warped_too():
+    images, labels = pictures(1)
+    far = matrices(np.array([[1.0, 0, 2.0**15], [0, -1e9, 3]]))
+    shown, warped, inside = views.apply(images, labels, far, content=SIZE, permutation=SWAP)
+    assert not inside.any() and (warped == 255).all() and torch.equal(shown[0, :, 5, 5], torch.tensor(views.FILL).float())
+
+
 @pytest.mark.parametrize("offset", [0.5, -0.5, 1.5, 0.25])
 def test_labels_at_half_pixel_ties_go_up_to_floor_of_x_plus_half(offset):
     images, labels = pictures(1)
