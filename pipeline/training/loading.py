@@ -8,6 +8,7 @@ B images, H W the network input.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -327,8 +328,27 @@ def photometric(images_B3HW: Tensor, change: Photometric, generator: torch.Gener
         return images_B3HW
     draws = torch.rand(2, len(images_B3HW), 1, 1, 1, generator=generator, device=images_B3HW.device) * 2 - 1
     mean = images_B3HW.mean(dim=(1, 2, 3), keepdim=True)
-    images_B3HW = ((images_B3HW - mean) * (1 + change.contrast * draws[0]) + mean) * (1 + change.brightness * draws[1])
+    images_B3HW = (images_B3HW - mean).mul_(1 + change.contrast * draws[0]).add_(mean).mul_(1 + change.brightness * draws[1])
     if change.noise:
-        noise = torch.empty_like(images_B3HW).normal_(generator=generator)
-        images_B3HW = images_B3HW + change.noise * noise
-    return images_B3HW.clamp(0, 255)
+        images_B3HW += normal_like(images_B3HW, generator).mul_(change.noise)
+    return images_B3HW.clamp_(0, 255)
+
+
+def normal_like(values: Tensor, generator: torch.Generator) -> Tensor:
+    """What `torch.empty_like(values).normal_(generator=generator)` is, to the bit. On the CPU PyTorch draws one number after the
+    other where memory is not in the order of the axes, as in channels-last images. Here the same uniform numbers go through the
+    same formula (Box and Muller, 1958: pairs r cos t and r sin t) as whole arrays, in float64. A last digit there may differ,
+    which float32 shows only next to the middle between two of its numbers: then PyTorch draws after all."""
+    found, before = torch.empty_like(values), generator.get_state()
+    if values.device.type != "cpu" or values.dtype != torch.float32 or values.is_contiguous():
+        return found.normal_(generator=generator)
+    in_memory = found.permute(sorted(range(values.dim()), key=values.stride, reverse=True)).view(-1)
+    for part in in_memory.split(2**15):  # an even number, of arrays that stay in the processor's cache
+        uniform_N2 = torch.rand(-(-len(part) // 2), 2, dtype=torch.float64, generator=generator)
+        radius_N = uniform_N2[:, 1].neg().log1p_().mul_(-2).sqrt_()
+        angle_N = uniform_N2[:, 0] * (2 * math.pi)
+        normal_N = torch.stack([angle_N.cos().mul_(radius_N), angle_N.sin_().mul_(radius_N)], dim=1).flatten()[: len(part)]
+        part.copy_(normal_N)
+        if any(not torch.equal(part, (normal_N * (1 + sign * 2.0**-50)).float()) for sign in (-1, 1)):
+            return found.normal_(generator=generator.set_state(before))
+    return found

@@ -14,7 +14,7 @@ from pipeline.losses.base import Batch
 from pipeline.models.base import Output
 from pipeline.training import run as runs
 from pipeline.training import step as steps
-from pipeline.training.loading import photometric
+from pipeline.training.loading import normal_like, photometric
 
 SETTINGS = plain_training(steps=10, batch=2, lr=0.1, background_weight=0.4, norm_every=5)
 
@@ -307,6 +307,24 @@ def test_each_process_drops_other_channels():
         drawn.append(torch.rand(4))
     assert torch.equal(drawn[0], drawn[1])
     assert not any(torch.equal(mine, theirs) for mine, theirs in zip(drawn[1:], drawn[2:]))
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 30, 50), (1, 3, 7, 3), (2, 3, 1, 9)])
+def test_noise_is_what_pytorch_draws(shape):
+    for memory in (torch.channels_last, torch.contiguous_format):
+        images = torch.empty(shape).to(memory_format=memory)
+        for seed in range(20):
+            expected = torch.empty_like(images).normal_(generator=torch.Generator().manual_seed(seed))
+            drawn = normal_like(images, torch.Generator().manual_seed(seed))
+            assert torch.equal(drawn, expected) and drawn.stride() == expected.stride()
+
+
+def test_noise_next_to_the_middle_of_two_float32_numbers_is_drawn_by_pytorch(monkeypatch):
+    images = torch.empty(1, 3, 8, 8).to(memory_format=torch.channels_last)
+    expected = torch.empty_like(images).normal_(generator=torch.Generator().manual_seed(0))
+    generator, equal = torch.Generator().manual_seed(0), torch.equal
+    monkeypatch.setattr(torch, "equal", lambda a, b: False)
+    assert equal(normal_like(images, generator), expected)
 
 
 def test_photometric_changes_keep_the_range_and_depend_on_the_generator():
