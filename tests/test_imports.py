@@ -116,7 +116,11 @@ def test_bytes_are_stored_without_torch_or_dask():
 
 def test_stores_are_listed_without_what_runs_networks_or_draws(tmp_path):
     """`plan` and `inspect` read a configuration, whose plug-ins are torch's modules; a list of stores needs none of them
-    where no configuration could ask for one."""
+    where no configuration could ask for one.
+
+    `plan` takes 4 s of CPU and cannot take much less: 1.7 s is the import of torch, and more than a second the import of its
+    compiler, which torch makes by itself at the first arithmetic on meta tensors.
+    """
     shutil.copytree(ROOT / "tests" / "golden" / "store-v1" / "raw", tmp_path / "cache", symlinks=True)
     code = (
         "import sys; from pipeline.cli import main\n"
