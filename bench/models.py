@@ -25,6 +25,8 @@ NETWORKS = [  # what to call it, its name here, its keywords, with an existence 
     ("ResNet-18, existence", "resnet18", {}, True, "12.41 (SAD)"),
     ("ResNet-34", "resnet34", {}, False, "-"),
     ("ResNet-34, existence", "resnet34", {}, True, "22.72 (SAD)"),
+    ("U-Net on ResNet-34", "unet_resnet34", {}, False, "24.44 (segmentation_models.pytorch, 1 class)"),
+    ("Wide-ResNet-38", "wide_resnet38", {}, False, "105.07 (its trunk, in public code)"),
     ("ResNet-50, pyramid pooling", "resnet50", {}, False, "-"),
     ("ResNet-101, `head: fcn`, existence", "resnet101", {"head": "fcn"}, True, "52.53 (IntRA-KD)"),
     ("ResNet-101, pyramid pooling", "resnet101", {}, False, "65.58 (IntRA-KD's code)"),

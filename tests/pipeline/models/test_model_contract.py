@@ -24,6 +24,8 @@ GOLDEN = {
     "resnet101": (1, {"logits": 0.186433582, "existence": -0.546668361, "mid": -0.193562532, "high": -0.402562428}),
     "resnet18": (1, {"logits": 0.149994749, "existence": -0.353880908, "mid": -0.0228723349, "high": -0.477553403}),
     "resnet34": (1, {"logits": 0.1756453999, "existence": -0.4590407679, "mid": 0.1556021021, "high": -0.5892073869}),
+    "unet_resnet34": (1, {"logits": -0.4467452055, "existence": -0.3751577256, "mid": 0.1556021021, "high": 0.07697900133}),
+    "wide_resnet38": (1, {"logits": 0.09734776781, "existence": -0.2025673918, "mid": -0.0533934392, "high": -0.513730105}),
     "vgg16": (1, {"logits": 0.100228166, "existence": -0.304560131, "mid": -0.56711601, "high": -1.32233804}),
     "resnet50": (1, {"logits": 0.0628711927, "existence": -0.492878846, "mid": -0.193562532, "high": -1.1338338}),
 }
@@ -44,7 +46,7 @@ def narrow(name, **keywords):
         return model(CLASSES, **{"size": SIZE, "lanes": LANES, **ADAPTED} | keywords)
     if name == "ensemble":
         return model(CLASSES, **{"size": SIZE, "lanes": LANES, "network": {"name": "erfnet", "width": 4}, "members": 2} | keywords)
-    width = inspect.signature(model).parameters["width"].default // 4
+    width = inspect.signature(model).parameters["width"].default // (16 if name == "wide_resnet38" else 4)
     return model(CLASSES, **{"size": SIZE, "lanes": LANES, "width": width} | keywords)
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from pipeline.errors import ConfigError
 from pipeline.lookup import find_class, version_record
 from pipeline.models._pyramid import Pyramid, averages
+from pipeline.weights import load_backbone
 
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
@@ -107,6 +108,32 @@ def test_backbone_names_and_shapes_are_torchvisions(name):
     state = on_meta(name, lanes=4).state_dict()
     backbone = {key: tuple(value.shape) for key, value in state.items() if not key.startswith(("head.", "existence."))}
     assert backbone == torchvision_shapes(DEPTHS[name], expansion=1 if name in BASIC else 4)
+
+
+def torchvisions(name):
+    try:
+        import torchvision
+    except (ImportError, RuntimeError) as error:  # its compiled part is for another build of torch
+        pytest.skip(f"torchvision cannot be imported: {error}; install the build that matches this torch")
+    dilated = {} if name in BASIC else {"replace_stride_with_dilation": [False, True, True]}
+    return getattr(torchvision.models, name)(weights=None, **dilated)
+
+
+@pytest.mark.parametrize("name", DEPTHS)
+def test_a_file_of_torchvisions_loads_and_gives_its_features(name, tmp_path):
+    torch.manual_seed(0)
+    theirs = unlike_a_fresh_one(torchvisions(name)).float()
+    torch.save(theirs.state_dict(), tmp_path / "imagenet.pth")
+    network, x, seen = build(name, dilation="torchvision").eval(), torch.randn(1, 3, 96, 320), {}
+    load_backbone(network, tmp_path / "imagenet.pth")
+    for layer in ("layer2", "layer4"):
+        getattr(theirs, layer).register_forward_hook(lambda _, __, out, layer=layer: seen.update({layer: out}))
+    with torch.no_grad():
+        theirs(x)
+        features = network(x * network.std + network.mean).features
+    every = 4 if name in BASIC else 1  # torchvision dilates bottlenecks only; the others are strided
+    torch.testing.assert_close(features["mid"], seen["layer2"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(features["high"][..., ::every, ::every], seen["layer4"], rtol=1e-4, atol=1e-4)
 
 
 def test_parameter_counts_are_the_published_ones():
