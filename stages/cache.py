@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from pipeline.identity import diff, join_names, sha256, short
 from pipeline.paths import below, name_fault
 from pipeline.progress import Progress, byte_size, table_lines
 from pipeline.store import Store
-from pipeline.store.card import CARD, in_lines, lacking, read_card, write_card
+from pipeline.store.card import CARD, in_lines, lacking, one_line, read_card, write_card
 from pipeline.store.files import (
     FORMAT,
     IN_USE,
@@ -79,12 +81,11 @@ def line(folder: AnyPath) -> Line:
 
 def last_written(store: Store) -> str:
     """The day of the last whole line of its history; empty if there is none."""
-    path = store.path("history.jsonl")
-    for text in reversed(read(path).splitlines(keepends=True) if path.exists() else []):
-        try:
-            return str(check_and_parse(text, path).get("time", ""))[:10]
-        except StoreError:  # verify says so
-            continue
+    with contextlib.suppress(StoreError):  # a link that leads out, which verify names
+        path = store.path("history.jsonl")
+        for text in reversed(read(path).splitlines(keepends=True) if path.exists() else []):
+            with contextlib.suppress(StoreError):  # a damaged line
+                return one_line(str(check_and_parse(text, path).get("time", "")))[:10]
     return ""
 
 
@@ -139,7 +140,7 @@ def users(lines: Sequence[Line], configs: Path, runs: Path, root: AnyPath) -> li
     from pipeline.reporting import store_users  # which imports torch
 
     datasets = {here.folder.parent.name for here in lines}
-    return store_users.users(configs, runs, root, datasets | {here.store.card.get("dataset", "") for here in lines if here.store})
+    return store_users.users(configs, runs, root, datasets | {str(here.store.card.get("dataset")) for here in lines if here.store})
 
 
 def table_of(lines: Sequence[Line], found: Sequence[User] | None) -> list[str]:
@@ -157,7 +158,7 @@ def table_of(lines: Sequence[Line], found: Sequence[User] | None) -> list[str]:
                 *head,
                 in_words(here.store, found),
                 teacher_of(here.store) or None,
-                ", ".join(here.passes),
+                ", ".join(name if count == 1 else f"{name} x{count}" for name, count in Counter(here.passes).items()),
                 len(here.store.row_of),
                 here.views,
                 share,
@@ -184,7 +185,7 @@ def teacher_of(store: Store) -> str:
     if store.kind != "targets" or not isinstance(teacher, dict):
         return ""
     words = teacher.get("name"), str(teacher.get("weights", ""))[:8], teacher.get("precision")
-    return " ".join(str(word) for word in words if word)
+    return one_line(" ".join(short(word).strip("'") for word in words if word)).replace("|", " ")
 
 
 # What no configuration asks for
