@@ -389,6 +389,7 @@ def _opened_alone(folder: AnyPath, names: Sequence[str] | None, memory: Memory) 
     store = Store.open(folder)
     if store.kind != "targets":
         raise StoreError(f"{store.folder}: holds {store.kind} images, no targets; open a targets-... folder beside it")
+    store.refuse_lost_lists()
     passes = {name: name for name in store.stored_passes() if name != caches.MATRIX.folder}
     stored = {name: _stored_target(store, name) for name in _chosen(passes, names, str(store.folder))}
     views = {view for view, name in store.stored_groups() if name == caches.MATRIX.folder}

@@ -15,7 +15,7 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -28,7 +28,7 @@ def write_json(path: Path, value) -> None:
 def read_json(path: Path):
     """Raises PipelineError on a file that is empty or damaged."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise PipelineError(f"{path}: cannot be read ({error}); move it away, and run the command that writes it again") from None
 

@@ -10,6 +10,8 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+import re
+import sysconfig
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +32,7 @@ CONTRACTS = {
 SHARED = {kind: {"base"} for kind in KINDS} | {"metrics": {"base", "names", "segmentation"}}  # beside names with an underscore
 VARIABLE = "PIPELINE_PLUGINS"  # folders of plug-ins, as PATH lists folders; processes that this one starts find them by it
 NOT_SEARCHED = {"__pycache__", "__init__.py"}
+MESSAGE_SHOWN = 400  # characters of other people's messages
 
 
 def names(kind: str) -> list[str]:
@@ -154,18 +157,6 @@ def absolute(folder: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(folder))
 
 
-def failed_at(error: Exception, path: Path) -> str:
-    """File, line and message of an error that importing the file raised."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}: line {error.lineno}: {type(error).__name__}: {error.msg}"
-    frames = traceback.extract_tb(error.__traceback__)
-    places = {str(folder) for folder in own_folders()}
-    own = [frame for frame in frames if any(frame.filename.startswith(f"{place}{os.sep}") for place in places)]
-    said = " ".join(str(error).split())
-    where = f"{own[-1].filename}: line {own[-1].lineno}" if own else str(path)
-    return f"{where}: {type(error).__name__}: {said}"
-
-
 def require_contract(kind: str, path: Path, made: Any) -> None:
     contract = getattr(importlib.import_module(f"pipeline.{kind}.base"), CONTRACTS[kind])
     if not (isinstance(made, type) and issubclass(made, contract)):
@@ -174,3 +165,35 @@ def require_contract(kind: str, path: Path, made: Any) -> None:
             f"{path}: {what} {CLASSES[kind]}; write `class {CLASSES[kind]}({CONTRACTS[kind]})`, with {CONTRACTS[kind]} from "
             f"pipeline.{kind}.base, which says what it must do"
         )
+
+
+# --- errors of code that is not this package's -----------------------------------------------------------------------------
+
+
+def failed_at(error: BaseException, path: Path | None = None) -> str:
+    """File, line and message of an error that other people's code raised, on one line; `path` if no line of that code is known."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}: line {error.lineno}: {type(error).__name__}: {error.msg}"
+    frame = where_raised(error)
+    where = f"{frame.filename}: line {frame.lineno}: " if frame else f"{path}: " if path else ""
+    said = " ".join(str(error).split())
+    return f"{where}{type(error).__name__}: {said if len(said) <= MESSAGE_SHOWN else said[:MESSAGE_SHOWN] + ' ...'}"
+
+
+def where_raised(error: BaseException) -> traceback.FrameSummary | None:
+    """The innermost line on an error's way that is neither this package's, nor Python's, nor an installed package's; None if there
+    is none. Of an error of another process, the line there."""
+    frames = list(traceback.extract_tb(error.__traceback__))
+    if type(error.__cause__).__name__ == "_RemoteTraceback":
+        lines = re.findall(r'^  File "(.+)", line (\d+), in (.+)$', str(error.__cause__), re.MULTILINE)
+        frames += [traceback.FrameSummary(file, int(number), name, lookup_line=False) for file, number, name in lines]
+    return next((frame for frame in reversed(frames) if not _is_packaged(frame.filename)), None)
+
+
+def _is_packaged(file: str) -> bool:
+    if file.startswith("<") or {"site-packages", "dist-packages"} & set(Path(file).parts):
+        return True
+    here = Path(__file__).parent
+    paths = sysconfig.get_paths()
+    folders = {here, here.parent / "stages", Path(paths["stdlib"]), Path(paths["platstdlib"])}
+    return any(Path(file).is_relative_to(folder) for folder in folders)

@@ -88,6 +88,20 @@ def _refuse_way_out(top: Path, text: str, error: type[PipelineError]) -> None:
             raise error(f"{here}: is neither a file nor a folder; remove it")
 
 
+def unreadable(path: Path) -> Path | None:
+    """The part of a path that this user may not read or enter; None if there is none."""
+    for part in reversed(path.absolute().parents):
+        if os.path.lexists(part) and not os.access(part, os.X_OK):
+            return part
+    mode = os.R_OK | os.X_OK if path.is_dir() else os.R_OK
+    return path if os.path.lexists(path) and not os.access(path, mode) else None
+
+
+def to_open(closed: Path) -> str:
+    """What to do about a file or folder that another user closed."""
+    return f"this user may not read it; ask its owner for `chmod -R a+rX {closed}`, and to write shared files under `umask 022`"
+
+
 def default_root() -> str:
     """Where stores lie that nobody names: PIPELINE_CACHE_ROOT, or the folder `cache`; of an experiment's own checkout, those of the
     checkout that it was started in."""

@@ -59,7 +59,7 @@ def recorded(value: Any) -> Any:
 def read(path: Path) -> dict[str, Any]:
     """A run's record. Raises PipelineError if the file is empty or damaged."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PipelineError(
             f"{path}: cannot be read ({error}); bring back a copy, or delete the file: the run's folder is then "

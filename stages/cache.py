@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import StoreError
 from pipeline.identity import diff, join_names, sha256, short
-from pipeline.paths import below, name_fault
-from pipeline.progress import Progress, byte_size, table_lines
+from pipeline.paths import below, name_fault, to_open, unreadable
+from pipeline.progress import Progress, byte_size, say, table_lines
 from pipeline.store import Store
 from pipeline.store.card import CARD, in_lines, lacking, one_line, read_card, write_card
 from pipeline.store.files import (
@@ -123,6 +123,11 @@ def name_below(path: AnyPath, folder: AnyPath) -> str:
 def run(*, root: AnyPath, configs: Path, runs: Path) -> str:
     """A table of every store under the root, with those of the configurations and unfinished runs that ask for it."""
     lines = stores(root)
+    if closed := closed_below(root):
+        said = f"{closed[0]}: Permission denied; {to_open(closed[0])}"
+        if not lines:
+            raise StoreError(said)
+        say(said)
     if not lines:
         return f"{root}: no stores"
     found = users(lines, configs, runs, root)
@@ -242,6 +247,15 @@ def gc(found: Leftovers) -> str:
         except StoreError as error:
             said.append(str(error))
     return "\n".join([*said, *(f"{path}: removed, which an interrupted removal had left" for path in found.halves)])
+
+
+def closed_below(root: AnyPath) -> list[Path]:
+    """Folders where stores may lie that this user may not read: a list would be without them."""
+    if not local(root):
+        return []
+    below = (path for pattern in ("*", "*/*") for path in sorted(root.glob(pattern)))
+    closed = [unreadable(path) for path in (root, *below)]
+    return [path for path in closed if path is not None]
 
 
 def check_is_store(folder: AnyPath) -> Line:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from pipeline import progress
 from pipeline.config import Plugin, Prepare
-from pipeline.data import doctor
+from pipeline.data import doctor, prepared
 from pipeline.datasets._lists import collecting
 from pipeline.datasets.base import IGNORE, DatasetBase
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, StoreError
 from pipeline.identity import join_names
 from pipeline.metrics import base as metrics
 from pipeline.progress import Progress, say
+from pipeline.store import Store
+from pipeline.store.files import AnyPath
 
 LISTED = 12  # sizes of frames that the histogram shows
 LISTED_FAULTS = 10  # of a kind
@@ -29,15 +31,20 @@ def run(
     needs_labels: str | None = None,
     scored: str | None = None,
     sheet: Path | None = None,
+    root: "AnyPath | None" = None,
 ) -> str:
     """Returns the counts in words. Raises DatasetError with every fault, one a line; of many of a kind the first. `needs_labels`:
     what learns from the labels of train, if nothing could be learned without; `scored`: the split that is; `sheet`: where a
-    picture of labelled images goes."""
+    picture of labelled images goes; `root`: where the prepared store lies that images are compared with, if they are to be."""
     with collecting() as early:
         source = dataset.build()
     with Progress("reading", 0, "files") as reading:
         report = doctor.check(source, list(splits) or list(source.splits), workers=workers, prepare=prepare, progress=reading.reach)
     report.faults[:0] = map(doctor.fault_of, early)
+    compared = None
+    if root is not None and prepare is not None:
+        compared, changed = against_store(root, dataset, source, prepare)
+        report.faults += changed
     shown = [histogram(report.counts)] if any(split.sizes for split in report.counts.values()) else []
     if source.described:
         if needs_labels is not None:
@@ -60,7 +67,23 @@ def run(
         count = len(report.faults)
         total = f"{count} fault{'s' * (count > 1)} in {dataset.name} ({'; '.join(counts) or 'nothing counted'})"
         raise DatasetError("\n".join([*in_lines(report.faults), total]))
+    shown += [compared] if compared else []
     return "\n".join([*shown, f"{dataset.name}: nothing wrong ({'; '.join(counts)})"])
+
+
+def against_store(root: AnyPath, plugin: Plugin, source: DatasetBase, prepare: Prepare) -> tuple[str, list[doctor.Fault]]:
+    """The content of the training images against what the prepared store holds, whatever size and time their files have."""
+    identity, ids = prepared.identity(source, prepare), source.ids("train")
+    try:
+        store = Store.find(root, "prepared", prepared.home(root, plugin, source, identity, ids), identity)
+    except StoreError as error:
+        raise StoreError(f"{error}; run `pipeline prepare` with this config first, or leave out --deep") from None
+    known = [image_id for image_id in ids if image_id in store.row_of]
+    changed = prepared.changed(store, source, prepare, known, "with the digests of this store")
+    what = f"has other content than {store.folder} holds of it"
+    to_do = "bring the file back, or delete that folder and run `pipeline prepare` again"
+    faults = [doctor.Fault(str(source.files(image_id)[0]), f"or its label, {what}", to_do) for image_id in changed]
+    return f"{store.folder}: {len(known)} of {len(ids)} training images compared with it", faults
 
 
 def drawn(path: Path, source: DatasetBase, report: doctor.Report) -> str:

@@ -24,6 +24,7 @@ def run(experiment: Experiment, *, image_id: str | None, view: int, out: Path) -
     """A summary in words; with an image id, a figure of that record in `out`. Raises StoreError on an unknown id or view."""
     config, source, views = experiment.config, experiment.source, experiment.config.views
     store, named = experiment.find_cache(), experiment.targets
+    store.refuse_lost_lists()
     if image_id is None:
         return "\n".join(filter(None, [summary(store, named, views), prepared.say_labels(source)]))
     if image_id not in store.row_of:

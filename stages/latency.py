@@ -102,7 +102,7 @@ def timed(runtimes: dict[str, Callable], images: np.ndarray, runs: int) -> dict[
 
 def machine(device: str, threads: int) -> str:
     info = Path("/proc/cpuinfo")  # Linux; elsewhere Python knows
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processor = models[0] if models else platform.processor() or platform.machine()
     gpu = f", {torch.cuda.get_device_name(device)}" if device != "cpu" else ""

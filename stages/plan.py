@@ -4,8 +4,9 @@ import contextlib
 import shutil
 import tempfile
 import time
+import typing
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipeline.models.base import ModelBase, set_precision
 from pipeline.progress import byte_size, duration, say, table_lines
 from pipeline.store import ImageRow, Reader, Store, plan, verification
 from pipeline.store.files import AnyPath, local
+from pipeline.targets.base import TargetType
 from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment
 from pipeline.training import step as steps
@@ -32,6 +34,7 @@ def run(experiment: Experiment, *, images: int | None, measure: bool, device: st
     StoreError, if it exceeds the free disk; object storage is not asked."""
     config, context, named, root = experiment.config, experiment.context, experiment.targets, experiment.root
     count = images or len(experiment.source.ids("train"))
+    experiment.try_students()
     if measure:  # a step of the first student is timed
         student = next(iter(config.students.values()))
         steps.check_batch(
@@ -55,6 +58,7 @@ def run(experiment: Experiment, *, images: int | None, measure: bool, device: st
         f"({times(sizes.probability_bytes / sizes.row_bytes)}) or {byte_size(sizes.feature_bytes * count * sizes.num_views)} of "
         f"features ({times(sizes.feature_bytes / sizes.row_bytes)})",
     ]
+    lines += [f"Warning: {text}" for text in too_large(sizes, {name: target for name, (target, _) in named.items()})]
     if measure:
         cost = measured(experiment, sizes, device, batch)
         lines += [
@@ -77,6 +81,24 @@ def run(experiment: Experiment, *, images: int | None, measure: bool, device: st
             f"views, or smaller targets"
         )
     return "\n".join([*lines, f"free at {root}: {byte_size(free)}"])
+
+
+def too_large(sizes: plan.Sizes, targets: Mapping[str, TargetType]) -> Iterator[str]:
+    """Targets that take as much as the class probabilities of every pixel, and what makes them smaller."""
+    for name, target in targets.items():
+        if (size := sizes.target_bytes[name]) < sizes.probability_bytes:
+            continue
+        keys = {"pool": "a quarter of the bytes at `pool: 2`", "rank": "a smaller `rank`", "patch": "a larger `patch`"}
+        cure = next((text for key, text in keys.items() if type(getattr(target, key, None)) is int), "another type of target")
+        halved = ", half at `dtype: uint8`" if getattr(target, "dtype", "") == "float16" and "uint8" in dtypes_of(target) else ""
+        yield (
+            f"targets.{name}: {byte_size(size)} a view, {times(size / sizes.probability_bytes)} a map of class probabilities of "
+            f"every pixel ({byte_size(sizes.probability_bytes)}); {cure}{halved}"
+        )
+
+
+def dtypes_of(target: TargetType) -> str:
+    return str(typing.get_type_hints(type(target)).get("dtype", ""))
 
 
 def measured(experiment: Experiment, sizes: plan.Sizes, device: str, batch: int) -> plan.Cost:

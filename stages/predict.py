@@ -78,7 +78,7 @@ def run(
             "\n".join(
                 [
                     *bad,
-                    f"{place}: {len(bad)} of {shown.total} {shown.unit} can't be shown to the "
+                    f"{place}: {max(len(bad), shown.total - written)} of {shown.total} {shown.unit} can't be shown to the "
                     f"network; mend or remove them; {written} are done, in {out}",
                 ]
             )

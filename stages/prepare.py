@@ -15,7 +15,7 @@ from pipeline.identity import join_names
 from pipeline.progress import Progress, byte_size, say
 from pipeline.stopping import Stopped
 from pipeline.store import ImageRow, Store, executors, image_row, plan
-from pipeline.store.files import AnyPath, InUse, append, local, locked, write, writing
+from pipeline.store.files import AnyPath, InUse, append, local, locked, writable, write, writing
 from pipeline.store.notes import table
 
 
@@ -149,7 +149,7 @@ class _Sources:
     """Size and time of the files behind each prepared image, so that a later run reads again only what was touched."""
 
     def __init__(self, path: AnyPath, dataset: DatasetBase, ids: Sequence[str]):
-        self.path = path
+        self.path, self.writable = path, writable(path.parent)
         self.known = prepared.known_files(path)
         self.fresh: dict[str, str] = {}
         self.now = {image_id: prepared.files_now(dataset, image_id) for image_id in ids}
@@ -159,6 +159,8 @@ class _Sources:
 
     def seen(self, ids: Iterable[str]) -> None:
         fresh = {image_id: self.now[image_id] for image_id in ids}
+        if not self.writable:  # compared, which is all that can be done in a store of somebody else's
+            return
         self.fresh |= fresh
         if local(self.path):  # at once: a killed run must not read these again
             with writing(self.path):

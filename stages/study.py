@@ -73,7 +73,9 @@ class Cells:
         cost = {
             "cpu_seconds": time.process_time() - worked,
             "resumed": resumed,  # of the steps, whenever they were made:
-            "seconds": sum(json.loads(line)["seconds"] for line in (folder / "history.jsonl").read_text().splitlines()),
+            "seconds": sum(
+                json.loads(line)["seconds"] for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+            ),
         }
         found = self.scored(config, student, config.training, folder / "weights.safetensors", folder)
         write_json(

@@ -29,10 +29,12 @@ def run(experiment: Experiment, *, folder: Path, report: Path, device: str, log:
         state, whence = weights.load_checkpoint(teacher.checkpoint, say), listed(teacher.checkpoint)
         model = cache.build_teacher(teacher, source, size, source.lanes if weights.has_existence(state) else 0)
         weights.load_into(model, state, whence, say)
+        experiment.try_teacher(model)
         line = f"{weights_file}: copied from {whence}"
     elif config.teacher_training is None:
         steps.reseed(0, 0)
         model = cache.build_teacher(teacher, source, size)
+        experiment.try_teacher(model)
         line = f"{weights_file}: {teacher.model.called}, as its factory made it"
     else:
         steps.reseed(0, 0)  # before the network is made, and the same in every process

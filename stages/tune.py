@@ -129,7 +129,7 @@ def mean_weights(places: Sequence[Path], terms: Sequence[Term]) -> dict[str, flo
     for name in (term_name(terms, i) for i, term in enumerate(terms) if isinstance(term.weight, GradientShare)):
         logs = []
         for place in places:
-            rows = json.loads((place / "curves.json").read_text())
+            rows = json.loads((place / "curves.json").read_text(encoding="utf-8"))
             known = [row[f"weight({name})"] for row in rows if row.get(f"weight({name})")]
             logs += [math.log(weight) for weight in known[len(known) // 2 :]]
         found[name] = math.exp(statistics.fmean(logs)) if logs else 0.0

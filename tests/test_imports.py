@@ -95,6 +95,7 @@ def test_plugins_know_no_file_of_the_machinery():
                 "pipeline.losses",
                 "pipeline.later",
                 "pipeline.records",
+                "pipeline.lookup",
             )
             assert all(name.startswith(allowed) for name in known), (path, known)
 

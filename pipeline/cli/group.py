@@ -1,9 +1,12 @@
 """The `pipeline` command itself: what holds for every command below it."""
 
 import errno
+import io
 import os
 import sys
 import time
+import traceback
+from pathlib import Path
 
 import click
 
@@ -19,6 +22,7 @@ class Commands(click.Group):
         return list(self.commands)
 
 
+TRACEBACK = "PIPELINE_TRACEBACK"  # in the environment: the traceback of every error is printed, too
 _MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # the user's to mend, wherever raised
 
 
@@ -28,25 +32,42 @@ class Group(Sections):
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
-        except PipelineError as error:
-            if int(os.environ.get("LOCAL_RANK", 0)) and not joined():
-                ctx.exit(1)  # every process of torchrun read the same files; the first says it
-            for line in str(error).splitlines():
-                example = line.startswith("    ")  # to be copied as it is printed
-                click.echo(line if example else f"Error: {line}", err=True)
-            ctx.exit(1)
-        except OSError as error:
-            if error.errno not in _MACHINE:
-                raise
-            click.echo(
-                f"Error: {error.filename or 'disk'}: {error.strerror}; make room or give the right to write, and run "
-                f"the same command again: what is finished is safe",
-                err=True,
-            )
-            ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("Stopped: nothing finished is lost; run the same command again", err=True)
             ctx.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            said = in_words(error)
+            if said is None:
+                raise
+            if int(os.environ.get("LOCAL_RANK", 0)) and not joined():
+                ctx.exit(1)  # every process of torchrun read the same files; the first says it
+            if os.environ.get(TRACEBACK):
+                traceback.print_exc()
+            for line in said.splitlines():
+                example = line.startswith("    ")  # to be copied as it is printed
+                click.echo(line if example else f"Error: {line}", err=True)
+            ctx.exit(1)
+
+
+def in_words(error: Exception) -> str | None:
+    """An error that a user can mend, a line each; None for a bug of this package."""
+    from pipeline.lookup import failed_at, where_raised
+    from pipeline.paths import to_open, unreadable
+
+    if isinstance(error, PipelineError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _MACHINE:
+        if isinstance(error.filename, (str, bytes)) and (closed := unreadable(Path(os.fsdecode(error.filename)))):
+            return f"{closed}: {error.strerror}; {to_open(closed)}"
+        return (
+            f"{error.filename or 'disk'}: {error.strerror}; make room or give the right to write, and run the same command "
+            f"again: what is finished is safe"
+        )
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or where_raised(error) is None:
+        return None
+    return f"{failed_at(error)}; correct that line ({TRACEBACK}=1 prints the whole traceback)"
 
 
 def joined() -> bool:
@@ -73,6 +94,9 @@ def main(ctx, verbose, quiet):
     """
     from pipeline import progress
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a locale that lacks a character of a name gets it escaped
+            stream.reconfigure(errors="backslashreplace")
     later = int(os.environ.get("RANK", 0)) > 0  # of the processes that torchrun started, the first one speaks
     progress.verbosity = -1 if later else verbose - quiet
     ctx.obj = time.monotonic()

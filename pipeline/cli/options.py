@@ -83,7 +83,7 @@ def entries(section):
 
         config = ctx.params.get("config") or next(iter(ctx.args), "")  # click parses nothing after an open option
         try:
-            entries = list(yaml.safe_load(Path(config).read_text())[section])
+            entries = list(yaml.safe_load(Path(config).read_text(encoding="utf-8"))[section])
         except (OSError, KeyError, TypeError, yaml.YAMLError):
             return []
         return [name for name in entries if name.startswith(incomplete)]

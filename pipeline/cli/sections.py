@@ -4,7 +4,7 @@ import click
 
 SECTIONS = {
     "Prepare the data": ("init", "synth", "doctor", "prepare"),
-    "Stage one, the teacher": ("train-teacher", "plan", "cache-teacher"),
+    "Stage one, the teacher": ("layers", "train-teacher", "plan", "cache-teacher"),
     "Stage two, the students": ("train-student", "evaluate", "report", "tune", "study"),
     "Use a trained network": ("predict", "export", "latency", "score"),
     "Check and manage stores": ("verify", "inspect", "cache"),

@@ -52,7 +52,13 @@ def synth(config, overrides, workers):
     metavar="FILE.png",
     help="Also draw twelve labelled images, with the colour, name and share of each class.",
 )
-def doctor(config, overrides, splits, sheet, workers):
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Also compare the content of the training images with the prepared store, which finds edits that kept size and time.",
+)
+@options.root
+def doctor(config, overrides, splits, sheet, deep, root, workers):
     """Check a dataset on disk before a long run.
 
     Reads every image and label, and lists all problems: unreadable or truncated files, wrong label values or sizes, lists with
@@ -63,6 +69,7 @@ def doctor(config, overrides, splits, sheet, workers):
     \b
     $ pipeline doctor configs/demo.yaml
     $ pipeline doctor configs/demo.yaml --sheet labels.png
+    $ pipeline doctor configs/demo.yaml --deep
     """
     from pipeline.teacher.cache import needs_labels
     from stages import doctor as stage
@@ -80,6 +87,7 @@ def doctor(config, overrides, splits, sheet, workers):
             needs_labels=needs_labels(cfg),
             scored=cfg.evaluate.split,
             sheet=sheet,
+            root=root if deep else None,
         )
     )
     options.say_next("prepare", config, overrides)
@@ -184,6 +192,28 @@ def plan(config, overrides, root, device, images, measure, batch):
             batch=batch,
         )
     )
+
+
+@options.command("layers")
+@click.option(
+    "--student",
+    shell_complete=options.entries("students"),
+    help="Student to list, an entry of `students` in CONFIG. Default: the teacher.",
+)
+@click.option("--depth", type=click.IntRange(min=1), default=3, show_default=True, help="Levels of submodules to list.")
+def layers(config, overrides, student, depth):
+    """List the submodules of a network.
+
+    Builds the teacher, or a student, and prints the output shape, stride, channels and parameters of each submodule, and which of
+    them are `mid` and `high`. Use it to write `layers` of an adapter. Reads no weights and no images.
+
+    \b
+    $ pipeline layers configs/demo.yaml
+    $ pipeline layers configs/demo.yaml --student erfnet --depth 2
+    """
+    from stages import layers as stage
+
+    click.echo(stage.run(options.load(config, overrides), student=student, depth=depth))
 
 
 def _share(ctx, param, value) -> tuple[int, int]:

@@ -36,7 +36,7 @@ def read_yaml(path: Path, examples: str) -> Any:
     """What the file says, not checked. Raises ConfigError if it is no readable YAML or says a key twice; `examples` tells whom it
     is missing where to look."""
     try:
-        return parse(path.read_text())
+        return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file, seen from {Path.cwd()}; {examples}") from None
     except (OSError, UnicodeDecodeError) as error:

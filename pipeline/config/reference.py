@@ -329,7 +329,7 @@ def draft7(found: Any, shared: dict[str, Any]) -> Any:
 
 def main() -> None:
     for path, text in texts().items():
-        (ROOT / path).write_text(text)
+        (ROOT / path).write_text(text, encoding="utf-8")
         print(path)
 
 

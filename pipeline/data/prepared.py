@@ -28,7 +28,7 @@ from pipeline.paths import if_done_for_dvc, started_in
 from pipeline.progress import say
 from pipeline.store import ArrayGroup, ImageRow, Reader, Store, image_row
 from pipeline.store.executors import threads
-from pipeline.store.files import AnyPath, append, as_path, local, locked, write, writing
+from pipeline.store.files import AnyPath, append, as_path, local, locked, writable, write, writing
 from pipeline.store.notes import is_without_times, rows_of, table
 from pipeline.store.store import store_folder
 from pipeline.targets.base import Field
@@ -89,6 +89,8 @@ def skipped(store: Store) -> dict[str, str]:
 
 def put_on_record(store: Store, bad: Mapping[str, str]) -> None:
     path = store.path("skipped.tsv")
+    if not bad and not path.exists():
+        return
     with locked(store.folder):
         if bad:
             write([(path, b"image\treason\n" + table(bad))])
@@ -246,12 +248,15 @@ def _sizes(note: str) -> list[str]:
     return [word.partition(":")[0] for word in note.split() if ":" in word]
 
 
-def _changed(store: Store, dataset: DatasetBase, prepare: Prepare, ids: Sequence[str], which: str) -> list[str]:
-    """Those of the images whose content is not what the store holds."""
+def changed(store: Store, dataset: DatasetBase, prepare: Prepare, ids: Sequence[str], which: str) -> list[str]:
+    """Those of the images whose content is not what the store holds, or can't be read."""
     say(f"{store.folder}: comparing the content of {len(ids)} images {which}")
 
     def is_other(image_id: str) -> bool:
-        return image_row(image_id, sample(dataset, image_id, prepare)) != store.images[store.row_of[image_id]]
+        try:
+            return image_row(image_id, sample(dataset, image_id, prepare)) != store.images[store.row_of[image_id]]
+        except DatasetError:
+            return True
 
     return [image_id for image_id, other in zip(ids, threads(ids, is_other, os.cpu_count() or 1)) if other]
 
@@ -259,11 +264,11 @@ def _changed(store: Store, dataset: DatasetBase, prepare: Prepare, ids: Sequence
 def _compare_pulled(store: Store, dataset: DatasetBase, prepare: Prepare, now: Mapping[str, str]) -> None:
     """Compares the files of these images, once, with the digests of a store that was filled from other files. Raises DatasetError
     where the content differs."""
-    changed = _changed(store, dataset, prepare, list(now), "with the digests of this store, which was pulled")
-    if changed:
+    other = changed(store, dataset, prepare, list(now), "with the digests of this store, which was pulled")
+    if other:
         raise DatasetError(
-            f"{store.folder}: {len(changed)} of {len(now)} images have other content in {dataset.files(changed[0])[0].parent} than "
-            f"in this store, which was pulled ({join_names(changed)}); get the images that it was made from, or make a store of "
+            f"{store.folder}: {len(other)} of {len(now)} images have other content in {dataset.files(other[0])[0].parent} than "
+            f"in this store, which was pulled ({join_names(other)}); get the images that it was made from, or make a store of "
             f"these with `pipeline prepare` and another --root"
         )
     with contextlib.suppress(StoreError), writing(store.folder):  # where it can't be written, the next run compares again
@@ -294,8 +299,9 @@ def open_whole(
         if pulled := {image_id: now[image_id] for image_id in touched if is_without_times(known.get(image_id, ""))}:
             _compare_pulled(store, dataset, prepare, pulled)
             touched = [image_id for image_id in touched if image_id not in pulled]
-        if touched and started_in() is not None:  # drawn again, in an experiment's own checkout, and not to be noted in the store
-            touched = _changed(store, dataset, prepare, touched, "whose files were touched")
+        # drawn again in an experiment's own checkout, or copied beside a store that can't be written: not to be noted there
+        if touched and (started_in() is not None or not writable(store.folder)):
+            touched = changed(store, dataset, prepare, touched, "whose files were touched")
         if touched:  # where the files are not at hand, the store speaks for them
             raise StoreError(
                 f"{store.folder}: the files of {len(touched)} images were touched since ({join_names(touched)}), "

@@ -87,7 +87,7 @@ class Dataset(DatasetBase):
         """Annotated lines, [n, 2] float64 (x, y) each, from bottom to top; x may lie outside the image."""
         path = self._path(image_id, ".lines.txt")
         try:
-            rows = path.read_text().splitlines()
+            rows = path.read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise DatasetError(f"{path}: cannot be read ({error.strerror}); fetch the annotations again") from None
         lines = []

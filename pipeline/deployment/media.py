@@ -15,6 +15,7 @@ from pipeline.datasets._images import read_rgb
 from pipeline.datasets.folder import PICTURES, stem, visible_files
 from pipeline.errors import DatasetError
 from pipeline.paths import path_fault
+from pipeline.progress import say
 from pipeline.scoring.predict import Sample
 from pipeline.threads import map_in_order
 
@@ -76,7 +77,8 @@ class Video:
         self.total = max(0, round(self.capture.get(cv2.CAP_PROP_FRAME_COUNT)))  # some formats only estimate it
 
     def read(self, pool: ThreadPoolExecutor, workers: int) -> Iterator[Sample | DatasetError]:
-        """Every frame in order. One that ends more than a second early is a DatasetError at its end."""
+        """Every frame in order. A video that ends more than a second early is a DatasetError at its end; of one that ends less
+        early it is said."""
 
         def one(number):
             here, image_BGR = self.capture.read()
@@ -91,8 +93,11 @@ class Video:
                     break
                 number += 1
                 yield sample
+        short = f"{self.path}: ends after {number} of the {self.total} frames it promises"
         if number < self.total - self.fps:
-            yield DatasetError(f"{self.path}: ends after {number} of the {self.total} frames it promises; fetch it again")
+            yield DatasetError(f"{short}; fetch it again")
+        elif number < self.total:
+            say(f"{short}; some formats only estimate their number: if frames are missing, fetch it again")
 
 
 def not_predicted(place: Path) -> list[Path]:

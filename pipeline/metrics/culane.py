@@ -102,7 +102,7 @@ def write_lines(path: Path, lanes: Iterable[np.ndarray]) -> None:
     """Write a `.lines.txt`, also if there are no lanes; whole numbers without a point."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join("".join(f"{_text(value)} " for value in np.ravel(lane)) + "\n" for lane in lanes))
+    path.write_text("".join("".join(f"{_text(value)} " for value in np.ravel(lane)) + "\n" for lane in lanes), encoding="utf-8")
 
 
 def _text(value) -> str:

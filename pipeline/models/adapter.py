@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from pipeline import records
 from pipeline.errors import ConfigError
 from pipeline.later import AddedLater
+from pipeline.lookup import did_you_mean, failed_at, where_raised
 from pipeline.models._existence import EncoderExistence
 from pipeline.models._network import check_size
 from pipeline.models.base import Channels, ModelBase, Output
@@ -110,10 +111,11 @@ class Model(ModelBase):
         if not isinstance(self.network, nn.Module):
             raise ConfigError(f"adapter: factory: {factory} gives a {type(self.network).__name__}; name one that gives a network")
         for role, (path, _) in self.places.items():
-            if path != "output" and path not in dict(self.network.named_modules()):
+            known = [name for name, _ in self.network.named_modules() if name]
+            if path != "output" and path not in known:
                 raise ConfigError(
-                    f"adapter: {role}: the network has no submodule {path!r}; it has "
-                    f"{', '.join(name for name, _ in self.network.named_children())}, and theirs"
+                    f"adapter: {role}: the network has no submodule {path!r}{did_you_mean(path, known)}; it has "
+                    f"{', '.join(name for name, _ in self.network.named_children())}, and theirs, which `pipeline layers` lists"
                 )
         self.layers = {role: f"network.{path}" for role, (path, _) in self.places.items() if role != "logits"}
         self.backbone = {name.partition(".")[0] for name in self.network.state_dict()} - {"fc", "classifier"}
@@ -268,18 +270,32 @@ def called(factory: str, arguments: dict) -> Any:
     try:
         found: Any = importlib.import_module(module)
     except ImportError as error:
+        at = where_raised(error)
         raise ConfigError(
-            f"adapter: factory: {module} can't be imported ({error}); install its package (transformers comes "
-            f"with pip install 'offline-distillation-pipeline[hub]'), or put its folder on PYTHONPATH"
-        ) from None
+            f"adapter: factory: {module} can't be imported ({failed_at(error) if at else error}); install its package "
+            f"(transformers comes with pip install 'offline-distillation-pipeline[hub]'), or put its folder on PYTHONPATH"
+        ) from error
+    except Exception as error:
+        raise ConfigError(f"adapter: factory: {module} can't be imported: {failed_at(error)}; correct the file") from error
     for name in names.split("."):
         if not hasattr(found, name):
-            raise ConfigError(f"adapter: factory: {module} has no {names!r}; correct the name")
+            offered = [name for name in vars(found) if not name.startswith("_")]
+            raise ConfigError(f"adapter: factory: {module} has no {name!r}{did_you_mean(name, offered)}; correct the name")
         found = getattr(found, name)
     try:
         return found(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"adapter: {factory}: {' '.join(str(error).split())}; correct 'arguments'") from error
+    except (torch.OutOfMemoryError, MemoryError, ConfigError):
+        raise
+    except Exception as error:
+        raise ConfigError(f"adapter: factory: {factory}: {failed_at(error)}; {mend(error)}") from error
+
+
+def mend(error: Exception) -> str:
+    """What to do about an error of a factory: the call itself did not take the arguments, or a line of the factory failed."""
+    assert error.__traceback__ is not None  # it was raised
+    if isinstance(error, TypeError) and error.__traceback__.tb_next is None:
+        return "correct 'arguments'"
+    return "correct that line, or 'arguments'" if where_raised(error) else "correct 'arguments'"
 
 
 def factories(value: Any) -> Iterator[str]:

@@ -161,7 +161,7 @@ def _score(path: Path) -> dict:
 def _curves(path: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file, delimiter="\t")
         return [{FORMERLY.get(name, name): float(value) for name, value in row.items() if value} for row in rows]
 
@@ -170,7 +170,7 @@ def time_of(folder: Path) -> Time | None:
     """From a run's history. Steps that were made twice, since the run was begun afresh, count once: the last time."""
     path = folder / "history.jsonl"
     kept: list[dict] = []
-    for line in map(json.loads, path.read_text().splitlines() if path.exists() else []):
+    for line in map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.exists() else []):
         kept = [one for one in kept if one["first"] < line["first"]] + [line]
     if not kept:
         return None
@@ -260,7 +260,7 @@ def cached(report: Path, root: Path, dataset: str) -> Cached | None:
 def _filled_in(history: Path) -> float | None:
     """Seconds; None where a store's history doesn't say: nothing is lost with it."""
     try:
-        lines = [json.loads(line) for line in history.read_text().splitlines()]
+        lines = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
         times = {line["action"]: datetime.fromisoformat(line["time"]) for line in lines if line["action"] != "grow"}
         return (times["finalise"] - times["create"]).total_seconds()
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -34,7 +34,7 @@ from typing_extensions import TypeIs
 
 from pipeline.errors import StoreError
 from pipeline.identity import digest_array, sha256
-from pipeline.paths import below, id_fault, no_link
+from pipeline.paths import below, id_fault, no_link, to_open, unreadable
 from pipeline.threads import map_in_order
 
 if TYPE_CHECKING:
@@ -106,7 +106,13 @@ def read(path: AnyPath) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from error
+        closed = unreadable(path) if local(path) and isinstance(error, PermissionError) else None
+        raise StoreError(f"{path}: {error.strerror}" + (f"; {to_open(closed)}" if closed else "")) from error
+
+
+def writable(folder: AnyPath) -> bool:
+    """Whether files can be made in a folder; of object storage it is taken for granted."""
+    return not local(folder) or os.access(folder, os.W_OK)
 
 
 def size_of(path: AnyPath) -> int | None:
@@ -119,22 +125,33 @@ def size_of(path: AnyPath) -> int | None:
 
 def write(files: Iterable[tuple[AnyPath, bytes]]) -> None:
     """Writes each file whole or not at all, and lastingly. One writer per path at a time: a killed one's leftover is
-    written over. The fsyncs run side by side, since a journal commits them together; so do PUTs."""
-    paths, puts = [], []
+    written over, and a full disk leaves none. The fsyncs run side by side, since a journal commits them together; so do PUTs."""
+    paths: list[Path] = []
+    puts = []
     with ThreadPoolExecutor(8) as pool:
-        for path, data in files:
-            if local(path):
-                with open(path.with_name(path.name + ".tmp"), "wb", opener=no_link) as file:
-                    file.write(data)
-                paths.append(path)
-            else:
-                puts.append(pool.submit(path.write_bytes, data))
-        list(pool.map(sync, [path.with_name(path.name + ".tmp") for path in paths]))
+        try:
+            for path, data in files:
+                if local(path):
+                    paths.append(path)
+                    with open(_partial(path), "wb", opener=no_link) as file:
+                        file.write(data)
+                else:
+                    puts.append(pool.submit(path.write_bytes, data))
+            list(pool.map(sync, map(_partial, paths)))
+        except OSError:
+            for path in paths:
+                with contextlib.suppress(OSError):
+                    _partial(path).unlink()
+            raise
         for path in paths:
-            os.replace(path.with_name(path.name + ".tmp"), path)
+            os.replace(_partial(path), path)
         list(pool.map(sync, {path.parent for path in paths}))
         for put in puts:
             put.result()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
 
 
 def link(files: Iterable[tuple[AnyPath, bytes]], origin: Callable[[AnyPath], AnyPath]) -> None:

@@ -262,8 +262,8 @@ def free_bytes() -> int:
     meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
     if not meminfo.exists():
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    free = int(dict(line.split(":") for line in meminfo.read_text().splitlines())["MemAvailable"].split()[0]) * 1024
-    allowed = limit.read_text().strip() if limit.exists() else "max"
+    free = int(dict(line.split(":") for line in meminfo.read_text(encoding="utf-8").splitlines())["MemAvailable"].split()[0]) * 1024
+    allowed = limit.read_text(encoding="utf-8").strip() if limit.exists() else "max"
     return free if allowed == "max" else min(free, int(allowed))
 
 

@@ -230,6 +230,20 @@ class Store:
         rows = self.images[block * self.block_rows : (block + 1) * self.block_rows]
         return [image for image in rows if image.id]
 
+    def refuse_lost_lists(self) -> None:
+        """Raises StoreError if the manifest knows blocks whose lists of images are not here: without a configuration that asks for
+        these images, the store would just look smaller."""
+        path = self.path("manifest.json")
+        try:
+            known = check_and_parse(read(path), path).get("images")
+        except StoreError:  # never finalised, or damaged, which verify tells: rows do not depend on it
+            return
+        if isinstance(known, int) and known > len(self.row_of):
+            raise StoreError(
+                f"{self.image_file(self.num_blocks)}: missing; {path.name} knows {known} images, and the lists here name "
+                f"{len(self.row_of)}; bring it back from a copy"
+            )
+
     def check_ids(self, ids: Sequence[str]) -> None:
         unknown = [repr(image_id) for image_id in ids if image_id not in self.row_of]
         if unknown:

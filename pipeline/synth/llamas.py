@@ -37,7 +37,7 @@ def write(root: Path, settings: Settings, counts: Mapping[str, int]) -> None:
             if not place.startswith("test/"):
                 path = Path(root) / "labels" / place / f"{stamp}.json"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(label(scene, settings.size, stamp)))
+                path.write_text(json.dumps(label(scene, settings.size, stamp)), encoding="utf-8")
 
 
 def label(scene: Scene, size: tuple[int, int], stamp: str) -> dict:

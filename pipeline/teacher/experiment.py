@@ -9,11 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.config import Config, Plugin, Training
 from pipeline.data import prepared
 from pipeline.datasets.base import DatasetBase
 from pipeline.lookup import find_class
-from pipeline.models.base import ModelBase
+from pipeline.models.base import ModelBase, as_float
 from pipeline.store import ArrayGroup, ImageRow, Reader, Store
 from pipeline.store.files import AnyPath
 from pipeline.targets.base import Context, TargetType
@@ -118,8 +120,25 @@ class Experiment:
     def build(self, student: Plugin) -> ModelBase:
         return student.build(num_classes=len(self.source.classes), size=self.context.size, lanes=self.lanes)
 
+    def try_students(self) -> None:
+        """Makes every student and the losses of every method, without a run. Raises what they raise."""
+        contexts = [self.student_context(student) for student in self.config.students.values()]
+        for terms in self.config.methods.values():
+            for term in terms if contexts else ():
+                reads = {name: self.targets[name][0] for name in term.reads}
+                term.loss.build(reads=reads, context=self.context, student=contexts[0])
+
     def load_teacher(self) -> ModelBase:
         return cache.load_teacher(self.config.teacher, self.source, self.config.view_size, self.weights_file)
+
+    def try_teacher(self, model: ModelBase) -> None:
+        """Shows the teacher one empty image and makes every target of its answer, before hours are spent on it. Raises what they
+        raise."""
+        height, width = self.context.size
+        with torch.no_grad():
+            output = as_float(model.eval()(torch.zeros(1, 3, height, width), torch.zeros(1, height, width, dtype=torch.uint8)))
+            for target, _ in self.targets.values():
+                target.compute(output, torch.zeros(1, height, width, dtype=torch.uint8), self.context)
 
     # The cache
 

@@ -140,8 +140,8 @@ LOGGERS: dict[str, tuple[Callable[[Path, Mapping[str, Any], int, History], Logge
 def kept_id(path: Path, make: Callable[[], str]) -> str:
     """The name of a run elsewhere, so that a resumed training goes on there."""
     if not path.exists():
-        path.write_text(make())
-    return path.read_text()
+        path.write_text(make(), encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 class Logs:

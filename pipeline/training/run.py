@@ -222,7 +222,7 @@ class Run:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "torch": torch.__version__,
         }
-        with open(self.folder / "history.jsonl", "a") as file:
+        with open(self.folder / "history.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def finish(self, step: Step, steps: int) -> None:

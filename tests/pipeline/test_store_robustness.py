@@ -4,7 +4,6 @@ line, and what is resumed ends in the bytes of an unbroken run. (SIGKILL: test_s
 ROBUSTNESS_ROUNDS=20 python -m pytest tests/pipeline/test_store_robustness.py     # more sizes of full disks
 """
 
-import contextlib
 import errno
 import fcntl
 import itertools
@@ -25,6 +24,7 @@ from pipeline.errors import StoreError
 from pipeline.store import ArrayGroup, Reader, Store
 from pipeline.store.verification import verify
 from pipeline.targets.base import Field
+from tests.mounts import mounted, read_only
 
 ROUNDS = int(os.environ.get("ROBUSTNESS_ROUNDS", 4))
 COMMAND = [sys.executable, "-m", "pipeline.cli"]
@@ -65,18 +65,6 @@ def one_line(error):
 
 
 # Disks
-
-
-@contextlib.contextmanager
-def mounted(*arguments, folder):
-    """A mount for a while; the test is skipped where one may not mount."""
-    folder.mkdir(exist_ok=True)
-    if shutil.which("mount") is None or subprocess.run(["mount", *arguments, folder], capture_output=True).returncode:
-        pytest.skip("needs leave to mount (root, and not in an ordinary container)")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.parametrize("round", range(ROUNDS))
@@ -130,14 +118,6 @@ def test_an_error_at_any_step_of_a_fill_is_a_message_and_the_fill_resumes(tmp_pa
         left[0] = 10**9
         assert tree(work(root).folder) == meant, step
     assert step > 12
-
-
-@contextlib.contextmanager
-def read_only(folder):
-    """The folder, bound to itself, read-only."""
-    with mounted("--bind", folder, folder=folder):
-        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
-        yield
 
 
 def test_a_read_only_store_is_read_and_a_fill_of_it_is_refused(tmp_path):
