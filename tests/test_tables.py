@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import demo, tables, teacher
+from bench import choosing, demo, tables, teacher
 
 ROOT = Path(__file__).parents[1]
 REAL = ("idd-lite",)
@@ -14,6 +14,7 @@ WRITTEN = [
     ("docs/tutorial.md", "demo-table", "demo.json", tables.text),
     *(("docs/real-roads.md", f"{name}-table", f"{name}.json", tables.text) for name in REAL),
     ("docs/demo.md", "demo-arithmetic", "demo-arithmetic.json", demo.table),
+    ("docs/methods.md", "choosing", "choosing.json", choosing.table),
     ("docs/roads-teacher.md", "teacher", "teacher.json", teacher.table),
 ]
 
