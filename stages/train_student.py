@@ -92,9 +92,10 @@ def run(
     if plugin.start:
         plugins.append(weights)
     if training.validate_every:
+        from pipeline.scoring import validation as own_metric
         from pipeline.training import validation as validating
 
-        plugins.append(validating)
+        plugins += [validating, *([own_metric] if training.validate_metric == "own" else [])]
     if online_targets:
         plugins += [online, cache, lookup.find("models", config.teacher.model.name)]
     record["code"] = records.code_digest(sys.modules[__name__], *plugins)
@@ -130,7 +131,11 @@ def run(
     shares_K = loader.class_shares() if training.class_weights == "enet" else None
     weights_K = steps.class_weights(source, training, device, shares_K)
     step = steps.Step(model, terms, losses, training, weights_K, seed, loader.partly_labelled)
-    validation = validating.Validation(source, config.prepare, training, weights_K) if training.validate_every else None
+    validation: runs.Validate | None = None
+    if training.validate_every:
+        canvas_scores = validating.Validation(source, config.prepare, training, weights_K)
+        own = training.validate_metric == "own"
+        validation = own_metric.OwnMetric(canvas_scores, source, config.prepare, training) if own else canvas_scores
     run = runs.Run(folder, record, config.text)
     runs.fit(run, step, loader, folder.name, validation, logs)
     return f"{run.weights}: {run.in_words(training)}"

@@ -75,9 +75,10 @@ def _train(experiment: Experiment, model: ModelBase, training: Training, folder:
     plugin = lookup.find("models", teacher.model.name)
     plugins = [plugin, *([weights] if teacher.backbone else [])]
     if training.validate_every:
+        from pipeline.scoring import validation as own_metric
         from pipeline.training import validation as validating
 
-        plugins.append(validating)
+        plugins += [validating, *([own_metric] if training.validate_metric == "own" else [])]
     code = records.code_digest(sys.modules[__name__], *plugins)
     backbone = None if teacher.backbone is None else weights.digest(weights.load_file(teacher.backbone))
     record = {
@@ -111,7 +112,11 @@ def _train(experiment: Experiment, model: ModelBase, training: Training, folder:
     shares_K = loader.class_shares() if training.class_weights == "enet" else None
     weights_K = steps.class_weights(source, training, device, shares_K)
     step = steps.Step(model, [], [], training, weights_K, 0, loader.partly_labelled)
-    validation = validating.Validation(source, config.prepare, training, weights_K) if training.validate_every else None
+    validation: runs.Validate | None = None
+    if training.validate_every:
+        canvas_scores = validating.Validation(source, config.prepare, training, weights_K)
+        own = training.validate_metric == "own"
+        validation = own_metric.OwnMetric(canvas_scores, source, config.prepare, training) if own else canvas_scores
     run = runs.Run(folder, record, config.text)
     runs.fit(run, step, loader, "training the teacher", validation, logs)
     model.load_state_dict(run.kept(step))

@@ -358,6 +358,14 @@ class Training:
         AddedLater(0),
         Field(ge=0, description="Steps between scores of the split `val` on the canvas; 0 scores nothing while training."),
     ] = 0
+    validate_metric: Annotated[
+        Literal["mean_iou", "own"],
+        AddedLater("mean_iou"),
+        Field(
+            description="What the best validation is chosen by: the mean IoU on the canvas, or the dataset's own metric on full "
+            "frames, which costs as much as `pipeline evaluate` on `val` each time."
+        ),
+    ] = "mean_iou"
     keep: Annotated[
         Literal["last", "best"],
         AddedLater("last"),
@@ -490,10 +498,10 @@ class Training:
             raise ValueError(f"a batch of {batch} has no {accumulate} equal parts; write a divisor of {batch}")
         return accumulate
 
-    @field_validator("keep", "patience")
+    @field_validator("keep", "patience", "validate_metric")
     @classmethod
     def _has_validations(cls, value: Any, info: ValidationInfo) -> Any:
-        if value not in ("last", 0) and info.data.get("validate_every", 1) == 0:
+        if value not in ("last", 0, "mean_iou") and info.data.get("validate_every", 1) == 0:
             raise ValueError("needs scores of the split `val`; write validate_every: 500, or another number of steps")
         return value
 

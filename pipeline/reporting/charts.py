@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.reporting.results import VALIDATED, Run
+from pipeline.reporting.results import OWN_VALIDATED, VALIDATED, Run
 
 # seen well on white and on black
 COLOURS = ("#8a8f98", "#2f7de1", "#e8862e", "#2a9d6f", "#a45ad1", "#d9534f", "#12a5b5", "#b8860b")
@@ -68,10 +68,10 @@ def curves(groups: Mapping[str, Sequence[Run]], palette: Mapping[str, str]) -> d
             known = ~np.isnan(lines).any(axis=0)
             steps = (np.arange(POINTS) + 0.5)[known] * last / POINTS
             lines = lines[:, known]
-            marker = "." if term == VALIDATED else None  # there may be just one
+            marker = "." if term in (VALIDATED, OWN_VALIDATED) else None  # there may be just one
             axes.plot(steps, lines.mean(axis=0), color=palette[method], linewidth=1.4, marker=marker)
             axes.fill_between(steps, lines.min(axis=0), lines.max(axis=0), color=palette[method], alpha=0.18, linewidth=0)
-        if term != VALIDATED:
+        if term not in (VALIDATED, OWN_VALIDATED):
             _scale(axes)
         axes.set_xlabel("step", color=INK, fontsize=8)
         found[term] = svg(figure)

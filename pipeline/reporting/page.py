@@ -176,7 +176,7 @@ def _best(found: Mapping[str, Any] | None) -> str:
     """A run's best validation."""
     if found is None:
         return ""
-    return f"{points(found['mean_iou'])}, {found['step']}{', kept' if found['kept'] else ''}"
+    return f"{points(found.get('own', found['mean_iou']))}, {found['step']}{', kept' if found['kept'] else ''}"
 
 
 def _classes(

@@ -17,6 +17,7 @@ from pipeline.paths import below, name_fault
 RECIPE = ("student", "training", "views", "dataset", "prepared", "labelled")  # of run.json: what two runs must share to be compared
 LOGGING = ("checkpoint_every", "norm_every")
 VALIDATED = "val mean_iou"  # among a run's curves
+OWN_VALIDATED = "val own metric"  # likewise, the dataset's
 FORMERLY = {"labels": "ce"}  # terms of runs of earlier versions
 
 
@@ -138,7 +139,10 @@ def _run(student: str, method: str, seed: int, score: Path, runs: Path) -> Run:
         score=_score(score),
         recipe=record,
         curves=_curves(folder / "curves.tsv")
-        + [{"step": row["step"], VALIDATED: row["mean_iou"]} for row in _curves(folder / "validation.tsv")],
+        + [
+            {"step": row["step"], VALIDATED: row["mean_iou"], **({OWN_VALIDATED: row["own"]} if "own" in row else {})}
+            for row in _curves(folder / "validation.tsv")
+        ],
         time=time_of(folder),
         best=best_of(folder),
     )

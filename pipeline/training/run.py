@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 Validate = Callable[[nn.Module], dict[str, float]]
 SPLIT = "val"  # which validations score
+OWN = "own"  # the dataset's own metric, among the scores of a validation
 FROM_LABELS = (*LABEL_TERMS.values(), "dice", "existence")  # terms that are 0 in a batch without a label
 POINTS = 400  # of a curve, whatever the number of steps
 
@@ -238,6 +239,9 @@ class Run:
         if self.validations:
             scores = [{"step": row["step"], "val_mean_iou": row["mean_iou"]} for row in self.validations]
             write_tsv(self.folder / "curves" / "val_mean_iou.tsv", scores)
+            if OWN in self.validations[-1]:
+                own = [{"step": row["step"], "val_own": row[OWN]} for row in self.validations]
+                write_tsv(self.folder / "curves" / "val_own.tsv", own)
         write_text(self.folder / "curves.json", json.dumps(self.curves) + "\n")
         draw_curves(self.folder / "curves.png", self.curves, self.validations)
         weights.save_file(self.weights, self.kept(step))
@@ -277,7 +281,7 @@ class Run:
             return f"{last['step']} steps, {said}"
         found = self.outcome(training)
         best, kept = found["best"], "kept" if found["kept_step"] == found["best"]["step"] else "not kept"
-        return f"{last['step']} steps, best {SPLIT} mean IoU {best['mean_iou']:.4f} at step {best['step']} ({kept})"
+        return f"{last['step']} steps, best {SPLIT} {score_in_words(best, '.4f')} at step {best['step']} ({kept})"
 
 
 def _named(rows: Mapping[str, Mapping[str, float]], steps: int) -> dict[str, float]:
@@ -360,7 +364,7 @@ def _fit(run: Run, step: Step, loader: Loader, what: str, validation: Validate |
             if stops:
                 raise Stopped(asked[0], f"{number + 1} of {training.steps} steps are kept")
             shown = run.curves[-1].get(step.label_term, math.nan) if run.curves else math.nan
-            scored = f", {SPLIT} mean IoU {run.validations[-1]['mean_iou']:.3f}" if run.validations else ""
+            scored = f", {SPLIT} {score_in_words(run.validations[-1], '.3f')}" if run.validations else ""
             progress.advance(1, f"{TERM_WORDS.get(step.label_term, step.label_term)} {shown:.3f}{scored}")
             if last:
                 break
@@ -405,8 +409,9 @@ def draw_curves(path: Path, curves: list[dict], validations: Sequence[dict] = ()
 
     names = [name for name in _names(curves) if name != "step"]
     if validations:
-        names.append("val mean IoU")
-        curves = [*curves, *({"step": row["step"], names[-1]: row["mean_iou"]} for row in validations)]
+        shown = {"val mean IoU": "mean_iou"} | ({"val own metric": OWN} if OWN in validations[-1] else {})
+        names += shown
+        curves = [*curves, *({"step": row["step"], **{name: row[key] for name, key in shown.items()}} for row in validations)]
     figure = Figure(figsize=(3.2 * len(names), 2.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
         known = [row for row in curves if name in row]
@@ -419,8 +424,13 @@ def draw_curves(path: Path, curves: list[dict], validations: Sequence[dict] = ()
 
 
 def best_of(validations: list[dict]) -> dict | None:
-    """The validation of the greatest mean IoU, the first of equals."""
-    return max(validations, key=lambda row: row["mean_iou"], default=None)
+    """The validation of the greatest score, the first of equals: the dataset's own if it was asked for, else the mean IoU."""
+    return max(validations, key=lambda row: row.get(OWN, row["mean_iou"]), default=None)
+
+
+def score_in_words(validation: Mapping[str, float], form: str) -> str:
+    own = f"own metric {validation[OWN]:{form}}, " if OWN in validation else ""
+    return f"{own}mean IoU {validation['mean_iou']:{form}}"
 
 
 def out_of_patience(validations: list[dict], patience: int) -> bool:

@@ -56,6 +56,20 @@ def test_the_best_validation_is_kept_and_equals_a_slow_count(experiment):
     assert best["cross_entropy"] == pytest.approx(sum(a for a, _ in losses) / sum(b for _, b in losses), rel=1e-3)
 
 
+def test_the_datasets_own_metric_is_that_of_evaluate_and_chooses_the_best(experiment):
+    experiment.change(training=dict(validate_every=6, validate_metric="own", keep="best"))
+    done = experiment.train("plain")
+    assert done.exit_code == 0, done.output
+    rows, found = table(experiment.folder / RUN), result(experiment.folder / RUN)
+    best = max(rows, key=lambda row: row["own"])
+    assert found["best"]["step"] == best["step"] == found["kept_step"] and "best val own metric" in done.output
+    student = "--student", "erfnet", "--method", "plain", "--seed", "0"
+    experiment.do("evaluate", *student, "--set", "evaluate.split=val", "--workers", "1")
+    scores = json.loads((experiment.folder / "reports/scores/toy/erfnet-plain-0.json").read_text())
+    assert best["own"] == pytest.approx(scores[scores["metric"]], abs=1e-6)
+    assert (experiment.folder / RUN / "curves/val_own.tsv").read_text().startswith("step\tval_own\n6\t")
+
+
 def test_scores_while_training_change_no_weight(experiment):
     assert experiment.train("plain").exit_code == 0
     folder = experiment.folder / RUN
@@ -151,4 +165,4 @@ def test_the_report_shows_the_curve_and_the_best_step(experiment):
     experiment.do("evaluate", "--student", "erfnet", "--method", "plain", "--seed", "0", "--workers", "1")
     experiment.do("report")
     page, best = (experiment.folder / "reports/toy.html").read_text(), result(experiment.folder / RUN)["best"]
-    assert "<b>val mean_iou</b>" in page and f"<td>{100 * best['mean_iou']:.2f}, {best['step']}, kept</td>" in page
+    assert "<b>val mean IoU</b>" in page and f"<td>{100 * best['mean_iou']:.2f}, {best['step']}, kept</td>" in page
