@@ -65,9 +65,15 @@ def in_words(error: Exception) -> str | None:
             f"{error.filename or 'disk'}: {error.strerror}; make room or give the right to write, and run the same command "
             f"again: what is finished is safe"
         )
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or where_raised(error) is None:
+    whole = f"({TRACEBACK}=1 prints the whole traceback)"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return None
-    return f"{failed_at(error)}; correct that line ({TRACEBACK}=1 prints the whole traceback)"
+    if where_raised(error) is not None:
+        return f"{failed_at(error)}; correct that line {whole}"
+    called = [Path(frame.filename).parts[-2:] for frame in traceback.extract_tb(error.__traceback__) if frame.name == "maps"]
+    if ("models", "adapter.py") in called:  # a network of an installed package
+        return f"adapter: the network fails: {failed_at(error)}; correct 'call', 'arguments' or 'multiple' {whole}"
+    return None
 
 
 def joined() -> bool:

@@ -125,6 +125,12 @@ def test_a_forward_that_fails_is_told_when_the_checkpoint_is_taken(place, monkey
     assert run("train-teacher")[0] == 0
 
 
+def test_a_call_that_the_network_does_not_take_is_the_configurations_error(place):
+    code, said = run("plan", "--images", "4", teacher=TEACHER | {"call": {"hidden": True}})
+    assert code == 1 and len(said.splitlines()) == 1
+    assert "adapter: the network fails: TypeError: " in said and "'hidden'; correct 'call'" in said
+
+
 def test_a_target_and_a_loss_that_fail_are_told_before_the_cache_is_filled(place):
     import torch
     from own_nets import Net
