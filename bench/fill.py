@@ -24,7 +24,7 @@ from pipeline.progress import table_lines
 from pipeline.store import Store, plan
 from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment
-from stages.cache_teacher import BlockFiller, Spec
+from pipeline.teacher.fill import BlockFiller, Spec
 
 
 def main():

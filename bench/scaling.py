@@ -38,7 +38,7 @@ from pipeline.store.verification import verify
 from pipeline.targets.base import Context
 from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment
-from stages.cache_teacher import BlockFiller, Spec
+from pipeline.teacher.fill import BlockFiller, Spec
 from stages.plan import settled
 
 CONFIG = Path("bench/step.yaml")

@@ -38,6 +38,7 @@ NOT_COUNTED = {
     # rows, whose digests the record holds
     "pipeline.teacher.cache",
     "pipeline.teacher.experiment",
+    "pipeline.teacher.fill",
     "pipeline.data.prepared",
     "pipeline.store",
     # weights to start from and the teacher in the loop: the stage names these modules where a run uses them

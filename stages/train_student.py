@@ -13,10 +13,13 @@ from pipeline.progress import detail, say
 from pipeline.store import Reader
 from pipeline.teacher import cache, online
 from pipeline.teacher.experiment import Experiment
+from pipeline.teacher.fill import FillingTargets
 from pipeline.training import distributed
 from pipeline.training import run as runs
 from pipeline.training import step as steps
 from pipeline.training.loading import CachedTargets, Loader
+
+FILL_BATCH = 8  # images per forward pass of the teacher, as `cache-teacher` has by default: then the bytes are the same
 
 
 def run(
@@ -28,13 +31,15 @@ def run(
     folder: Path,
     device: str,
     online_targets: bool = False,
+    fill: bool = False,
     log: Sequence[str] = (),
 ) -> str:
     """Trains to the last step, resuming from the last checkpoint; writes the run's folder.
 
-    `online_targets`: the teacher answers at each step, on the same images and views, and no cache is needed. Otherwise raises
-    StoreError, naming what differs, if the cache was made from other weights, data, preprocessing, views or targets than this
-    config asks for, or is not whole. `log` names loggers (pipeline/training/loggers.py).
+    `online_targets`: the teacher answers at each step, on the same images and views, and no cache is needed. `fill`: what the cache
+    lacks is computed and stored when a step asks for it, as `cache-teacher` would have. Otherwise raises StoreError, naming what
+    differs, if the cache was made from other weights, data, preprocessing, views or targets than this config asks for, or is not
+    whole. `log` names loggers (pipeline/training/loggers.py).
     """
     logs = None
     if log:
@@ -67,6 +72,10 @@ def run(
         record["contexts"] = {"student": own, "teacher": context}
     cached = None
     names = list(dict.fromkeys(name for term in terms for name in term.reads))
+    if online_targets or fill:
+        if not names:
+            raise ConfigError(f"{config.path}: methods.{method}: reads nothing of a teacher; leave out --live and --fill")
+        experiment.check_teacher_in_the_loop()
     if names and training.fresh_views and not online_targets:
         raise ConfigError(
             f"{config.path}: training.fresh_views: cached targets exist for the {config.views.count} stored views only; "
@@ -76,6 +85,10 @@ def run(
     if names and online_targets:
         record["live"] = {"teacher": experiment.identity, "targets": {name: config.targets[name] for name in names}}
         cached = experiment.online_targets(names, experiment.samples(), batch=training.batch, device=device)
+    elif fill:
+        cached = FillingTargets(experiment, names, batch=FILL_BATCH, device=device)
+        read = sorted({cache.MATRIX.folder, *(pass_.folder for _, pass_ in targets.values())})
+        record["cache"] = {"identity": cached.store.identity, "filled": read}
     elif names:
         store, passes = experiment.open_cache(targets)
         record["cache"] = {"identity": store.identity, "rows": store.digest_of(images, range(config.views.count), passes)}
@@ -138,4 +151,6 @@ def run(
         validation = own_metric.OwnMetric(canvas_scores, source, config.prepare, training) if own else canvas_scores
     run = runs.Run(folder, record, config.text)
     runs.fit(run, step, loader, folder.name, validation, logs)
+    if isinstance(cached, FillingTargets):
+        cached.finish()
     return f"{run.weights}: {run.in_words(training)}"

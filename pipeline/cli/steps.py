@@ -286,16 +286,25 @@ def cache_teacher(config, overrides, root, device, batch, workers, threads, sche
 @options.device
 @options.deterministic
 @options.log
-def train_student(config, overrides, student, method, seed, root, device, deterministic, log):
+@click.option("--live", is_flag=True, help="Run the teacher at each step instead of reading a cache.")
+@click.option("--fill", is_flag=True, help="Compute what the cache lacks when a step asks for it, and store it.")
+def train_student(config, overrides, student, method, seed, root, device, deterministic, log, live, fill):
     """Train a student from the cached targets (stage two).
 
     Reads the prepared store and the target cache, and writes runs/<config>/<student>-<method>-<seed>/. The teacher is not run. A
     cache that was not made from this configuration is an error. Run the command again after an interruption to resume from the
     last checkpoint; the weights are the same as those of an uninterrupted run (on a GPU, with --deterministic).
 
+    Two options keep the teacher in memory. With --fill, a block that the cache lacks is computed and stored when a step asks for
+    it: the same bytes as those of `pipeline cache-teacher`, while the student already trains. With --live, nothing is stored, and
+    every view is computed again in each epoch.
+
     \b
     $ pipeline train-student configs/demo.yaml --student erfnet --method intra --seed 0
+    $ pipeline train-student configs/demo.yaml --student erfnet --method intra --seed 0 --fill
     """
+    if live and fill:
+        raise click.UsageError("give either --live, which stores nothing, or --fill, which does")
     with options.stoppable():
         from stages import train_student as stage
 
@@ -308,6 +317,8 @@ def train_student(config, overrides, student, method, seed, root, device, determ
                 seed=seed,
                 folder=Path("runs") / cfg.name / options.run_name(student, method, seed),
                 device=options.pick(device, deterministic),
+                online_targets=live,
+                fill=fill,
                 log=log,
             )
         )

@@ -14,6 +14,7 @@ import torch
 from pipeline.config import Config, Plugin, Training
 from pipeline.data import prepared
 from pipeline.datasets.base import DatasetBase
+from pipeline.errors import ConfigError
 from pipeline.lookup import find_class
 from pipeline.models.base import ModelBase, as_float
 from pipeline.store import ArrayGroup, ImageRow, Reader, Store
@@ -167,6 +168,15 @@ class Experiment:
     def find_cache(self) -> Store:
         """The cache, whole or not."""
         return Store.find(self.root, "targets", self.home, self.identity)
+
+    def check_teacher_in_the_loop(self) -> None:
+        """Raises ConfigError where the teacher can't run beside the student as it does in a fill."""
+        config, precisions = self.config, (self.config.teacher.precision, self.config.training.precision)
+        if precisions.count("tf32") == 1:
+            raise ConfigError(
+                f"{config.path}: teacher.precision is {precisions[0]} and training.precision {precisions[1]}, but TF32 is on or "
+                f"off for a whole process; write tf32 for both or for none, or run `pipeline cache-teacher` first"
+            )
 
     def open_cache(self, targets: Named) -> tuple[Store, list[ArrayGroup]]:
         """The cache and its passes, the matrices first, whole for these targets and the training images."""

@@ -31,6 +31,7 @@ from pipeline.threads import map_in_order
 
 if TYPE_CHECKING:
     from pipeline.teacher.experiment import Experiment
+    from pipeline.teacher.fill import FillingTargets
     from pipeline.teacher.online import OnlineTargets
 
 
@@ -78,7 +79,7 @@ class Loader:
         training: Training,
         seed: int,
         device,
-        cached: "CachedTargets | OnlineTargets | None" = None,
+        cached: "CachedTargets | FillingTargets | OnlineTargets | None" = None,
         share: tuple[int, int] = (0, 1),
         labelled: Collection[str] | None = None,
         labelled_per_batch: int | None = None,

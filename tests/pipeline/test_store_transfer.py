@@ -8,6 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from test_store_kill import ended, forked
 from toy_store import GRAPH, PASSES, RECORD, VIEWS, create, fill, images, tree, values
 
 from pipeline.errors import StoreError
@@ -40,18 +41,13 @@ def test_a_kill_at_every_step_of_an_adoption_leaves_the_old_store_and_goes_on(tm
     step, code = 0, -signal.SIGKILL
     while code == -signal.SIGKILL:
         root = tmp_path / str(step)
-        pid = os.fork()
-        if pid == 0:
-            die_at(step)
-            take_over(old, root)
-            os._exit(0)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        code = ended(forked(lambda: (die_at(step), take_over(old, root))))
         for path in root.glob("roads/*/store.json"):
             assert not [fault for fault in verify(Store.open(path.parent)) if "missing, or not what" not in fault], step
         new = take_over(old, root)
         assert tree(new.folder) == meant and tree(old.folder) == before and verify(new) == [], step
         shutil.rmtree(root)
-        step += 3
+        step += 7
     assert code == 0 and step > 60
 
 
@@ -165,17 +161,12 @@ def test_a_kill_at_any_step_of_a_merge_leaves_a_valid_store_and_goes_on(tmp_path
     step, code = 0, -signal.SIGKILL
     while code == -signal.SIGKILL:
         one = share(tmp_path / str(step), 0)
-        pid = os.fork()
-        if pid == 0:
-            die_at(step)
-            cache.merge(into=one.folder, source=other.folder)
-            os._exit(0)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        code = ended(forked(lambda: (die_at(step), cache.merge(into=one.folder, source=other.folder))))
         assert not [fault for fault in verify(Store.open(one.folder)) if "history" not in fault], step
         cache.merge(into=one.folder, source=other.folder)
         assert tree(one.folder) == meant, step
         shutil.rmtree(tmp_path / str(step))
-        step += 7
+        step += 11
     assert code == 0 and step > 20
 
 

@@ -18,7 +18,7 @@ from test_killed import content, marks
 
 from pipeline.errors import PipelineError, StoreError
 from pipeline.store import executors
-from stages.cache_teacher import BlockFiller
+from pipeline.teacher.fill import BlockFiller
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

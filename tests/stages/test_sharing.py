@@ -16,6 +16,7 @@ from test_cache_commands import content, invoke
 from pipeline.store import Store
 from pipeline.store.verification import verify
 from pipeline.teacher import cache
+from stages import cache as stage
 
 
 @pytest.fixture
@@ -223,20 +224,29 @@ def test_a_removal_killed_at_any_step_leaves_a_whole_store_or_none(tmp_path):
         root = shutil.copytree(golden, tmp_path / str(step))
         folder = root / "roads" / name
         before = content(folder)
-        pid = os.fork()
-        if pid == 0:
-            die_at(step)
-            from stages import cache
-
-            cache.remove(folder=folder)
-            os._exit(0)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        code = ended(forked(lambda: (die_at(step), stage.remove(folder=folder))))
         assert code in (0, -signal.SIGKILL)
         assert not folder.exists() or content(folder) == before
         if code == 0:
             break
-        step += 1
-    assert step > 20 and [*(tmp_path / f"{step - 1}/roads").iterdir()][0].name.startswith(".removed-")
+        step += 9
+    assert step > 20 and [*(tmp_path / f"{step - 9}/roads").iterdir()][0].name.startswith(".removed-")
+
+
+def forked(action):
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def die_at(step):
