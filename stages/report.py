@@ -22,9 +22,10 @@ def run(
     weights_file: Path,
     out: Path,
     device: str | None,
+    projection: str = "pca",
 ) -> str:
     """Writes <name>.md, <name>.json and <name>.html into the folder `out`; where a `device` is given, to run networks on,
-    <name>-pictures.html in the place of the last. Returns the table, and where the page is."""
+    <name>-pictures.html in the place of the last, with features by `projection`. Returns the table, and where the page is."""
     name, dataset, students, evaluate = config.name, config.dataset, config.students, config.evaluate
     methods = dict(sorted(config.methods.items(), key=lambda item: bool(item[1])))  # the baseline first
     found = results.read(scores, runs, weights_file, students, methods)
@@ -33,7 +34,7 @@ def run(
     if device is not None:
         from pipeline.reporting import feature_pictures
 
-        pictures = feature_pictures.draw_networks(config, found, runs, weights_file, device)
+        pictures = feature_pictures.draw_networks(config, found, runs, weights_file, device, projection)
     text = table.markdown(found, lines, notes)
     write_text(out / f"{name}.md", text + "\n")
     write_json(out / f"{name}.json", {name: table.summary(found, lines)})

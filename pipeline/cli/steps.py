@@ -393,8 +393,16 @@ def evaluate(config, overrides, student, method, seed, teacher, weights, device,
     is_flag=True,
     help="Also run the networks and show their predictions on the same frames, affinity graphs and features.",
 )
+@click.option(
+    "--features",
+    "projection",
+    type=click.Choice(["pca", "tsne"]),
+    default="pca",
+    show_default=True,
+    help="With --pictures, how features are placed: by principal components, or by t-SNE (the extra `tsne`).",
+)
 @options.device
-def report(config, overrides, root, pictures, device):
+def report(config, overrides, root, pictures, projection, device):
     """Compare all scored runs in a page and a table.
 
     Reads reports/scores/<config>/ and runs/<config>/. Writes reports/<config>.html (a single file), reports/<config>.md and
@@ -421,6 +429,7 @@ def report(config, overrides, root, pictures, device):
             weights_file=options.teacher_weights(cfg),
             out=Path("reports"),
             device=options.pick(device) if pictures else None,
+            projection=projection,
         )
     )
 

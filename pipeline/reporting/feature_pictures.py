@@ -1,8 +1,8 @@
 """What the networks of an experiment make of the same images: their answers, their affinity graphs, their deep features.
 
 After Figs. 8, 5 and 9 of Hou, Ma, Liu, Hui, Loy, "Inter-Region Affinity Distillation for Road Marking Segmentation", CVPR 2020.
-Departures: features are shown by principal components, not t-SNE, since these keep distances and come out equal every time; and
-graphs of all networks are drawn to one scale, or their edges could not be compared.
+Departures: features are shown by principal components unless t-SNE is asked for, since these keep distances; and graphs of all
+networks are drawn to one scale, or their edges could not be compared.
 
 B images, H W the network input, C channels, h w a layer's grid, N cells, K regions.
 """
@@ -20,6 +20,7 @@ import torch
 from pipeline.config import Config, Plugin, Prepare
 from pipeline.data.frames import frame
 from pipeline.datasets.base import DatasetBase
+from pipeline.errors import PipelineError
 from pipeline.lookup import find_class
 from pipeline.metrics.segmentation import Confusion
 from pipeline.models.base import ModelBase, Output
@@ -76,10 +77,16 @@ class NetworkPictures:
     feature_layer: str
     num_features: int
     features: list[Features]
+    projection: str = "pca"  # or "tsne"
 
 
-def draw_networks(config: Config, results: Results, runs: Path, weights_file: Path, device: str) -> NetworkPictures:
-    """Of the teacher, and of each student and method's run with the lowest seed. PipelineError where weights are missing."""
+def draw_networks(
+    config: Config, results: Results, runs: Path, weights_file: Path, device: str, projection: str = "pca"
+) -> NetworkPictures:
+    """Of the teacher, and of each student and method's run with the lowest seed; `projection` of features is "pca" or "tsne".
+    PipelineError where weights are missing, or scikit-learn for t-SNE."""
+    if projection == "tsne":
+        _tsne()  # before anything runs
     source, prepare, teacher = config.dataset.build(), config.prepare, config.teacher
     ids = source.ids(config.evaluate.split)
     chosen = [ids[number] for number in np.linspace(0, len(ids) - 1, min(MEASURED, len(ids))).round().astype(int)]
@@ -118,7 +125,8 @@ def draw_networks(config: Config, results: Results, runs: Path, weights_file: Pa
         edges={layer: limits for layer, (_, limits) in drawn.items()},
         feature_layer=FEATURES,
         num_features=len(measured),
-        features=[_features(name, *cells, source) for name, cells in features.items() if len(cells[0])],
+        features=[_features(name, *cells, source, projection) for name, cells in features.items() if len(cells[0])],
+        projection=projection,
     )
 
 
@@ -207,11 +215,32 @@ def components(features_NC: np.ndarray) -> np.ndarray:
     return places * np.sign(places[np.abs(places).argmax(axis=0), np.arange(places.shape[1])])
 
 
-def _features(name: str, features_NC: np.ndarray, labels_N: np.ndarray, source: DatasetBase) -> Features:
+def neighbours(features_NC: np.ndarray) -> np.ndarray:
+    """[N, 2] by t-SNE (van der Maaten, Hinton, "Visualizing Data using t-SNE", JMLR 2008), from the principal components on: cells
+    that are near stay near, distances mean nothing. The same every time on one machine."""
+    if len(features_NC) < 5:
+        return components(features_NC)
+    perplexity = min(30.0, (len(features_NC) - 1) / 3)
+    found: np.ndarray = _tsne()(perplexity=perplexity, init="pca", random_state=0).fit_transform(features_NC.astype(np.float32))
+    return found
+
+
+def _tsne() -> Any:
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise PipelineError("t-SNE needs scikit-learn: pip install 'offline-distillation-pipeline[tsne]'") from None
+    return TSNE
+
+
+PROJECTIONS = {"pca": components, "tsne": neighbours}
+
+
+def _features(name: str, features_NC: np.ndarray, labels_N: np.ndarray, source: DatasetBase, projection: str = "pca") -> Features:
     figure, axes = new_figure(2.6, 2.4)
     colours = np.array(source.colours)[labels_N] / 255
     order = np.random.default_rng(0).permutation(len(labels_N))  # or the last class would cover the others
-    axes.scatter(*components(features_NC)[order].T, s=7, c=colours[order], edgecolors=INK, linewidths=0.15)
+    axes.scatter(*PROJECTIONS[projection](features_NC)[order].T, s=7, c=colours[order], edgecolors=INK, linewidths=0.15)
     axes.set_xticks([])
     axes.set_yticks([])
     return Features(name, _markup(svg(figure)), between_classes(features_NC, labels_N))

@@ -1,6 +1,7 @@
 """`pipeline report --pictures` on trained networks, and the arithmetic behind it against slow versions."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from test_evaluate import left_by_a_run
 
+from pipeline.errors import PipelineError
 from pipeline.reporting import feature_pictures, results
 
 
@@ -92,6 +94,22 @@ def test_components_are_the_covariances_greatest_eigenvectors():
     found = feature_pictures.components(features)
     np.testing.assert_allclose(np.abs(found), np.abs(slow), atol=1e-9)
     assert (found[np.abs(found).argmax(axis=0), [0, 1]] > 0).all()
+
+
+def test_t_sne_keeps_groups_apart_and_comes_out_equal():
+    pytest.importorskip("sklearn", reason="t-SNE needs the extra `tsne`: pip install 'offline-distillation-pipeline[tsne]'")
+    groups = np.repeat([0, 1], 20)
+    features = np.random.default_rng(2).normal(size=(40, 6)) + 20 * groups[:, None]
+    found = feature_pictures.neighbours(features)
+    distances = np.linalg.norm(found[:, None] - found, axis=2) + np.diag(np.full(40, np.inf))
+    assert (groups[distances.argmin(axis=1)] == groups).all()
+    np.testing.assert_array_equal(found, feature_pictures.neighbours(features))
+
+
+def test_t_sne_without_its_package_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    with pytest.raises(PipelineError, match=r"t-SNE needs scikit-learn: pip install .*\[tsne\]"):
+        feature_pictures.neighbours(np.zeros((9, 3)))
 
 
 def test_cells_carry_the_label_at_their_centre():
