@@ -39,9 +39,10 @@ def run(
     raises DatasetError.
     """
     source = dataset.build()
-    network = trained.load(model, source, prepare, training, weights_file, device, flip_average)
+    network = trained.load(model, source, prepare, training, weights_file, device, flip_average, evaluate.window)
     ids, folder = source.ids(evaluate.split), predictions / evaluate.split
-    passed = answer_all(network, source, ids, prepare, folder, device=device, batch=batch, workers=workers)
+    shown = trained.sliding(network, prepare, evaluate)
+    passed = answer_all(shown, source, ids, prepare, folder, device=device, batch=batch, workers=workers)
     scores = scores_of(source, evaluate.split, ids, folder, passed, workers)
     metric = metrics.of(source)
     if scores["images"] == 0 and not metric.has_files:
@@ -51,14 +52,15 @@ def run(
         )
     if network.uses_labels:
         scores["reconstruction"] = True
+    scores |= evaluate.windows
     # so that a later reader sees a score that is out of date
     scores["weights"] = (weights.digest(network.state_dict()) if weights_file is None else sha256(weights_file.read_bytes()))[:16]
     scores["network"] = cost_of(network, canvas(prepare.size), device)
     write_json(report, scores)
     prediction.write_sheet(picture, passed.shown, source)
     written = f"; files for its evaluator in {folder}" if metric.has_files else ""
-    shown = "; a reconstruction of the labels it was shown, no prediction" if network.uses_labels else ""
-    return f"{report}: {in_words(scores)}{written}{shown}"
+    rebuilt = "; a reconstruction of the labels it was shown, no prediction" if network.uses_labels else ""
+    return f"{report}: {in_words(scores)}{written}{rebuilt}"
 
 
 def in_words(scores: dict) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import weights
-from pipeline.config import Plugin, Prepare, Training
+from pipeline.config import Evaluate, Plugin, Prepare, Training
 from pipeline.data.frames import frame
 from pipeline.datasets.base import DatasetBase
 from pipeline.deployment import onnx as exporting
@@ -22,6 +22,7 @@ def run(
     dataset: Plugin,
     prepare: Prepare,
     training: Training | None,
+    evaluate: Evaluate,
     model: Plugin,
     weights_file: Path | None,
     out: Path,
@@ -35,13 +36,13 @@ def run(
     if out.exists() and not force:
         raise PipelineError(f"{out}: is there already; choose another --out, or replace it with --force")
     source = dataset.build()
-    network = trained.load(model, source, prepare, training, weights_file, "cpu", flip_average)
-    height, width = prepare.size
-    deployed = exporting.Deployed(network, (height, width), takes).eval()
+    network = trained.load(model, source, prepare, training, weights_file, "cpu", flip_average, evaluate.window)
+    size = evaluate.window or prepare.size
+    deployed = exporting.Deployed(network, (size[0], size[1]), takes).eval()
     record = plain({"model": model, "weights": weights.digest(network.state_dict())})
-    described = exporting.metadata(dataset.name, source, deployed, record, prepare.fit)
+    described = exporting.metadata(dataset.name, source, deployed, record, prepare, evaluate)
     proto = exporting.to_onnx(deployed, {**described, "identity": identity_digest(described)})
-    found = exporting.compared(proto.SerializeToString(), deployed, batches(source, split, images, prepare))
+    found = exporting.compared(proto.SerializeToString(), deployed, batches(source, split, images, prepare, size))
     exporting.refuse_disagreement(found, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.tmp")
@@ -50,11 +51,12 @@ def run(
     return f"{out}: {byte_size(out.stat().st_size)}, opset {exporting.OPSET}; on {found.images} images {exporting.in_words(found)}"
 
 
-def batches(source: DatasetBase, split: str, images: int, prepare: Prepare):
-    """Frames [B, h, w, 3] evenly from the split: the first alone, the others four at a time."""
+def batches(source: DatasetBase, split: str, images: int, prepare: Prepare, size: tuple[int, int]):
+    """Frames [B, h, w, 3] evenly from the split, or their upper left windows of this size: the first alone, the others four at a
+    time."""
     ids = source.ids(split)
     chosen = [ids[number] for number in np.linspace(0, len(ids) - 1, min(images, len(ids))).round().astype(int)]
     for group in (chosen[:1], *(chosen[start : start + 4] for start in range(1, len(chosen), 4))):
         frames = [source.image(image_id) for image_id in group]
         shown = np.stack([frame(one, None, source.rows_cut(len(one)), prepare.size, prepare.fit)[0] for one in frames])
-        yield shown[:, : prepare.size[0], : prepare.size[1]]
+        yield shown[:, : size[0], : size[1]]

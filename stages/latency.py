@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.config import Plugin, Prepare, Training
+from pipeline.config import Plugin, Training
 from pipeline.deployment import onnx as exporting
 from pipeline.files import plain, write_json
 from pipeline.models.base import set_precision
@@ -27,7 +27,7 @@ CUDA = "CUDAExecutionProvider"
 def run(
     *,
     dataset: Plugin,
-    prepare: Prepare,
+    size: tuple[int, int],
     training: Training | None,
     model: Plugin,
     takes: exporting.Input,
@@ -43,10 +43,9 @@ def run(
     torch.manual_seed(0)
     set_precision("fp32")
     torch.set_num_threads(threads)
-    network = trained.build(model, source, prepare, training)
+    network = trained.build(model, source, size, training)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's overloads
-    height, width = prepare.size
-    deployed = exporting.Deployed(network, (height, width), takes).to(device).eval()
+    deployed = exporting.Deployed(network, size, takes).to(device).eval()
     runtimes = {"torch": in_torch(deployed, device)}
     left_out = ""
     if device == "cpu" or CUDA in exporting.required("onnxruntime").get_available_providers():
@@ -59,7 +58,7 @@ def run(
     rng = np.random.default_rng(0)
     rows, measured = [], []
     for batch in batches:
-        images = deployed.shown(rng.integers(0, 256, (batch, *prepare.size, 3), np.uint8))
+        images = deployed.shown(rng.integers(0, 256, (batch, *size, 3), np.uint8))
         for name, times_ms in timed(runtimes, images, runs).items():
             median = float(np.median(times_ms))
             p99 = np.percentile(times_ms, 99)
@@ -67,8 +66,9 @@ def run(
             measured.append({"runtime": name, "batch": batch, "median_ms": round(median, 3), "p99_ms": round(float(p99), 3)})
     where = machine(device, threads)
     write_json(
-        report, {"model": plain(model), "size": prepare.size, "input": takes, "runs": runs, "machine": where, "times": measured}
+        report, {"model": plain(model), "size": size, "input": takes, "runs": runs, "machine": where, "times": measured}
     )
+    height, width = size
     return "\n".join(
         [
             *table_lines(["runtime", "batch", "median ms", "p99 ms", "images/s"], rows),

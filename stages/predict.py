@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline import weights
-from pipeline.config import Plugin, Prepare, Training
+from pipeline.config import Evaluate, Plugin, Prepare, Training
 from pipeline.data.frames import crop_name, crop_record, leaves_rows, too_stretched
 from pipeline.datasets.base import DatasetBase
 from pipeline.deployment import media as footage
@@ -25,6 +25,7 @@ def run(
     dataset: Plugin,
     prepare: Prepare,
     training: Training | None,
+    evaluate: Evaluate,
     model: Plugin,
     weights_file: Path | None,
     place: Path,
@@ -46,7 +47,7 @@ def run(
         source.crop_top, source.crop_bottom_rows, source.crop_top_share = crop_top, None, None
     shown = footage.opened(place, source.picture_bits)
     writer = Writer(out, kinds, source, shown)
-    network = trained.load(model, source, prepare, training, weights_file, device, flip_average)
+    network = trained.load(model, source, prepare, training, weights_file, device, flip_average, evaluate.window)
     claim(
         out,
         {
@@ -57,6 +58,7 @@ def run(
             "size": prepare.size,
             **crop_record(source),
             **({"fit": prepare.fit} if prepare.fit != "stretch" else {}),
+            **evaluate.windows,
             "weights": weights.digest(network.state_dict()),
         },
     )
@@ -68,6 +70,7 @@ def run(
         Progress("predicting", shown.total, shown.unit) as progress,
     ):
         samples = readable(shown.read(pool, workers), source, prepare, bad)
+        network = trained.sliding(network, prepare, evaluate)
         pairs = prediction.answered(network, source, samples, prepare.size, device=device, batch=batch, fit=prepare.fit)
         for _ in map_in_order(follower, writer.follow, map_in_order(pool, writer.write, pairs, workers), workers):
             written += 1

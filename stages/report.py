@@ -29,7 +29,8 @@ def run(
     name, dataset, students, evaluate = config.name, config.dataset, config.students, config.evaluate
     methods = dict(sorted(config.methods.items(), key=lambda item: bool(item[1])))  # the baseline first
     found = results.read(scores, runs, weights_file, students, methods)
-    lines, notes = table.lines(found, found.metric, methods)
+    given = config.teacher.checkpoint is not None or config.teacher_training is None
+    lines, notes = table.lines(found, found.metric, methods, given)
     pictures = None
     if device is not None:
         from pipeline.reporting import feature_pictures

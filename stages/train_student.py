@@ -109,6 +109,7 @@ def run(
         from pipeline.training import validation as validating
 
         plugins += [validating, *([own_metric] if training.validate_metric == "own" else [])]
+        record |= config.evaluate.windows
     if online_targets:
         plugins += [online, cache, lookup.find("models", config.teacher.model.name)]
     record["code"] = records.code_digest(sys.modules[__name__], *plugins)
@@ -146,7 +147,7 @@ def run(
     step = steps.Step(model, terms, losses, training, weights_K, seed, loader.partly_labelled)
     validation: runs.Validate | None = None
     if training.validate_every:
-        canvas_scores = validating.Validation(source, config.prepare, training, weights_K)
+        canvas_scores = validating.Validation(source, config.prepare, training, config.evaluate, weights_K)
         own = training.validate_metric == "own"
         validation = own_metric.OwnMetric(canvas_scores, source, config.prepare, training) if own else canvas_scores
     run = runs.Run(folder, record, config.text)

@@ -23,7 +23,7 @@ def run(experiment: Experiment, *, folder: Path, report: Path, device: str, log:
     """Writes the weights and a report with their digest. Resumes from its last checkpoint."""
     config, source, weights_file = experiment.config, experiment.source, experiment.weights_file
     teacher, size = config.teacher, config.view_size
-    found: dict = {}
+    found: dict = {"labels": "given"}  # whose labels its weights have seen
     experiment.check_views()
     if teacher.checkpoint is not None:
         state, whence = weights.load_checkpoint(teacher.checkpoint, say), listed(teacher.checkpoint)
@@ -50,12 +50,13 @@ def run(experiment: Experiment, *, folder: Path, report: Path, device: str, log:
         )
         trained = _train(experiment, model, config.teacher_training, folder, device, log)
         line = f"{weights_file}: {teacher.model.called}, {trained.in_words(config.teacher_training)}"
-        found = trained.outcome(config.teacher_training)
+        outcome = trained.outcome(config.teacher_training)
+        found = {"labels": prepared.labels_on_record(source).get("labelled", "all")} | ({"validation": outcome} if outcome else {})
     if not distributed.is_main_process():
         return line
     weights_file.parent.mkdir(parents=True, exist_ok=True)
     weights.save_file(weights_file, model.state_dict())
-    write_json(report, {"weights": weights.digest(model.state_dict())} | ({"validation": found} if found else {}))
+    write_json(report, {"weights": weights.digest(model.state_dict())} | found)
     return line
 
 
@@ -93,6 +94,8 @@ def _train(experiment: Experiment, model: ModelBase, training: Training, folder:
         **prepared.labels_on_record(source),
     }
     record |= records.code_outside(plugin.Model, teacher.model.args)
+    if training.validate_every:
+        record |= config.evaluate.windows
     set_precision(training.precision)
     if teacher.backbone is not None:
         weights.load_backbone(model, teacher.backbone, say)
@@ -114,7 +117,7 @@ def _train(experiment: Experiment, model: ModelBase, training: Training, folder:
     step = steps.Step(model, [], [], training, weights_K, 0, loader.partly_labelled)
     validation: runs.Validate | None = None
     if training.validate_every:
-        canvas_scores = validating.Validation(source, config.prepare, training, weights_K)
+        canvas_scores = validating.Validation(source, config.prepare, training, config.evaluate, weights_K)
         own = training.validate_metric == "own"
         validation = own_metric.OwnMetric(canvas_scores, source, config.prepare, training) if own else canvas_scores
     run = runs.Run(folder, record, config.text)

@@ -49,6 +49,7 @@ def predict(config, overrides, place, student, method, seed, teacher, weights, o
         stage.run(
             dataset=cfg.dataset,
             prepare=cfg.prepare,
+            evaluate=cfg.evaluate,
             **network,
             place=place,
             out=out,
@@ -101,6 +102,7 @@ def export(config, overrides, student, method, seed, teacher, weights, out, take
         stage.run(
             dataset=cfg.dataset,
             prepare=cfg.prepare,
+            evaluate=cfg.evaluate,
             **network,
             out=out,
             takes=takes,
@@ -151,7 +153,7 @@ def latency(config, overrides, student, teacher, takes, batches, runs, threads, 
     click.echo(
         stage.run(
             dataset=cfg.dataset,
-            prepare=cfg.prepare,
+            size=cfg.evaluate.window or cfg.prepare.size,
             training=training,
             model=model,
             takes=takes,

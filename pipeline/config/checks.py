@@ -1,9 +1,9 @@
 """Checks of several sections together. Each yields what is wrong: where, and what."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipeline.config.schema import Plugin, Prepare, Teacher, Term, Training, Views, canvas, term_name
+from pipeline.config.schema import Evaluate, Plugin, Prepare, Teacher, Term, Training, Views, canvas, term_name
 from pipeline.errors import ConfigError
 from pipeline.lookup import did_you_mean, find_class
 from pipeline.paths import path_fault
@@ -14,21 +14,16 @@ Fault = tuple[str, str]
 def across(sections: Mapping[str, Any]) -> Iterator[Fault]:
     """All that is wrong with sections that are right each by itself."""
     yield from check_methods(sections["methods"], sections["targets"])
-    crop = sections["views"].crop
-    yield from check_students(sections["students"], sections["prepare"], crop)
+    crop, sizes = sections["views"].crop, Sizes.of(sections["prepare"], sections["views"], sections["evaluate"])
+    yield from check_students(sections["students"], sizes)
     yield from check_targets(sections["targets"], crop or sections["prepare"].size)
     yield from check_teacher(sections["teacher"], sections["teacher_training"])
-    yield from check_multiples(sections["teacher"], sections["students"], sections["prepare"], crop)
-    yield from check_crop(sections["views"], sections["prepare"], sections["teacher"], sections["students"])
+    yield from check_multiples(sections["teacher"], sections["students"], sizes)
+    yield from check_parts(sections["views"], sections["evaluate"], sections["prepare"])
+    yield from check_fixed(sections, sizes)
     yield from check_split(sections["dataset"], sections["evaluate"].split, "evaluate.split")
     for section in ("training", "teacher_training"):
         training = sections[section]
-        if crop is not None and training is not None and training.existence_weight:
-            yield (
-                f"{section}.existence_weight",
-                "an existence head fits one input size, and with views.crop networks are trained on crops and scored on whole "
-                "images; write 0.0, or views.crop: null",
-            )
         if training is not None and (training.schedule == "step") != (training.milestones is not None):
             yield f"{section}.milestones", "this key is missing (of schedule: step; a list of steps)"
         if training is not None and training.validate_every:
@@ -74,28 +69,57 @@ def check_term(term: Term, targets: Mapping[str, Plugin], where: str) -> Iterato
             yield where, str(error)
 
 
-Crop = tuple[int, int] | None
+class Sizes(NamedTuple):
+    """(height, width) of what networks see, each with the key that says it."""
 
+    trained: tuple[str, tuple[int, int]]
+    scored: tuple[str, tuple[int, int]]
 
-def check_crop(views: Views, prepare: Prepare, teacher: Teacher, students: Mapping[str, Plugin]) -> Iterator[Fault]:
-    if views.crop is None:
-        return
-    if any(side > of for side, of in zip(views.crop, prepare.size)):
-        yield (
-            "views.crop",
-            f"{views.crop[0]} x {views.crop[1]} is larger than the prepared images, {prepare.size[0]} x {prepare.size[1]}; write a "
-            f"smaller crop, or a larger prepare.size",
+    @classmethod
+    def of(cls, prepare: Prepare, views: Views, evaluate: Evaluate) -> "Sizes":
+        whole = ("prepare.size", canvas(prepare.size))
+        return cls(
+            ("views.crop", views.crop) if views.crop else whole, ("evaluate.window", evaluate.window) if evaluate.window else whole
         )
-    for where, plugin in {"teacher": teacher.model, **{f"students.{name}": plugin for name, plugin in students.items()}}.items():
-        if plugin.args.get("input_size"):
+
+
+def check_parts(views: Views, evaluate: Evaluate, prepare: Prepare) -> Iterator[Fault]:
+    """Crops and windows that are larger than what they are parts of."""
+    for where, part, whole in (
+        ("views.crop", views.crop, prepare.size),
+        ("evaluate.window", evaluate.window, canvas(prepare.size)),
+    ):
+        if part is not None and any(side > of for side, of in zip(part, whole)):
+            what = where.partition(".")[2]
             yield (
-                f"{where}.input_size",
-                "with views.crop, a network that resizes what it sees would see crops and whole images at different scales; write "
-                "null, or views.crop: null",
+                where,
+                f"{part[0]} x {part[1]} is larger than the prepared images, {whole[0]} x {whole[1]}; write a smaller {what}, or a "
+                f"larger prepare.size",
             )
 
 
-def check_students(students: Mapping[str, Plugin], prepare: Prepare, crop: Crop = None) -> Iterator[Fault]:
+def check_fixed(sections: Mapping[str, Any], sizes: Sizes) -> Iterator[Fault]:
+    """Networks that are made for one input size, where they would be trained on one and scored on another."""
+    (_, (height, width)), (_, scored) = sizes
+    if (height, width) == scored:
+        return
+    apart = (
+        f"would be trained on {height} x {width} pixels and scored on {scored[0]} x {scored[1]}; write evaluate.window: "
+        f"[{height}, {width}]"
+    )
+    for where, plugin in _networks(sections["teacher"], sections["students"]).items():
+        if plugin.args.get("input_size"):
+            yield f"{where}.input_size", f"a network that resizes what it sees {apart}, so that it sees both at one scale"
+    for section in ("training", "teacher_training"):
+        if sections[section] is not None and sections[section].existence_weight:
+            yield f"{section}.existence_weight", f"an existence head fits one input size, and {apart}, or existence_weight: 0.0"
+
+
+def _networks(teacher: Teacher, students: Mapping[str, Plugin]) -> dict[str, Plugin]:
+    return {"teacher": teacher.model, **{f"students.{name}": student for name, student in students.items()}}
+
+
+def check_students(students: Mapping[str, Plugin], sizes: Sizes) -> Iterator[Fault]:
     for name, student in students.items():
         if find_class("models", student.name).uses_labels:
             yield f"students.{name}", f"{student.name} answers from the labels it is shown and can only teach; choose another"
@@ -105,21 +129,19 @@ def check_students(students: Mapping[str, Plugin], prepare: Prepare, crop: Crop 
             from pipeline.models._scaled import misfit
 
             model, scale = find_class("models", student.name), student.args["input_scale"]
-            if fault := misfit(model, student.args, canvas(prepare.size), scale):
-                yield f"students.{name}.input_scale", fault
-            if crop is not None and (fault := misfit(model, student.args, crop, scale, "write views.crop:")):
-                yield f"students.{name}.input_scale", fault
+            for key, size in dict(sizes).items():
+                do = "prepare images of" if key == "prepare.size" else f"write {key}:"
+                if fault := misfit(model, student.args, size, scale, do):
+                    yield f"students.{name}.input_scale", fault
 
 
-def check_multiples(teacher: Teacher, students: Mapping[str, Plugin], prepare: Prepare, crop: Crop = None) -> Iterator[Fault]:
-    """Networks that can't take the prepared images or their crops; `input_scale` has its own check."""
+def check_multiples(teacher: Teacher, students: Mapping[str, Plugin], sizes: Sizes) -> Iterator[Fault]:
+    """Networks that can't take what they would be shown; `input_scale` has its own check."""
     from pipeline.models._scaled import own_multiple
 
-    named = {"teacher": teacher.model, **{f"students.{name}": student for name, student in students.items()}}
-    sizes = {"prepare.size": canvas(prepare.size), **({} if crop is None else {"views.crop": crop})}
-    for where, plugin in named.items():
+    for where, plugin in _networks(teacher, students).items():
         multiple = own_multiple(find_class("models", plugin.name), plugin.args)
-        for key, (height, width) in sizes.items():
+        for key, (height, width) in dict(sizes).items():
             if "input_scale" not in plugin.args and (height % multiple or width % multiple):
                 up, across = (-(-side // multiple) * multiple for side in (height, width))
                 yield (

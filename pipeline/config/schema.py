@@ -539,6 +539,42 @@ class Evaluate:
     """What is scored."""
 
     split: Annotated[str, Field(min_length=1, description="The split of the dataset that networks are scored on.")]
+    window: Annotated[
+        tuple[Positive, Positive] | None,
+        LENIENT,
+        AfterValidator(multiples_of_eight),
+        AddedLater(None),
+        Field(
+            description="Height and width of windows that slide over the prepared image, whose logits are averaged; with null "
+            "networks see the whole image."
+        ),
+    ] = None
+    stride: Annotated[
+        tuple[Positive, Positive] | None,
+        LENIENT,
+        AddedLater(None),
+        Field(description="Steps between windows, down and across; with null two thirds of the window, as in mmsegmentation."),
+    ] = None
+
+    @field_validator("stride")
+    @classmethod
+    def _leaves_no_gaps(cls, stride: tuple[int, int] | None, info: ValidationInfo) -> tuple[int, int] | None:
+        window = info.data.get("window", stride)
+        if stride is not None and window is None:
+            raise ValueError("there are no windows; write evaluate.window, or null")
+        if stride is not None and any(step > side for step, side in zip(stride, window)):
+            raise ValueError(f"{list(stride)} leaves gaps between windows of {list(window)}; write {list(window)} or less")
+        return stride
+
+    @property
+    def steps(self) -> tuple[int, int] | None:
+        """Between windows, down and across, in pixels."""
+        return self.stride or (self.window and (round(2 * self.window[0] / 3), round(2 * self.window[1] / 3)))
+
+    @property
+    def windows(self) -> dict[str, list[int]]:
+        """What records hold of the windows; nothing where whole images are seen."""
+        return {"window": list(self.window), "stride": list(self.steps or ())} if self.window else {}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -12,7 +12,9 @@ B images, H W the prepared image, h w the network input (H W without a crop), K 
 """
 
 import functools
+import itertools
 import math
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -43,7 +45,8 @@ def draw(views: Views, image_id: str, view: int, size: tuple[int, int]) -> np.nd
     zoom, angle, shift_x, shift_y, coin = _uniform(f"{views.seed}/{view}/{image_id}", 5)
     if view == 0:
         assert views.crop is not None
-        corner = np.floor([shift_x * (width - views.crop[1] + 1), shift_y * (height - views.crop[0] + 1)])
+        room = np.array([width - views.crop[1], height - views.crop[0]])
+        corner = np.sign(room) * np.floor([shift_x, shift_y] * (np.abs(room) + 1))
         return np.concatenate([np.eye(2), corner[:, None]], axis=1)
     zoom = views.scale[0] + (views.scale[1] - views.scale[0]) * zoom
     angle = math.radians(views.rotate_deg) * (2 * angle - 1)
@@ -59,6 +62,15 @@ def draw(views: Views, image_id: str, view: int, size: tuple[int, int]) -> np.nd
     centre = np.array([(width - 1) / 2, (height - 1) / 2])
     shift = np.array([width * (2 * shift_x - 1), height * (2 * shift_y - 1)]) * views.shift
     return np.concatenate([linear, (centre + shift - linear @ centre)[:, None]], axis=1)
+
+
+def drawn(
+    views: Views, image_ids: Iterable[str], numbers: Iterable[int], size: tuple[int, int], contents_B2: np.ndarray | None = None
+) -> np.ndarray:
+    """[B, 2, 3] float64: `draw` of a view of each image. With `fit: pad`, a crop lies in what its image fills of the prepared size
+    (`contents`, height and width each) and not in the padding."""
+    sizes = itertools.repeat(size) if contents_B2 is None or views.crop is None else contents_B2.tolist()
+    return np.stack([draw(views, image_id, int(view), side) for image_id, view, side in zip(image_ids, numbers, sizes)])
 
 
 def _uniform(key: str, count: int) -> list[float]:

@@ -1,6 +1,7 @@
 """A trained network as ONNX: normalisation, padding and upsampling inside, what is left to the user in its metadata.
 
-Input `images`, B of them, of the size that the network was trained at, after the crop and without padding:
+Input `images`, B of them, of the size that the network sees (`prepare.size`, after the crop and without padding, or
+`evaluate.window`):
 
     uint8        [B, h, w, 3] RGB, as Pillow gives a picture
     float32      [B, 3, h, w] RGB in 0..255
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import __version__
-from pipeline.config.schema import Fit
+from pipeline.config import Evaluate, Prepare
 from pipeline.data.frames import canvas, crop_record
 from pipeline.data.views import FILL
 from pipeline.datasets.base import DatasetBase
@@ -90,14 +91,16 @@ def to_onnx(network: Deployed, metadata: dict):
     return proto
 
 
-def metadata(dataset_name: str, dataset: DatasetBase, network: Deployed, record: dict, fit: Fit = "stretch") -> dict:
+def metadata(
+    dataset_name: str, dataset: DatasetBase, network: Deployed, record: dict, prepare: Prepare, evaluate: Evaluate
+) -> dict:
     """What a user of the file must know, and what it was made from (`record`)."""
-    h, w = network.size
     return {
         "frames": {
             **crop_record(dataset),
-            "size": [h, w],
-            **({"fit": "pad", "fill": list(FILL), "place": "upper left corner"} if fit == "pad" else {}),
+            "size": list(prepare.size),
+            **evaluate.windows,
+            **({"fit": "pad", "fill": list(FILL), "place": "upper left corner"} if prepare.fit == "pad" else {}),
             "resize": "area where both axes shrink to less than half, else bilinear (half-pixel centres)",
         },
         "input": {

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pipeline.config import Config, Plugin, Prepare
-from pipeline.data.frames import frame
+from pipeline.data.frames import canvas, frame
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import PipelineError
 from pipeline.lookup import find_class
@@ -96,19 +96,21 @@ def draw_networks(
     answers, features = {}, {}
     graphs: dict[str, dict] = {}  # by layer and network
     rows_of: dict[str, list] = {}  # by layer
+    window = config.evaluate.window or prepare.size  # features are those of one window
     for name, network in _networks(source, config, results, runs, weights_file, device):
-        found = prediction.answered(network, source, shown, prepare.size, device=device, batch=SHOWN, fit=prepare.fit)
+        whole = trained.sliding(network, prepare, config.evaluate)
+        found = prediction.answered(whole, source, shown, prepare.size, device=device, batch=SHOWN, fit=prepare.fit)
         answers[name] = [answer.classes_HW for _, answer in found]
-        outputs = [_answer(network, sample, source, prepare, device) for sample in measured]
+        outputs = [_answer(network, sample, source, prepare, window, device) for sample in measured]
         for layer, target in _affinities(config.targets).items():
-            context = cache.context(teacher.model, source, prepare.size)
+            context = cache.context(teacher.model, source, window)
             rows_of.setdefault(layer, [target.compute(*one, context) for one in outputs])
             graphs.setdefault(layer, {})[name] = [
                 target.graph(output.features[layer], target.seen(labels, **rows), context)
                 for (output, labels), rows in zip(outputs, rows_of[layer])
             ]
         features[name] = _cells([(output.features[FEATURES], labels) for output, labels in outputs])
-    regions = cache.context(teacher.model, source, prepare.size).regions
+    regions = cache.context(teacher.model, source, window).regions
     drawn = {layer: _graphs(found, regions, source) for layer, found in graphs.items()} if measured else {}
     return NetworkPictures(
         classes=[
@@ -132,16 +134,22 @@ def draw_networks(
 
 def _networks(source, config, results, runs, weights_file, device):
     """Names and networks, the teacher first; one at a time, as they need not fit into memory together."""
-    yield "teacher", trained.load(config.teacher.model, source, config.prepare, None, weights_file, device)
+    prepare, window = config.prepare, config.evaluate.window
+    yield "teacher", trained.load(config.teacher.model, source, prepare, None, weights_file, device, window=window)
     for (student, method), found in results.groups().items():
         file = runs / found[0].name / "weights.safetensors"
-        yield f"{student} {method}", trained.load(config.students[student], source, config.prepare, config.training, file, device)
+        plugin = config.students[student]
+        yield f"{student} {method}", trained.load(plugin, source, prepare, config.training, file, device, window=window)
 
 
 @torch.no_grad()
-def _answer(network: ModelBase, sample: Sample, source: DatasetBase, prepare: Prepare, device: str) -> tuple[Output, torch.Tensor]:
-    """One image's output and the labels [1, H, W] that belong to it, on the CPU."""
+def _answer(
+    network: ModelBase, sample: Sample, source: DatasetBase, prepare: Prepare, window: tuple[int, int], device: str
+) -> tuple[Output, torch.Tensor]:
+    """The output of one image, or of the window in its middle, and the labels [1, H, W] that belong to it, on the CPU."""
     image, label = frame(sample.image, sample.label, source.rows_cut(len(sample.image)), prepare.size, prepare.fit)
+    middle = tuple(slice((of - side) // 2, (of + side) // 2) for of, side in zip(label.shape, canvas(window)))
+    image, label = image[middle], label[middle]
     labels_1HW = torch.from_numpy(label)[None]
     output = network(
         torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float(), labels_1HW.to(device) if network.uses_labels else None

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from pipeline import records
 from pipeline.config import Plugin
@@ -55,6 +56,7 @@ class Results:
     stale: list[str]  # runs whose weights are not those that were scored
     teacher_best: dict | None = None  # as a run's
     not_runs: Mapping[str, str] = field(default_factory=dict)  # scores of files that no run left, and why; they count nowhere
+    teacher_labels: Mapping[str, Any] | None = None  # which it was trained on here, as records have it; {}: all; None: not known
 
     @property
     def metric(self) -> str:
@@ -122,7 +124,12 @@ def read(scores: Path, runs: Path, teacher_weights: Path, students: Iterable[str
         stale=stale,
         teacher_best=best_of(runs / "teacher"),
         not_runs=not_runs,
+        teacher_labels=_labels_of(runs / "teacher" / "run.json"),
     )
+
+
+def _labels_of(record: Path) -> dict[str, Any] | None:
+    return records.read(record).get("labelled", {}) if record.exists() else None
 
 
 def _run(student: str, method: str, seed: int, score: Path, runs: Path) -> Run:
@@ -131,6 +138,7 @@ def _run(student: str, method: str, seed: int, score: Path, runs: Path) -> Run:
         made = records.read(folder / "run.json")
         record = {name: made[name] for name in RECIPE if name in made}
         changes_nothing = LOGGING if {"keep", "patience"} & record["training"].keys() else (*LOGGING, "validate_every")
+        record |= {name: made for name, made in _score(score).items() if name in ("window", "stride")}
         record["training"] = {key: value for key, value in record["training"].items() if key not in changes_nothing}
     return Run(
         student=student,

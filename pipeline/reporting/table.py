@@ -35,14 +35,17 @@ def baseline(methods: Mapping[str, Sequence[Term]]) -> str | None:
     return next((name for name, terms in methods.items() if not terms), None)
 
 
-def lines(results: Results, metric: str, methods: Mapping[str, Sequence[Term]]) -> tuple[list[Line], list[str]]:
-    """A line for each student and method; and what a reader must know to read them, in sentences."""
+def lines(
+    results: Results, metric: str, methods: Mapping[str, Sequence[Term]], given: bool = False
+) -> tuple[list[Line], list[str]]:
+    """A line for each student and method; and what a reader must know to read them, in sentences. `given`: the teacher's weights
+    are those of a checkpoint or of a factory."""
     plain, groups = baseline(methods), results.groups()
     reconstruction = results.teacher is not None and "reconstruction" in results.teacher
     teacher = None if results.teacher is None or reconstruction else results.teacher[metric]
     notes = [f"{name}: its weights are not those that were scored; run `pipeline evaluate` again." for name in results.stale]
     notes += [f"{name}: not counted; {why}." for name, why in results.not_runs.items()]
-    notes += labels_used(results)
+    notes += labels_used(results, given)
     notes += [
         f"{run.name} predicts {run.score['one_class']!r} everywhere: this training collapsed. Lower the learning rate or raise "
         f"training.warmup_steps."
@@ -85,16 +88,22 @@ def lines(results: Results, metric: str, methods: Mapping[str, Sequence[Term]]) 
     ]
 
 
-def labels_used(results: Results) -> list[str]:
-    """In a sentence, where the runs were shown a part of the labels."""
-    found = {
-        (label["part"], label["seed"], label["images"]) for run in results.runs if (label := (run.recipe or {}).get("labelled"))
-    }
-    return [
-        f"Students saw the labels of {images} training images (dataset.labelled_part: {part}, seed {seed}); the other images had "
-        f"none."
-        for part, seed, images in sorted(found, key=str)
-    ]
+def labels_used(results: Results, given: bool) -> list[str]:
+    """Whose labels students and teacher were shown, in sentences, where not all of them saw all."""
+    shown = [(run.recipe or {}).get("labelled") for run in results.runs]
+    found = {(label["part"], label["seed"], label["images"]) for label in shown if label}
+    said = [f"Students saw {_part(*label)}; the other images had none." for label in sorted(found, key=str)]
+    teacher = results.teacher_labels
+    if given and said:
+        said.append("The teacher's weights were given; which labels they were trained on is not known here.")
+    elif not given and teacher is not None and (said or teacher):
+        labels = _part(teacher["part"], teacher["seed"], teacher["images"]) if teacher else "all labels of the training images"
+        said.append(f"The teacher was trained here and saw {labels}.")
+    return said
+
+
+def _part(part: float | str, seed: int, images: int) -> str:
+    return f"the labels of {images} training images (dataset.labelled_part: {part}, seed {seed})"
 
 
 def _differing(runs: list[Run], base: list[Run]) -> list[str]:

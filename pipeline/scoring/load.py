@@ -5,21 +5,29 @@ from pathlib import Path
 import torch
 
 from pipeline import records, weights
-from pipeline.config import Plugin, Prepare, Training
+from pipeline.config import Evaluate, Plugin, Prepare, Training
 from pipeline.data.frames import canvas
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import PipelineError
 from pipeline.identity import diff, join_names
 from pipeline.lookup import version_record
 from pipeline.models._flipped import FlipAveraged
+from pipeline.models._sliding import Sliding
 from pipeline.models.base import ModelBase, set_precision
 from pipeline.progress import say
 
 
-def build(model: Plugin, source: DatasetBase, prepare: Prepare, training: Training | None) -> ModelBase:
-    """With the heads that `training` asks for; None is a teacher without an existence head."""
+def build(model: Plugin, source: DatasetBase, size: tuple[int, int], training: Training | None) -> ModelBase:
+    """For inputs of this size, with the heads that `training` asks for; None is a teacher without an existence head."""
     lanes = source.lanes if training is not None and training.existence_weight else 0
-    return model.build(num_classes=len(source.classes), size=canvas(prepare.size), lanes=lanes)
+    return model.build(num_classes=len(source.classes), size=canvas(size), lanes=lanes)
+
+
+def sliding(network: ModelBase, prepare: Prepare, evaluate: Evaluate) -> ModelBase:
+    """The network as it answers prepared images: whole ones itself, or window by window."""
+    if evaluate.window is None or evaluate.steps is None:
+        return network
+    return Sliding(network, prepare.size, evaluate.window, evaluate.steps)
 
 
 def load(
@@ -30,20 +38,23 @@ def load(
     weights_file: Path | None,
     device: str,
     flip_average: bool = False,
+    window: tuple[int, int] | None = None,
 ) -> ModelBase:
-    """In eval mode, in fp32; a teacher with an existence head if its weights have one. Without a file the weights are those that
-    the network's factory brings. Raises PipelineError where there are no weights, or those of something else."""
+    """In eval mode, in fp32, for inputs of `window` or whole prepared images; a teacher with an existence head if its weights have
+    one. Without a file the weights are those that the network's factory brings. Raises PipelineError where there are no weights,
+    or those of something else."""
+    size = window or prepare.size
     if weights_file is None:
-        return _ready(build(model, source, prepare, training), device)
+        return _ready(build(model, source, size, training), device)
     if not weights_file.exists():
         command = "train-teacher" if training is None else "train-student"
         raise PipelineError(f"{weights_file}: no trained weights; run `pipeline {command}` first")
     refuse_other_run(weights_file.with_name("run.json"), model, prepare)
     state = weights.load_file(weights_file, say)
     if training is None and weights.has_existence(state):
-        network = model.build(num_classes=len(source.classes), size=canvas(prepare.size), lanes=source.lanes)
+        network = model.build(num_classes=len(source.classes), size=canvas(size), lanes=source.lanes)
     else:
-        network = build(model, source, prepare, training)
+        network = build(model, source, size, training)
     weights.load_into(network, state, str(weights_file), say)
     if flip_average:
         network = FlipAveraged(network, source.mirror, source.mirror_lanes)

@@ -21,6 +21,7 @@ from pipeline.metrics.segmentation import Confusion
 from pipeline.models.base import ModelBase, Output
 from pipeline.progress import Progress
 from pipeline.scoring import predict as prediction
+from pipeline.scoring.load import sliding
 from pipeline.threads import map_in_order
 
 PICTURES = 6
@@ -64,7 +65,8 @@ def score(
     try:
         with tempfile.TemporaryDirectory() as passing:
             folder = (predictions or Path(passing)) / split
-            passed = answer_all(answering.eval(), source, ids, config.prepare, folder, device=device, batch=batch, workers=workers)
+            shown = sliding(answering.eval(), config.prepare, config.evaluate)
+            passed = answer_all(shown, source, ids, config.prepare, folder, device=device, batch=batch, workers=workers)
             return scores_of(source, split, ids, folder, passed, workers)
     finally:
         network.train(trained)

@@ -16,6 +16,7 @@ from pipeline.config import Prepare, Training
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import DatasetError
 from pipeline.metrics import base as metrics
+from pipeline.scoring.load import sliding
 from pipeline.scoring.score import answer_all, scores_of
 from pipeline.training import distributed
 from pipeline.training.run import OWN, SPLIT
@@ -42,6 +43,7 @@ class OwnMetric:
         return found | {OWN: float(score)}
 
     def _score(self, network, device) -> float:
+        network = sliding(network, self.prepare, self.canvas.evaluate)
         ids, said = self.source.ids(SPLIT), progress.verbosity
         progress.verbosity = -1  # the training has the line
         try:

@@ -6,6 +6,7 @@ same worker and therefore in the same bytes, stored, and read from then on.
 """
 
 import functools
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,9 @@ class BlockFiller:
         block = self.store.block_images(task.block)
         passes = [folder for folder in task.passes if self.store.fault(view_name(task.view), folder, task.block)]
         wanted = {pass_.folder: (target, pass_) for target, pass_ in self.named.values() if pass_.folder in passes}
-        matrices = np.stack([geometry.draw(self.views, image.id, task.view, self.canvas) for image in block])
+        padded = self.views.crop is not None and "content" in self.sample.fields
+        contents_B2 = self.images(task.block)["content"] if padded else None
+        matrices = geometry.drawn(self.views, (image.id for image in block), itertools.repeat(task.view), self.canvas, contents_B2)
         if wanted:
             rows, targets = self.images(task.block), [target for target, _ in wanted.values()]
             inputs = targets, rows["image"], rows["label"], matrices

@@ -40,9 +40,10 @@ class OnlineTargets:
     def matrices(self, positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """[B, 2, 3], drawn as the fill draws them."""
         height, width = self.sample.fields["label"].shape
-        return np.stack(
-            [geometry.draw(self.views, self.samples.ids[p], int(v), (height, width)) for p, v in zip(positions, numbers)]
-        )
+        contents_B2 = None
+        if self.views.crop is not None and "content" in self.sample.fields:
+            contents_B2 = self.samples.read(self.sample, positions, np.zeros_like(positions))["content"]
+        return geometry.drawn(self.views, (self.samples.ids[p] for p in positions), numbers, (height, width), contents_B2)
 
     def rows(self, positions: np.ndarray, numbers: np.ndarray, to_device: Callable) -> dict[str, dict[str, Tensor]]:
         """[B, ...] by target and field, as a loss sees them, on the teacher's device."""

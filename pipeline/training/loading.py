@@ -164,7 +164,7 @@ class Loader:
 
     def _seen(self, positions: np.ndarray, numbers: np.ndarray, step: int) -> Batch:
         rows = self.samples.read(self.sample, positions, np.zeros_like(positions))
-        matrices = self._matrices(positions, numbers)
+        matrices = self._matrices(positions, numbers, rows.get("content"))
         images, labels, inside = geometry.apply(
             self._tensor(rows["image"]),
             self._tensor(rows["label"]),
@@ -257,12 +257,12 @@ class Loader:
             )
         return stream.order[1]
 
-    def _matrices(self, positions, numbers) -> Tensor:
+    def _matrices(self, positions, numbers, contents_B2) -> Tensor:
         if self.cached is not None:
             return torch.from_numpy(self.cached.matrices(positions, numbers))
-        return torch.from_numpy(
-            np.stack([geometry.draw(self.views, self.ids[p], int(v), self.size) for p, v in zip(positions, numbers)])
-        )
+        if isinstance(contents_B2, Tensor):
+            contents_B2 = contents_B2.cpu().numpy()
+        return torch.from_numpy(geometry.drawn(self.views, (self.ids[p] for p in positions), numbers, self.size, contents_B2))
 
     def _targets(self, positions, numbers) -> dict[str, dict[str, Tensor]]:
         return {} if self.cached is None else self.cached.rows(positions, numbers, self._tensor)

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import Prepare, Training
+from pipeline.config import Evaluate, Prepare, Training
 from pipeline.data.frames import canvas, frame, require_frame
 from pipeline.datasets.base import IGNORE, DatasetBase
 from pipeline.errors import DatasetError
 from pipeline.metrics.segmentation import Confusion
+from pipeline.models._sliding import Sliding
 from pipeline.models.base import as_float
 from pipeline.training import distributed
 from pipeline.training.label_losses import upsampled
@@ -35,7 +36,8 @@ class Validation:
     Raises DatasetError if the split is missing, or none of its frames has a label.
     """
 
-    def __init__(self, source: DatasetBase, prepare: Prepare, training: Training, weights_K: Tensor):
+    def __init__(self, source: DatasetBase, prepare: Prepare, training: Training, evaluate: Evaluate, weights_K: Tensor):
+        self.evaluate = evaluate
         self.source, self.prepare, self.batch, self.weights_K = source, prepare, training.batch, weights_K
         ids = source.ids(SPLIT)
         if all(source.label(image_id) is None for image_id in ids):
@@ -50,6 +52,8 @@ class Validation:
 
     def __call__(self, network: nn.Module) -> dict[str, float]:
         network.eval()
+        if self.evaluate.window is not None and self.evaluate.steps is not None:
+            network = Sliding(network, self.prepare.size, self.evaluate.window, self.evaluate.steps)
         confusion, device = Confusion(len(self.source.classes)), self.weights_K.device
         sums = torch.zeros(2, dtype=torch.float64)  # cross-entropy, and the weight of its pixels
         for images, labels in self._batches():

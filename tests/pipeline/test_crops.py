@@ -60,6 +60,22 @@ def test_a_crop_lies_in_the_zoomed_image_and_a_smaller_image_lies_in_the_crop(zo
             assert 7 * 11 <= inside.sum() <= 8 * 12 and (warped[~inside] == 255).all()
 
 
+@pytest.mark.parametrize("content", [(16, 12), (16, 20), (9, 24), (5, 24)], ids=str)  # of 16 x 24, crops are 8 x 16
+def test_with_padding_a_crop_lies_in_what_the_image_fills(content):
+    images, labels = pictures(200)
+    names, numbers = [f"image {i}" for i in range(200)], [i % 2 for i in range(200)]
+    views_drawn = section(scale=(1.0, 1.0), mirror=False)
+    drawn = views.drawn(views_drawn, names, numbers, SIZE, np.tile(content, (200, 1)))
+    _, warped, inside = views.apply(images, labels, matrices(*drawn), content=content, size=CROP)
+    most = min(CROP[0], content[0]) * min(CROP[1], content[1])
+    assert (warped[~inside] == 255).all() and (inside[::2].sum((1, 2)) == most).all()  # in whole pixels, all that can be seen
+    least = (min(CROP[0], content[0]) - 1) * (min(CROP[1], content[1]) - 1)
+    assert (inside[1::2].sum((1, 2)) >= least).all()
+    assert len({tuple(matrix[:, 2]) for matrix in drawn[::2]}) > 2  # at several places
+    plain = views.drawn(section(crop=None), names, numbers, SIZE, np.tile(content, (200, 1)))
+    assert np.array_equal(plain, views.drawn(section(crop=None), names, numbers, SIZE))  # whole views stay as they were
+
+
 def test_crops_are_drawn_per_image_and_view_and_follow_the_seed():
     drawn = [views.draw(section(), name, view, SIZE) for name in "ab" for view in (0, 1)]
     assert len({matrix.tobytes() for matrix in drawn}) == 4
@@ -78,7 +94,11 @@ def test_crops_are_drawn_per_image_and_view_and_follow_the_seed():
             "students.erfnet.input_scale: 0.5 of images of 40 x 64 (height x width) does not fit erfnet: both axes must be "
             "multiples of 16; write views.crop: [48, 64]",
         ),
-        (dict(training=dict(existence_weight=0.1)), "training.existence_weight: an existence head fits one input size"),
+        (
+            dict(training=dict(existence_weight=0.1)),
+            "training.existence_weight: an existence head fits one input size, and would be trained on 40 x 64 pixels and "
+            "scored on 48 x 128; write evaluate.window: [40, 64], or existence_weight: 0.0",
+        ),
         (
             dict(teacher=ADAPTER | dict(multiple=32)),
             "teacher: adapter takes heights and widths that are multiples of 32, and views.crop gives 40 x 64; write views.crop: "
@@ -86,7 +106,8 @@ def test_crops_are_drawn_per_image_and_view_and_follow_the_seed():
         ),
         (
             dict(teacher=ADAPTER | dict(input_size=[32, 64])),
-            "teacher.input_size: with views.crop, a network that resizes what it sees",
+            "teacher.input_size: a network that resizes what it sees would be trained on 40 x 64 pixels and scored on "
+            "48 x 128; write evaluate.window: [40, 64]",
         ),
     ],
 )

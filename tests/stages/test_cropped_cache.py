@@ -42,6 +42,35 @@ def test_stored_rows_are_the_teachers_on_the_same_crops(cropped):
     assert identity["views"]["crop"] == list(CROP) and "[32, 64]" in cropped.do("inspect")
 
 
+def test_crops_of_padded_frames_are_masked_and_alike_online_and_offline(cached_experiment, tmp_path):
+    """Frames of 88 x 410 below the cut fill 27 rows of the 44; crops of 16 rows show the frame, not its padding."""
+    experiment = type(cached_experiment)(tmp_path / "padded")
+    shutil.copytree(cached_experiment.folder, experiment.folder)
+    shutil.rmtree(experiment.folder / "cache")
+    experiment.change(prepare=dict(fit="pad"), views=dict(crop=[16, 64], shift=0.0, rotate_deg=0.0, scale=[0.5, 1.5]))
+    experiment.change(evaluate=dict(window=[16, 64]))
+    for command in (["prepare"], ["cache-teacher"], ["verify", "--recompute", "13"], ["evaluate", "--teacher"]):
+        experiment.do(*command)
+    found = opened(experiment)
+    store, passes = found.open_cache(found.targets)
+    stored = CachedTargets(Reader(store, passes, found.ids, found.config.views.count), cache.MATRIX, found.targets)
+    live = found.online_targets(list(found.config.targets), found.samples(), batch=4, device="cpu")
+    loaders = [
+        Loader.of(found, found.samples(), found.config.training, seed=0, device="cpu", cached=cached)
+        for cached in (stored, live, None)
+    ]
+    for step in range(4):
+        offline, online, drawn = (loader.batch(step) for loader in loaders)
+        for other in (online, drawn):
+            assert torch.equal(offline.images_B3HW, other.images_B3HW) and torch.equal(offline.labels_BHW, other.labels_BHW)
+            assert torch.equal(offline.inside_BHW, other.inside_BHW)
+        for name, rows in offline.rows.items():
+            for field, values in rows.items():
+                torch.testing.assert_close(values.float(), online.rows[name][field].float(), rtol=2e-2, atol=2e-2)
+        assert (offline.labels_BHW[~offline.inside_BHW] == 255).all()
+        assert (offline.inside_BHW.float().mean((1, 2)) > 0.8).all()  # at 0.5, 13 of the 16 rows
+
+
 def test_identities_without_a_crop_do_not_name_it(cached_experiment):
     identity = json.loads((cached_experiment.store("targets") / "store.json").read_text())["identity"]["record"]
     assert "crop" not in identity["views"]

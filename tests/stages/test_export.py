@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.config import Evaluate, Prepare
 from pipeline.data.frames import content_of, frame
 from pipeline.datasets.base import DatasetBase
 from pipeline.deployment import onnx as exporting
@@ -74,7 +75,10 @@ def test_the_lines_of_the_page_hold_for_every_geometry(crop, fit, shape, size):
     source = SimpleNamespace(**{"crop_top": 0, "crop_top_share": None, "crop_bottom_rows": None} | crop)
     source.classes, source.colours, source.background = ("a",), ((0, 0, 0),), None
     network = SimpleNamespace(channels="rgb", mean=torch.zeros(3), std=torch.ones(3))
-    described = exporting.metadata("any", source, SimpleNamespace(size=size, takes="uint8", network=network), {}, fit)
+    prepare = Prepare(size=size, codec="raw", fit=fit)
+    described = exporting.metadata(
+        "any", source, SimpleNamespace(size=size, takes="uint8", network=network), {}, prepare, Evaluate(split="test")
+    )
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
     cut = DatasetBase.rows_cut(source, shape[0])
     expected, _ = frame(image, None, cut, size, fit)

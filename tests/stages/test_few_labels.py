@@ -176,8 +176,29 @@ def test_runs_curves_and_the_commands_say_how_many_labels_there_are(few):
     with open(run / "curves.tsv") as file:
         assert {float(row["labelled"]) for row in csv.DictReader(file, delimiter="\t")} == {0.25}
     assert "labelled" not in (few.folder / "runs/toy/erfnet-plain-0/curves.tsv").read_text()
-    assert "Students saw the labels of 5 training images (dataset.labelled_part: 0.4, seed 0)" in few.do("report")
+    saw_all = "The teacher was trained here and saw all labels of the training images."
+    said = few.do("report")
+    assert saw_all in said and json.loads((few.folder / "reports/teacher/toy.json").read_text())["labels"] == "all"
+    assert "Students saw the labels of 5 training images (dataset.labelled_part: 0.4, seed 0); the other images had none." in said
     assert "is allowed" in few.do("verify", "--recompute", "4")
+
+
+def test_the_report_says_which_labels_the_teacher_saw(few):
+    from pipeline.reporting.results import Results
+    from pipeline.reporting.table import labels_used
+
+    found = dict(runs=[], teacher=None, teacher_time=None, strays=[], stale=[])
+    part = {"part": 0.4, "seed": 0, "images": 5, "digest": "0" * 16}
+    said = "The teacher was trained here and saw the labels of 5 training images (dataset.labelled_part: 0.4, seed 0)."
+    assert labels_used(Results(**found, teacher_labels=part), given=False) == [said]
+    assert labels_used(Results(**found, teacher_labels={}), given=False) == []  # nothing is hidden
+    assert labels_used(Results(**found, teacher_labels=None), given=False) == []
+    raw = few.config.read_text()
+    try:
+        few.change(teacher=dict(checkpoint=str(few.folder / "teachers/toy.safetensors")))
+        assert "The teacher's weights were given; which labels they were trained on is not known here." in few.do("report")
+    finally:
+        few.config.write_text(raw)
 
 
 def test_a_folder_alone_does_not_know_which_labels_were_used(few):
