@@ -106,7 +106,8 @@ def test_real_frames_go_from_the_doctor_to_a_score_of_official_files(name, tmp_p
     experiment.config.write_text(yaml.safe_dump(raw))
     doctor = experiment.run("doctor")
     faults = [line for line in doctor.stderr.splitlines() if line.startswith("Error: ")]
-    assert all("officially" in line or "road05" in line or " in " + name in line for line in faults), doctor.stderr
+    missing = ("officially", "holds no", "has the pixels of", f" in {name} (")  # it is a part of the set, one frame twice
+    assert all(any(word in line for word in missing) for line in faults), doctor.stderr
     assert "frames by width x height" in doctor.output
     experiment.do("prepare")
     experiment.do("train-teacher")
