@@ -560,9 +560,11 @@ class Evaluate:
     @classmethod
     def _leaves_no_gaps(cls, stride: tuple[int, int] | None, info: ValidationInfo) -> tuple[int, int] | None:
         window = info.data.get("window", stride)
-        if stride is not None and window is None:
+        if stride is None:
+            return None
+        if window is None:
             raise ValueError("there are no windows; write evaluate.window, or null")
-        if stride is not None and any(step > side for step, side in zip(stride, window)):
+        if any(step > side for step, side in zip(stride, window)):
             raise ValueError(f"{list(stride)} leaves gaps between windows of {list(window)}; write {list(window)} or less")
         return stride
 

@@ -14,7 +14,7 @@ import itertools
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.models.base import ModelBase, Output
 
@@ -31,10 +31,10 @@ class Sliding(ModelBase):
     """`content`: the part of the input, from its upper left corner, that windows cover; the rest is padding, and its logits are 0
     where no window shows it. Of one window as large as the input the answer is the network's own, bit for bit."""
 
-    def __init__(self, network: ModelBase, content: Size, window: Size, stride: Size):
+    def __init__(self, network: nn.Module, content: Size, window: Size, stride: Size):
         super().__init__()
         self.network, self.content, self.window, self.stride = network, content, window, stride
-        self.uses_labels = network.uses_labels
+        self.uses_labels = bool(getattr(network, "uses_labels", False))
 
     def forward(self, images_B3HW: Tensor, labels_BHW: Tensor | None = None) -> Output:
         B, _, H, W = images_B3HW.shape

@@ -30,24 +30,19 @@ def cityscapes(root: Path) -> dict:
 
 
 def apolloscape(root: Path) -> dict:
-    """A grey label and one with a palette in each of two roads; the edition without the sky."""
+    """Two frames of each of two roads, with grey labels and labels with a palette; the edition without the sky."""
     from PIL import Image
 
-    real, kept = Path(os.environ["APOLLOSCAPE_ROOT"]), []
+    real, modes = Path(os.environ["APOLLOSCAPE_ROOT"]), set()
     for road in ("road02", "road04"):
-        seen = set()
-        for label in sorted(real.glob(f"Labels_{road}/Label/*/*/*_bin.png")):
-            with Image.open(label) as opened:
-                mode = opened.mode
-            if mode in seen:
-                continue
-            seen.add(mode)
+        for label in sorted(real.glob(f"Labels_{road}/Label/*/*/*_bin.png"))[:2]:
             name = label.relative_to(real / f"Labels_{road}/Label")
             image = Path(f"ColorImage_{road}/ColorImage") / name.parent / f"{name.name.removesuffix('_bin.png')}.jpg"
             linked(label, root / label.relative_to(real))
             linked(real / image, root / image)
-            kept.append(mode)
-    assert sorted(kept) == ["L", "L", "P", "P"]
+            with Image.open(label) as opened:
+                modes.add(opened.mode)
+    assert modes == {"L", "P"}
     return dict(
         dataset=dict(
             name="apolloscape", root=str(root), roads=["road02", "road04"], val=["road04"], ignored=255, crop_bottom_rows=1010
@@ -59,7 +54,7 @@ def apolloscape(root: Path) -> dict:
 
 
 def culane(root: Path) -> dict:
-    """Two frames to train on and two to score, one of them without lanes where there is such a frame."""
+    """Two frames to train on and two to score."""
     real = Path(os.environ["CULANE_ROOT"])
     lists = {name: (real / f"list/{name}.txt").read_text().split("\n") for name in ("train_gt", "val_gt", "test")}
     (root / "list").mkdir(parents=True)
@@ -90,7 +85,9 @@ SETS = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.skipif(variable not in os.environ, reason=f"{variable} names no real frames of {name}"))
+        pytest.param(
+            name, marks=pytest.mark.skipif(variable not in os.environ, reason=f"{variable} names no real frames of {name}")
+        )
         for name, (variable, *_) in SETS.items()
     ],
 )
@@ -135,4 +132,5 @@ def test_real_frames_go_from_the_doctor_to_a_score_of_official_files(name, tmp_p
     finally:
         os.chdir(before)
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)[headline] == pytest.approx(found[headline])
+    said = json.loads(result.stdout)
+    assert (said["total"]["f1"] if name == "culane" else said[headline]) == pytest.approx(found[headline])

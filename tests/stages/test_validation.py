@@ -150,7 +150,7 @@ def test_a_split_without_labels_is_refused_before_training(experiment, monkeypat
     source = cfg.dataset.build()
     monkeypatch.setattr(type(source), "label", lambda self, image_id: None)
     with pytest.raises(DatasetError, match="'val' has no labels"):
-        Validation(source, cfg.prepare, cfg.training, torch.ones(5))
+        Validation(source, cfg.prepare, cfg.training, cfg.evaluate, torch.ones(5))
 
 
 def test_equal_scores_do_not_move_the_best():
