@@ -40,7 +40,7 @@ def main():
     weights_K = steps.class_weights(source, cfg.training, device, loader.class_shares())
     model = experiment.build(cfg.student(args.student)).to(device)
     step = steps.Step(model, [], [], cfg.training, weights_K, seed=0)
-    validation = Validation(source, cfg.prepare, cfg.training, weights_K)
+    validation = Validation(source, cfg.prepare, cfg.training, cfg.evaluate, weights_K)
     wait(device)
     (first,) = time_interleaved({"first": lambda: validation(step.model)}, 1, device, warm=0, work_only=False)["first"]
     batches = ahead(loader, range(args.steps + 2))
