@@ -55,7 +55,7 @@ def run(
     scores |= evaluate.windows
     # so that a later reader sees a score that is out of date
     scores["weights"] = (weights.digest(network.state_dict()) if weights_file is None else sha256(weights_file.read_bytes()))[:16]
-    scores["network"] = cost_of(network, canvas(prepare.size), device)
+    scores["network"] = cost_of(shown, canvas(prepare.size), device)  # of all windows
     write_json(report, scores)
     prediction.write_sheet(picture, passed.shown, source)
     written = f"; files for its evaluator in {folder}" if metric.has_files else ""
