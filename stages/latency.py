@@ -65,9 +65,7 @@ def run(
             rows.append((name, batch, f"{median:.2f}", f"{p99:.2f}", f"{1e3 * batch / median:.1f}"))
             measured.append({"runtime": name, "batch": batch, "median_ms": round(median, 3), "p99_ms": round(float(p99), 3)})
     where = machine(device, threads)
-    write_json(
-        report, {"model": plain(model), "size": size, "input": takes, "runs": runs, "machine": where, "times": measured}
-    )
+    write_json(report, {"model": plain(model), "size": size, "input": takes, "runs": runs, "machine": where, "times": measured})
     height, width = size
     return "\n".join(
         [
