@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import metrics, needs, reading
+from bench import metrics, mutation, needs, reading
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,3 +30,20 @@ def test_the_extra_holds_what_benchmarks_ask_for():
         if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "need"
     }
     assert asked == {line.split(">")[0] for line in extra}
+
+
+def test_a_mutant_changes_one_place_and_leaves_annotations_and_messages_alone():
+    source = "def f(a: int = 1) -> bool:\n    if a < 2:\n        raise ValueError('a' + f'{a + 1}')\n    return not a"
+    found = mutation.mutants(source)
+    assert [(line, words) for line, words, _ in sorted(found)] == [
+        (1, "number + 1"),
+        (2, "comparison"),
+        (2, "condition turned round"),
+        (2, "number + 1"),
+        (3, "statement left out"),
+        (4, "not left out"),
+        (4, "returns None"),
+    ]
+    changed = [mutation.mutant(source, number) for number in range(len(found))]
+    assert len({source, *changed}) == 1 + len(found)
+    assert changed[[words for _, words, _ in found].index("comparison")].splitlines()[1] == "    if a <= 2:"
