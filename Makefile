@@ -18,7 +18,7 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install $(TORCH)
-	$(VENV)/bin/pip install -c constraints.txt -e '.[dvc,export,test,types]'
+	$(VENV)/bin/pip install -c constraints.txt -e '.[dvc,export,test,types,bench]'
 	touch $@
 
 # One thread: networks as narrow as the demo's run slower in two. DVC runs one stage at a time, so the two seeds are trained side by

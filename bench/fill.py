@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.machine import described, ratio, time_interleaved, wait, write_result
+from bench.machine import described, goal, measured_on, ratio, time_interleaved, wait, with_range, write_result
+from bench.page import insert
 from pipeline import config
 from pipeline.data import views as geometry
 from pipeline.progress import table_lines
@@ -38,6 +39,7 @@ def main():
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--root", type=Path, default=Path("cache"))
     parser.add_argument("--out", type=Path, default=Path("reports/bench/fill.json"))
+    parser.add_argument("--page", type=Path, help="a page whose table is to be replaced")
     args = parser.parse_args()
     cfg = config.load(args.config, args.overrides)
     device, weights_file = args.device, Path("teachers") / f"{cfg.name}.safetensors"
@@ -124,18 +126,31 @@ def main():
     ]
     print(*table_lines(["work", "images/s", "against the bare forward"], rows), sep="\n")
     print("one block: " + ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in stages.items()))
-    write_result(
-        args.out,
-        device,
-        {
-            "config": str(args.config),
-            "overrides": args.overrides,
-            "views": views_filled,
-            "batch": args.batch,
-            "seconds": seconds,
-            "stages_s": stages,
-        },
-    )
+    found = {
+        "config": str(args.config),
+        "overrides": args.overrides,
+        "views": views_filled,
+        "batch": args.batch,
+        "seconds": seconds,
+        "stages_s": stages,
+    }
+    write_result(args.out, device, found)
+    if args.page:
+        insert(args.page, f"bench/fill {cfg.name}", text({"machine": described(device), **found}))
+
+
+def text(found: dict) -> str:
+    """What the page shows of a result."""
+    seconds, whole = found["seconds"], sum(found["stages_s"].values())
+    lines = ["| | views a second | against the bare forward pass, median (quartiles) |", "|---|---|---|"]
+    for name, values in seconds.items():
+        lines.append(
+            f"| {name} | {found['views'] / statistics.median(values):.2f} | {with_range(seconds['bare forward'], values)} |"
+        )
+    lines += ["", "| stage of one block, alone | ms | share |", "|---|---|---|"]
+    lines += [f"| {name} | {1000 * value:.1f} | {value / whole:.1%} |" for name, value in found["stages_s"].items()]
+    best = max(ratio(seconds["bare forward"], values) for name, values in seconds.items() if name != "bare forward")
+    return "\n".join([*lines, "", f"Goal: {goal('at least 0.95x', best - 0.95, 'x')}. {measured_on(found['machine'])}"])
 
 
 def staged(work: BlockFiller, task: plan.Task, device: str) -> dict[str, float]:
@@ -154,8 +169,10 @@ def staged(work: BlockFiller, task: plan.Task, device: str) -> dict[str, float]:
     found_rows: dict[str, list] = {name: [] for name in work.named}
     for start in range(0, len(matrices), work.answers.batch):
         part = slice(start, start + work.answers.batch)
-        output, labels = work.answers.output(rows["image"][part], rows["label"][part], matrices[part])
-        stage("copy, warp and forward")
+        shown, labels = work.answers.seen(rows["image"][part], rows["label"][part], matrices[part])
+        stage("copy and warp")
+        output = work.answers.answer(shown, labels)
+        stage("forward")
         values = {name: target.compute(output, labels, work.context) for name, (target, _) in work.named.items()}
         stage("targets")
         for name, (target, _) in work.named.items():

@@ -47,6 +47,26 @@ def ratio(ours: list[float], others: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, others))
 
 
+def with_range(ours: list[float], others: list[float]) -> str:
+    """The median of those ratios, and between what its middle half lies."""
+    ratios = [a / b for a, b in zip(ours, others)]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return f"{middle:.3f}x ({low:.3f}-{high:.3f})"
+
+
+def goal(words: str, spare: float, unit: str) -> str:
+    """A goal, and by how much it is met or missed."""
+    return f"{words}: **{'met' if spare >= 0 else 'missed'}** by {abs(spare):.3g}{unit}"
+
+
+def measured_on(machine: Mapping) -> str:
+    shared = "; other work ran on the machine" if machine["load"] > 1 else ""
+    return (
+        f"Measured on {machine.get('gpu', machine['processor'])}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"PyTorch {machine['torch']}, load average {machine['load']}{shared}."
+    )
+
+
 def wait(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from bench.machine import described, ratio, time_interleaved, wait, write_result
+from bench.machine import described, goal, measured_on, ratio, time_interleaved, wait, with_range, write_result
+from bench.page import insert
 from pipeline import config
 from pipeline.models.base import set_precision
 from pipeline.progress import table_lines
@@ -40,6 +41,7 @@ def main():
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--root", type=Path, default=Path("cache"))
     parser.add_argument("--out", type=Path, default=Path("reports/bench/step.json"))
+    parser.add_argument("--page", type=Path, help="a page whose table is to be replaced")
     args = parser.parse_args()
     cfg = config.load(args.config, args.overrides)
     device = args.device
@@ -129,11 +131,26 @@ def main():
         "peak_bytes": peaks,
     }
     write_result(args.out, device, found)
+    if args.page:
+        insert(args.page, f"bench/step {cfg.name}", text({"machine": described(device), **found}))
     if device.startswith("cuda"):
         more = ahead(cached_loader, range(shown.stop, shown.stop + BUSY_STEPS))
         found["idle"] = idle(lambda: [cached_step(batch) for batch in more], device)
         print(f"nothing runs on the GPU: {found['idle']:.1%} of the time of {BUSY_STEPS} steps, with the profiler's own cost")
         write_result(args.out, device, found)
+
+
+def text(found: dict) -> str:
+    """What the page shows of a result."""
+    seconds = found["seconds"]
+    lines = ["| step | median ms | against plain, median (quartiles) |", "|---|---|---|"]
+    for kind, values in seconds.items():
+        lines.append(f"| {kind} | {1000 * found['median_s'][kind]:.1f} | {with_range(values, seconds['plain'])} |")
+    goals = (
+        f"Goals: {goal('from the cache at most 1.02x', 1.02 - found['against_plain']['from the cache'], 'x')}; "
+        f"{goal('waiting for input at most 5 %', 5 - 100 * found['waits'], ' %')} ({found['waits']:.1%} of a step from the cache)."
+    )
+    return "\n".join([*lines, "", f"{goals} {measured_on(found['machine'])}"])
 
 
 def idle(work, device: str) -> float:

@@ -273,9 +273,13 @@ class TeacherRunner:
         self.dataset, self.context, self.content, self.batch = dataset, context, content, batch
         self.bf16 = precision == "bf16"
 
-    @torch.no_grad()
     def output(self, images: np.ndarray, labels: np.ndarray, matrices: np.ndarray) -> tuple[Output, torch.Tensor]:
         """The teacher's float32 output on these views, and the labels of the views. uint8 [B, H, W, 3] and [B, H, W]."""
+        shown, labels_BHW = self.seen(images, labels, matrices)
+        return self.answer(shown, labels_BHW), labels_BHW
+
+    def seen(self, images: np.ndarray, labels: np.ndarray, matrices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels of these views, on the teacher's device."""
         shown, labels_BHW, _ = geometry.apply(
             torch.from_numpy(images).to(self.device),
             torch.from_numpy(labels).to(self.device),
@@ -284,9 +288,13 @@ class TeacherRunner:
             permutation=self.dataset.mirror,
             size=self.context.size,
         )
+        return shown, labels_BHW
+
+    @torch.no_grad()
+    def answer(self, shown: torch.Tensor, labels_BHW: torch.Tensor) -> Output:
+        """The teacher's float32 output on views."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            output = self.model(shown, labels_BHW)
-        return as_float(output), labels_BHW
+            return as_float(self.model(shown, labels_BHW))
 
     def rows(
         self, targets: Sequence[TargetType], images: np.ndarray, labels: np.ndarray, matrices: np.ndarray
