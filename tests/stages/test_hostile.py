@@ -823,6 +823,9 @@ HOSTILE = [
 
 
 def test_class_names_ids_and_terms_stay_text_in_the_report():
+    from datetime import date
+
+    from pipeline.config import Plugin, Teacher
     from pipeline.reporting import feature_pictures, page, results, table
     from pipeline.reporting import record_pictures as pictures
     from pipeline.reporting.charts import new_figure, svg
@@ -855,6 +858,7 @@ def test_class_names_ids_and_terms_stay_text_in_the_report():
         graph_image=HOSTILE[0],
         num_graphs=1,
         graphs={HOSTILE[0]: [feature_pictures.Graph(HOSTILE[1], feature_pictures._markup(drawing), 0.1, 0.1)]},
+        edges={HOSTILE[0]: (0.1, 0.9)},
         feature_layer=HOSTILE[0],
         num_features=1,
         features=[feature_pictures.Features(HOSTILE[1], feature_pictures._markup(drawing), 0.5)],
@@ -868,6 +872,11 @@ def test_class_names_ids_and_terms_stay_text_in_the_report():
         notes=notes,
         methods=methods,
         cached=None,
+        latencies={},
+        teacher=Teacher(
+            model=Plugin(kind="models", name="erfnet", args={"width": HOSTILE[0]}), checkpoint=None, backbone=None, precision="fp32"
+        ),
+        written=date(2026, 1, 1),
         settings="\n".join(HOSTILE),
         pictures=seen,
     )
