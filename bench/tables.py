@@ -18,6 +18,7 @@ REAL = Path("docs/real-roads.md")
 PAGES = {
     "demo": [Path("README.md"), Path("docs/tutorial.md")],
     "idd-lite": [REAL],
+    "apolloscape-100": [REAL],
     "culane-120": [REAL],
 }
 

@@ -8,7 +8,7 @@ import pytest
 from bench import choosing, demo, tables, teacher
 
 ROOT = Path(__file__).parents[1]
-REAL = ("idd-lite", "culane-120")
+REAL = ("idd-lite", "apolloscape-100", "culane-120")
 WRITTEN = [
     ("README.md", "demo-table", "demo.json", tables.text),
     ("docs/tutorial.md", "demo-table", "demo.json", tables.text),
