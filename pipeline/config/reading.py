@@ -1,6 +1,7 @@
 """A YAML file's content, and `--set` overrides of it. What no one writes on purpose is refused before it is built: a key that comes
 twice, nesting without end, and aliases that unfold to more than any file needs."""
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,13 @@ def read_yaml(path: Path, examples: str) -> Any:
 
 def parse(text: str) -> Any:
     """The value of a YAML text. Raises yaml.YAMLError or ValueError."""
+    return _unfolded(_parsed(text))  # a copy
+
+
+@functools.lru_cache(maxsize=64)  # a study reads one file for each of its arms
+def _parsed(text: str) -> Any:
     _refuse_bombs(yaml.parse(text, _Loader))
-    return _unfolded(yaml.load(text, _Loader))
+    return yaml.load(text, _Loader)
 
 
 def _unfolded(value: Any) -> Any:

@@ -24,11 +24,12 @@ from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment
 
 WEIGHTS = "teacher.weights: "  # of a difference
+ASKING = "dataset", "prepare", "views", "teacher", "teacher_training"  # sections that decide which stores a configuration asks for
 
 
 @dataclass(frozen=True)
 class User:
-    """A configuration, an arm of a study or an unfinished run."""
+    """A configuration, the arms of a study that ask for the same, or an unfinished run."""
 
     name: str
     stores: frozenset[str] = frozenset()  # names of folders: kind and identity
@@ -75,15 +76,12 @@ def of_file(path: Path, raw: dict | str, name: str, root: AnyPath) -> Iterator[U
         yield User(name, dataset="", why=raw)
         return
     try:
-        if "arms" in raw:
-            arms = {f"{name}: {arm.name}": arm.config for arm in study.read(path).arms.values()}
-        else:
-            arms = {name: load(path)}
+        asking = [arm.config for arm in study.read(path).arms.values()] if "arms" in raw else [load(path)]
     except PipelineError as error:
         yield User(name, dataset=dataset_of(raw), why=str(error).splitlines()[0])
         return
-    for arm, config in arms.items():
-        yield of_config(arm, config, root)
+    for config in {str([config.raw[section] for section in ASKING]): config for config in asking}.values():
+        yield of_config(name, config, root)
 
 
 def dataset_of(raw: Any) -> str:
@@ -131,7 +129,5 @@ KINDS = {"prepared": "prepared", "cache": "targets"}  # a run's record -> the ki
 
 def asked_by(store: Store, found: Sequence[User]) -> tuple[list[str], list[str]]:
     """Names of those who ask for a store, and of those who perhaps do."""
-    return (
-        [user.name for user in found if user.asks(store)],
-        [user.name for user in found if not user.asks(store) and user.may_ask(store)],
-    )
+    sure = list(dict.fromkeys(user.name for user in found if user.asks(store)))
+    return sure, list(dict.fromkeys(user.name for user in found if user.may_ask(store) and user.name not in sure))
