@@ -613,7 +613,7 @@ class Store:
         folder: str,
         block: int,
         chunks: Iterable[tuple[str, bytes]],
-        place: Callable[[Iterable[tuple[AnyPath, bytes]]], None] = write,
+        place: Callable[[Iterable[tuple[AnyPath, bytes]]], None] | None = None,  # by default `write`
     ) -> None:
         """A block's files, then its mark."""
         mark, files = self.mark_path(view, folder, block), {}
@@ -629,7 +629,7 @@ class Store:
                     claim.release()
                     return
                 remove(mark)  # before any of its files changes
-            place(noted())
+            (place or write)(noted())
             for chunk, (size, crc) in files.items():  # what the disk has against what was meant
                 read_chunk(self.path(chunk), size, crc)
             claim.finish(with_checksum(self._mark_head(view, folder, block) | {"files": files}, indent=None))

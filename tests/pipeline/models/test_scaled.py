@@ -13,7 +13,7 @@ from pipeline.models.base import shapes
 from pipeline.teacher import cache
 
 SIZE = (64, 96)
-STUDENTS = [name for name in names("models") if not find_class("models", name).uses_labels]
+STUDENTS = [name for name in names("models") if name != "ensemble" and not find_class("models", name).uses_labels]
 each = pytest.mark.parametrize("name, scale", [(name, scale) for name in STUDENTS for scale in (0.5, 0.25)])
 
 
