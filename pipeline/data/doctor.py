@@ -104,7 +104,7 @@ def check(
         report.faults.append(fault_of(error))
     same: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
     findings = examined(dataset, [image_id for _, image_id in places], workers, prepare)
-    for done, ((split, image_id), finding) in enumerate(zip(places, findings), 1):
+    for done, ((split, image_id), finding) in enumerate(zip(places, findings, strict=True), 1):
         counts = report.counts[split]
         report.faults += finding.faults
         if finding.digest is not None:
