@@ -232,13 +232,14 @@ def test_a_pull_of_a_bucket_writes_what_a_mark_names_nowhere_but_in_its_block(tm
     assert not [*outside.iterdir()] and {path.name for path in tmp_path.iterdir()} == {"here", "outside"}
 
 
-def test_list_and_rm_work_there(bucket):
+def test_list_and_rm_work_there(tmp_path, bucket):
     store = filled(bucket / "cache")
-    assert "| roads | targets |" in stage.run(root=bucket / "cache")
+    nobody = {"configs": tmp_path / "configs", "runs": tmp_path / "runs"}
+    assert "| roads | targets |" in stage.run(root=bucket / "cache", **nobody)
     with pytest.raises(StoreError, match="no store"):
         stage.check_is_store(bucket / "cache")
     stage.remove(folder=store.folder)
-    assert stage.run(root=bucket / "cache").endswith("no stores")
+    assert stage.run(root=bucket / "cache", **nobody).endswith("no stores")
 
 
 def test_what_cannot_be_reached_is_one_line(server, monkeypatch):
@@ -305,4 +306,4 @@ def test_plan_and_prepare_work_with_their_root_there(experiment, bucket, monkeyp
     assert "13 images," in experiment.do("prepare", "--root", root)
     assert not list((bucket / "cache").glob("roads/*/skipped.tsv"))
     result = experiment.run("cache-teacher", "--root", "s3://no-such-bucket/cache")
-    assert result.exit_code == 1 and "run `pipeline prepare`" in result.stderr
+    assert result.exit_code == 1 and "make it with `pipeline prepare`" in result.stderr
