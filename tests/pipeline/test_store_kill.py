@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from killing import ended, forked
 from toy_store import GRAPH, MATRIX, PASSES, create, fill, filled, images, tree, values
 
 from pipeline.store import Reader, Store
@@ -31,22 +32,6 @@ def work(root, log, writer, writers):
                 os.write(log, f"{pass_.name} {block}\n".encode())
                 store.write_block(pass_, 0, block, values(pass_, 0, store.block_images(block)))
     store.finalise()
-
-
-def forked(action):
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            action()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
-
-
-def ended(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def check_what_is_whole(root):

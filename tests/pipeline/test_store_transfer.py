@@ -8,7 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from test_store_kill import ended, forked
+from killing import die_at, ended, forked
 from toy_store import GRAPH, PASSES, RECORD, VIEWS, create, fill, images, tree, values
 
 from pipeline.errors import StoreError
@@ -16,6 +16,7 @@ from pipeline.store import Store
 from pipeline.store.verification import verify
 from stages import cache
 
+CALLS = "replace", "link", "fsync"  # after which a store on disk differs
 NEW = RECORD | {"teacher": RECORD["teacher"] | {"version": 2}}
 
 
@@ -41,7 +42,7 @@ def test_a_kill_at_every_step_of_an_adoption_leaves_the_old_store_and_goes_on(tm
     step, code = 0, -signal.SIGKILL
     while code == -signal.SIGKILL:
         root = tmp_path / str(step)
-        code = ended(forked(lambda: (die_at(step), take_over(old, root))))
+        code = ended(forked(lambda: (die_at(step, *CALLS), take_over(old, root))))
         for path in root.glob("roads/*/store.json"):
             assert not [fault for fault in verify(Store.open(path.parent)) if "missing, or not what" not in fault], step
         new = take_over(old, root)
@@ -49,23 +50,6 @@ def test_a_kill_at_every_step_of_an_adoption_leaves_the_old_store_and_goes_on(tm
         shutil.rmtree(root)
         step += 7
     assert code == 0 and step > 60
-
-
-def die_at(step):
-    """At the step-th rename, link or fsync."""
-    left = [step]
-
-    def watched(call):
-        def replacement(*given, **named):
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left[0] -= 1
-            return call(*given, **named)
-
-        return replacement
-
-    for name in ("replace", "link", "fsync"):
-        setattr(os, name, watched(getattr(os, name)))
 
 
 def test_without_hard_links_the_blocks_are_copied(tmp_path, monkeypatch):
@@ -161,7 +145,7 @@ def test_a_kill_at_any_step_of_a_merge_leaves_a_valid_store_and_goes_on(tmp_path
     step, code = 0, -signal.SIGKILL
     while code == -signal.SIGKILL:
         one = share(tmp_path / str(step), 0)
-        code = ended(forked(lambda: (die_at(step), cache.merge(into=one.folder, source=other.folder))))
+        code = ended(forked(lambda: (die_at(step, *CALLS), cache.merge(into=one.folder, source=other.folder))))
         assert not [fault for fault in verify(Store.open(one.folder)) if "history" not in fault], step
         cache.merge(into=one.folder, source=other.folder)
         assert tree(one.folder) == meant, step

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import ended, forked
 from safetensors.torch import load_file
 from test_cache_commands import content
-from test_sharing import ended, forked
 
 from pipeline.store import Store
 from pipeline.store.verification import verify

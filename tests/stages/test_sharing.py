@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import Experiment
+from killing import die_at, ended, forked
 from test_cache_commands import content, invoke
 
 from pipeline.store import Store
@@ -224,43 +225,10 @@ def test_a_removal_killed_at_any_step_leaves_a_whole_store_or_none(tmp_path):
         root = shutil.copytree(golden, tmp_path / str(step))
         folder = root / "roads" / name
         before = content(folder)
-        code = ended(forked(lambda: (die_at(step), stage.remove(folder=folder))))
+        code = ended(forked(lambda: (die_at(step, "rename", "unlink", "rmdir"), stage.remove(folder=folder))))
         assert code in (0, -signal.SIGKILL)
         assert not folder.exists() or content(folder) == before
         if code == 0:
             break
         step += 9
     assert step > 20 and [*(tmp_path / f"{step - 9}/roads").iterdir()][0].name.startswith(".removed-")
-
-
-def forked(action):
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            action()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
-
-
-def ended(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def die_at(step):
-    """Before the step-th rename or removal."""
-    left = [step]
-
-    def watched(call):
-        def replacement(*given, **named):
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left[0] -= 1
-            return call(*given, **named)
-
-        return replacement
-
-    for name in ("rename", "unlink", "rmdir"):
-        setattr(os, name, watched(getattr(os, name)))
