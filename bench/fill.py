@@ -23,9 +23,8 @@ from pipeline import config
 from pipeline.data import views as geometry
 from pipeline.progress import table_lines
 from pipeline.store import Store, plan
-from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment
-from pipeline.teacher.fill import BlockFiller, Spec
+from pipeline.teacher.fill import BlockFiller, Spec, every_pass
 
 
 def main():
@@ -46,7 +45,7 @@ def main():
     experiment = Experiment(cfg, args.root, weights_file)
     pixels, source, context = experiment.pixels, experiment.source, experiment.context
     images, named, identity = experiment.images[: args.blocks * args.rows], experiment.targets, experiment.identity
-    passes = [cache.MATRIX, *{pass_.folder: pass_ for _, pass_ in named.values()}.values()]
+    passes = every_pass(named)
 
     with tempfile.TemporaryDirectory(dir=args.root) as folder:
         root = Path(folder).absolute()

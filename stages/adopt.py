@@ -21,6 +21,7 @@ from pipeline.store.files import AnyPath, InUse, append, append_history, locked,
 from pipeline.store.store import store_folder
 from pipeline.teacher import cache, parity
 from pipeline.teacher.experiment import Experiment, Named
+from pipeline.teacher.fill import every_pass
 from pipeline.training.loading import CachedTargets
 
 
@@ -90,7 +91,7 @@ def stored_targets(old: Store, experiment: Experiment, identity: dict) -> Named:
 
 def whole(old: Store, experiment: Experiment, named: Named) -> tuple[list[str], int]:
     """The experiment's images whose rows are whole in all views that both know, and how many views these are."""
-    passes = [cache.MATRIX, *(pass_ for _, pass_ in named.values())]
+    passes = every_pass(named)
     stored = {view for view, folder in old.stored_groups() if folder == cache.MATRIX.folder}
     num_views = next((v for v in range(experiment.config.views.count) if view_name(v) not in stored), experiment.config.views.count)
     bad = {block for pass_ in passes for view in range(num_views) for block in old.missing(pass_, view)}
@@ -107,8 +108,7 @@ def compared(
     precision = experiment.config.teacher.precision
     set_precision(precision)
     teacher = experiment.online_targets(named, experiment.samples(ids, memory="disk"), batch=batch, device=device)
-    passes = {pass_.folder: pass_ for pass_ in (cache.MATRIX, *(pass_ for _, pass_ in named.values()))}
-    cached = CachedTargets(Reader(old, list(passes.values()), ids, num_views, memory="disk"), cache.MATRIX, named)
+    cached = CachedTargets(Reader(old, every_pass(named), ids, num_views, memory="disk"), cache.MATRIX, named)
     positions, numbers = parity.choose(len(ids), num_views, recompute)
     drawn, stored = teacher.matrices(positions, numbers), cached.matrices(positions, numbers)
     if len(other := np.flatnonzero((drawn != stored).any(axis=(1, 2)))):
@@ -130,7 +130,7 @@ def take_over(
             f"{new.folder}: is there already, with blocks of {new.block_rows} rows in {new.codec}, not of {old.block_rows} in "
             f"{old.codec}; remove it with `pipeline cache rm`, or fill it with `pipeline cache-teacher {experiment.config.path}`"
         )
-    passes = {pass_.folder: pass_ for pass_ in (cache.MATRIX, *(pass_ for _, pass_ in named.values()))}
+    passes = {pass_.folder: pass_ for pass_ in every_pass(named)}
     groups = [(view, folder) for view, folder in old.stored_groups() if folder in passes]
     new.take_extent(old, groups)
     with locked(new.folder):

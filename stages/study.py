@@ -27,8 +27,8 @@ from pipeline.progress import Progress
 from pipeline.reporting.study import Arm, Study, asked, otherwise, remarks, table, verdict
 from pipeline.stopping import Stopped, stoppable
 from pipeline.store import plan
-from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment
+from pipeline.teacher.fill import every_pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,8 +212,7 @@ def stored_bytes(arm: Arm) -> int:
         return 0
     experiment = Experiment(arm.config, Path(), Path())  # no store, no weights
     named = experiment.some_targets(reads(arm))
-    passes = {pass_.folder: pass_ for pass_ in (cache.MATRIX, *(pass_ for _, pass_ in named.values()))}
-    return arm.config.views.count * sum(plan.row_bytes(pass_) for pass_ in passes.values())
+    return arm.config.views.count * sum(plan.row_bytes(pass_) for pass_ in every_pass(named))
 
 
 def leave_with_parent(parent: int, stop: Event) -> None:

@@ -29,7 +29,7 @@ from pipeline.losses.base import IGNORE, Batch
 from pipeline.targets.base import Context, Field, TargetType
 
 OF_CLASSES = {"pseudo_labels", "top_classes"}  # types of targets whose maps of integers hold classes
-FRACTION = 1 << 16  # of a pixel, in which geometry.coordinates counts
+FRACTION = 1 << geometry.PX  # of a pixel, in which geometry.coordinates counts
 HALF = FRACTION // 2
 
 
@@ -209,7 +209,7 @@ def renamed(classes: Tensor, mirrored_B: Tensor, permutation: tuple[int, ...] | 
     """Classes [B, ...], 255 for none, by the names that they have in a mirrored image."""
     if permutation is None or not mirrored_B.any():
         return classes
-    table = torch.tensor([*permutation, *range(len(permutation), 256)], device=classes.device).to(classes.dtype)
+    table = geometry.class_table(permutation, classes.device).to(classes.dtype)
     shape = (-1, *[1] * (classes.dim() - 1))
     return torch.where(mirrored_B.to(classes.device).view(shape), table[classes.long()], classes)
 

@@ -27,9 +27,9 @@ from pipeline.seeds import text_digest
 
 VERSION = 1  # bump when the same matrix would give other pixels or labels
 FILL = (124, 116, 104)  # RGB of what lies outside the image: ImageNet's mean
-_PX = 16  # coordinates have 16 fraction bits,
+PX = 16  # coordinates have 16 fraction bits,
 _FINE = 32  # matrix entries 32: rounding them moves no coordinate by 1/65536 px
-_ROUND = 1 << (_FINE - _PX - 1)  # half of 1/65536 px
+_ROUND = 1 << (_FINE - PX - 1)  # half of 1/65536 px
 
 
 def identity() -> np.ndarray:
@@ -117,16 +117,16 @@ def _by_torch(images_BHW3, labels_BHW, matrices_B23, content, permutation, h, w)
     some_flipped = bool(mirrored(matrices_B23).any())
     matrices_B23 = _moved(matrices_B23, device)
     xs, ys = coordinates(matrices_B23, h, w)
-    half = 1 << (_PX - 1)
-    nearest, inside = _index((xs + half) >> _PX, (ys + half) >> _PX, W, content)
+    half = 1 << (PX - 1)
+    nearest, inside = _index((xs + half) >> PX, (ys + half) >> PX, W, content)
     labels = torch.where(inside, labels_BHW.reshape(B, -1).gather(1, nearest), IGNORE)
     if some_flipped:
-        labels = torch.where(mirrored(matrices_B23)[:, None], _table(permutation, device)[labels.int()], labels)
+        labels = torch.where(mirrored(matrices_B23)[:, None], class_table(permutation, device)[labels.int()], labels)
 
     pixels = images_BHW3.reshape(B, -1, 3)
     fill = _fill(device)
-    x0, y0 = xs >> _PX, ys >> _PX
-    mask = (1 << _PX) - 1
+    x0, y0 = xs >> PX, ys >> PX
+    mask = (1 << PX) - 1
     fx, fy = (xs & mask).float() / 65536.0, (ys & mask).float() / 65536.0
     result = torch.zeros(B, h * w, 3, dtype=torch.float32, device=device)
     for dx, dy, weight in ((0, 0, (1 - fx) * (1 - fy)), (1, 0, fx * (1 - fy)), (0, 1, (1 - fx) * fy), (1, 1, fx * fy)):
@@ -151,7 +151,7 @@ def _by_opencv(images_BHW3, labels_BHW, matrices_B23, content, permutation, h, w
     B = len(images_BHW3)
     shown, labels = np.empty((B, h, w, 3), np.float32), np.empty((B, h, w), np.uint8)
     inside = np.empty((B, h, w), bool)
-    table = None if permutation is None else _table(permutation, torch.device("cpu")).numpy()
+    table = None if permutation is None else class_table(permutation, torch.device("cpu")).numpy()
     contents = content.tolist() if isinstance(content, Tensor) else [content] * B
     for i, (flipped, (height, width)) in enumerate(zip(mirrored(matrices_B23).tolist(), contents)):
         image, label = (whole[i, :height, :width].numpy() for whole in (images_BHW3, labels_BHW))
@@ -171,17 +171,17 @@ def _warp(image, label, fine, table, shown, labels, inside) -> None:
     framed = cv2.copyMakeBorder(
         image, 1, 0, 1, 0, cv2.BORDER_CONSTANT, value=FILL
     )  # its pixel (x + 1, y + 1) is the image's (x, y)
-    half, one, columns = 1 << (_PX - 1), 1 << _PX, fine[:, 0, None] * np.arange(w)
+    half, one, columns = 1 << (PX - 1), 1 << PX, fine[:, 0, None] * np.arange(w)
     for top in range(0, h, max(1, _BAND // w)):
         band = slice(top, min(top + max(1, _BAND // w), h))
         starts = fine[:, 1, None] * np.arange(band.start, band.stop) + fine[:, 2, None] + _ROUND
-        x, y = (((columns[row] + starts[row, :, None]) >> (_FINE - _PX)).astype(np.int32) for row in (0, 1))
-        near_x, near_y = (((c + half) >> _PX).astype(np.int16) for c in (x, y))
+        x, y = (((columns[row] + starts[row, :, None]) >> (_FINE - PX)).astype(np.int32) for row in (0, 1))
+        near_x, near_y = (((c + half) >> PX).astype(np.int16) for c in (x, y))
         inside[band] = (near_x >= 0) & (near_x < width) & (near_y >= 0) & (near_y < height)
         nearest = gather(label, cv2.merge([near_x, near_y]), IGNORE)
         labels[band] = nearest if table is None else cv2.LUT(nearest, table)
 
-        at = cv2.merge([((c + one) >> _PX).astype(np.int16) for c in (x, y)])
+        at = cv2.merge([((c + one) >> PX).astype(np.int16) for c in (x, y)])
         fx, fy = ((c & (one - 1)).astype(np.float32) * np.float32(1 / one) for c in (x, y))
         if not fx.any() and not fy.any():  # weights of 1, 0, 0 and 0
             shown[band] = gather(framed, at, FILL)
@@ -202,7 +202,7 @@ def _fill(device: torch.device) -> Tensor:
 
 
 @functools.cache
-def _table(permutation: tuple[int, ...], device: torch.device) -> Tensor:
+def class_table(permutation: tuple[int, ...], device: torch.device) -> Tensor:
     """What a class, a lane or 255 becomes in a mirrored view."""
     return torch.tensor((*permutation, *range(len(permutation), 256)), dtype=torch.uint8, device=device)
 
@@ -219,7 +219,7 @@ def coordinates(matrices_B23, h, w):
     x = torch.arange(w, device=fine.device).repeat(h)
     y = torch.arange(h, device=fine.device).repeat_interleave(w)
     return (
-        (fine[:, row, 0, None] * x + fine[:, row, 1, None] * y + fine[:, row, 2, None] + _ROUND) >> (_FINE - _PX) for row in (0, 1)
+        (fine[:, row, 0, None] * x + fine[:, row, 1, None] * y + fine[:, row, 2, None] + _ROUND) >> (_FINE - PX) for row in (0, 1)
     )
 
 
@@ -244,7 +244,7 @@ def existence(
     if permutation is not None:
         flipped = _moved(mirrored(matrices_B23), flags_BL.device)
         flags_BL = torch.where(
-            flipped[:, None], flags_BL[:, _table(permutation, flags_BL.device)[: len(permutation)].int()], flags_BL
+            flipped[:, None], flags_BL[:, class_table(permutation, flags_BL.device)[: len(permutation)].int()], flags_BL
         )
     least = labels_BHW[0].numel() / 10_000
     left = torch.stack([(labels_BHW == c).flatten(1).sum(1) >= least for c in lane_classes], dim=1)
