@@ -76,10 +76,10 @@ def run(
         if not names:
             raise ConfigError(f"{config.path}: methods.{method}: reads nothing of a teacher; leave out --live and --fill")
         experiment.check_teacher_in_the_loop()
-    if names and training.fresh_views and not online_targets:
+    if names and training.fresh_views is True and not online_targets:
         raise ConfigError(
             f"{config.path}: training.fresh_views: cached targets exist for the {config.views.count} stored views only; "
-            f"write false, or train with a method that reads none"
+            f"write false or labelled, or train with a method that reads none"
         )
     targets = experiment.some_targets(names)
     if names and online_targets:

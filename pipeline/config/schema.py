@@ -13,7 +13,16 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from pipeline.later import AddedLater, leave_out
@@ -296,7 +305,11 @@ class Training:
         float, Field(ge=0, description="Weight of the lane-existence loss; 0 leaves the existence head out.")
     ]
     fresh_views: Annotated[
-        bool, Field(description="Draw new views in each epoch instead of the stored ones; cached targets are of no use then.")
+        bool | Literal["labelled"],
+        Field(
+            description="Draw new views in each epoch instead of the stored ones; cached targets are of no use then. `labelled`: "
+            "only for the `labelled_per_batch` images of a batch, which have no targets then; the others keep their stored views."
+        ),
     ]
     precision: Annotated[Precision, Field(description="Arithmetic of the training; bf16 is automatic mixed precision.")]
     photometric: Annotated[Photometric, Field(description="Changes of the pixels that the trained network sees.")]
@@ -347,8 +360,9 @@ class Training:
         Annotated[int, Field(ge=1)] | None,
         AddedLater(None),
         Field(
+            validate_default=True,
             description="So many images of each batch have a label and the others have none; with `null` all are drawn alike. A "
-            "method that learns from labels alone sees labelled images only, where this or `dataset.labelled_part` is set."
+            "method that learns from labels alone sees labelled images only, where this or `dataset.labelled_part` is set.",
         ),
     ] = None
     checkpoint_every: Annotated[int, Field(ge=1, description="Steps between checkpoints.")] = 500
@@ -482,6 +496,8 @@ class Training:
     @classmethod
     def _fits_into_the_batch(cls, labelled_per_batch: int | None, info: ValidationInfo) -> int | None:
         if labelled_per_batch is None:
+            if info.data.get("fresh_views") == "labelled":
+                raise ValueError("fresh_views: labelled asks how many images of a batch that is; write a number less than batch")
             return None
         batch = info.data.get("batch", labelled_per_batch)
         if labelled_per_batch > batch:

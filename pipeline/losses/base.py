@@ -36,6 +36,7 @@ class Batch:
     ids: tuple[str, ...] = ()  # of the B images; empty where nobody asks
     views: tuple[int, ...] = ()  # the view that each image is shown in
     matrices_B23: Tensor | None = None  # float64, always on the CPU: from pixels of the view to pixels of the prepared image
+    stored: tuple[int, ...] | None = None  # which of the B images `rows` are of, in order; None: all of them
 
     @property
     def has_label_B(self) -> Tensor:
@@ -59,8 +60,34 @@ class Batch:
 
     def _part(self, own: slice) -> "Batch":
         matrices = None if self.matrices_B23 is None else self.matrices_B23[own]
-        part = self._each(lambda tensor: tensor[own])
+        if self.stored is None:
+            part = self._each(lambda tensor: tensor[own])
+        else:
+            within = [i for i, image in enumerate(self.stored) if own.start <= image < own.stop]
+            rows = {name: {field: values[within] for field, values in fields.items()} for name, fields in self.rows.items()}
+            part = dataclasses.replace(
+                self.with_rows({})._each(lambda tensor: tensor[own]),
+                rows=rows,
+                stored=tuple(self.stored[i] - own.start for i in within),
+            )
         return dataclasses.replace(part, ids=self.ids[own], views=self.views[own], matrices_B23=matrices)
+
+    def with_targets(self, output: Output) -> tuple[Output, "Batch"]:
+        """The images that have rows, and a network's output for them."""
+        if self.stored is None:
+            return output, self
+        own = torch.tensor(self.stored, device=self.images_B3HW.device)
+        part = self.with_rows({})._each(lambda tensor: tensor[own])
+        some = dataclasses.replace(
+            part,
+            rows=self.rows,
+            stored=None,
+            ids=tuple(self.ids[i] for i in self.stored),
+            views=tuple(self.views[i] for i in self.stored),
+            matrices_B23=None if self.matrices_B23 is None else self.matrices_B23[list(self.stored)],
+        )
+        logits, existence = (None if values is None else values[own] for values in (output.logits, output.existence))
+        return Output(logits, {role: values[own] for role, values in output.features.items()}, existence), some
 
     def tensors(self) -> list[Tensor]:
         found: list[Tensor] = []

@@ -63,6 +63,7 @@ class Stream:
     positions: np.ndarray
     count: int  # of a batch
     seed: str
+    fresh: bool = False  # shown in new views, without targets
     order: tuple[int, np.ndarray] = (-1, np.empty(0, int))  # an epoch and its permutation
 
 
@@ -108,6 +109,18 @@ class Loader:
         self.held_out, self.shown = np.array(order[: training.held_out], int), np.sort(order[training.held_out :])
         self._labelled = set(self.ids if labelled is None else labelled)
         self._streams = self._split(labelled_per_batch)
+        # evenly spread, so that parts of a batch and processes get labelled images alike
+        place = np.concatenate([(np.arange(stream.count) + 0.5) / stream.count for stream in self._streams])
+        self._order = np.argsort(place, kind="stable")
+        self._fresh_B = np.repeat([stream.fresh for stream in self._streams], [stream.count for stream in self._streams])[
+            self._order
+        ]
+        parts = self._fresh_B.reshape(share[1] * training.accumulate, -1)
+        if cached is not None and self._fresh_B.any() and parts.all(axis=1).any():
+            raise ConfigError(
+                f"training.fresh_views: labelled: of {len(parts)} parts of a batch, one for each process and each of "
+                f"training.accumulate, some would have no image with targets; write a smaller training.labelled_per_batch"
+            )
 
     @classmethod
     def of(cls, experiment: "Experiment", samples: Reader, training: Training, **how: Any) -> "Loader":
@@ -131,28 +144,32 @@ class Loader:
 
     def _split(self, labelled_per_batch: int | None) -> "list[Stream]":
         """What batches are drawn from. Raises ConfigError where one of the two kinds has no image."""
-        batch = self.training.batch
+        batch, fresh = self.training.batch, bool(self.training.fresh_views)
         if labelled_per_batch is None:
-            return [Stream(self.shown, batch, f"{self.seed}")]
+            return [Stream(self.shown, batch, f"{self.seed}", fresh)]
         has_label = np.array([self.ids[position] in self._labelled for position in self.shown], bool)
         if not has_label.any():
             raise ConfigError(
                 f"training.labelled_per_batch: none of the {len(self.shown)} images to train on has a label; write null"
             )
-        if labelled_per_batch < batch and has_label.all():
+        both_kinds = self.training.fresh_views == "labelled"
+        if labelled_per_batch < batch and has_label.all() and not both_kinds:
             raise ConfigError(
                 f"training.labelled_per_batch: all {len(self.shown)} images to train on have a label, and the other "
                 f"{batch - labelled_per_batch} of a batch would be none; write null"
             )
-        streams = [Stream(self.shown[has_label], labelled_per_batch, f"{self.seed}")]
+        streams = [Stream(self.shown[has_label], labelled_per_batch, f"{self.seed}", fresh)]
         if labelled_per_batch < batch:
-            streams.append(Stream(self.shown[~has_label], batch - labelled_per_batch, f"{self.seed}/unlabelled"))
+            others = self.shown if has_label.all() else self.shown[~has_label]
+            fresh = fresh and not both_kinds
+            streams.append(Stream(others, batch - labelled_per_batch, f"{self.seed}/unlabelled", fresh))
         return streams
 
     def batch(self, step: int) -> Batch:
         own = slice(*(self.training.batch * i // self.share[1] for i in (self.share[0], self.share[0] + 1)))
         positions, epochs = (of_all[own] for of_all in self.positions(step))
-        seen = self._seen(positions, self.views_at(positions, epochs), step)
+        fresh_B = self._fresh_B[own]
+        seen = self._seen(positions, self.views_at(positions, epochs, fresh_B), step, fresh_B)
         images_B3HW = photometric(seen.images_B3HW, self.training.photometric, self._generator(step))
         return dataclasses.replace(seen, images_B3HW=images_B3HW)
 
@@ -162,9 +179,13 @@ class Loader:
             positions = self.held_out[start : start + self.training.batch]
             yield self._seen(positions, np.zeros_like(positions), step)
 
-    def _seen(self, positions: np.ndarray, numbers: np.ndarray, step: int) -> Batch:
+    def _seen(self, positions: np.ndarray, numbers: np.ndarray, step: int, fresh_B: np.ndarray | None = None) -> Batch:
+        """`fresh_B`: which images are shown in new views, for which no targets are stored (None: as `cached` has them, none)."""
         rows = self.samples.read(self.sample, positions, np.zeros_like(positions))
-        matrices = self._matrices(positions, numbers, rows.get("content"))
+        stored = None  # positions in the batch of the images with targets, where that isn't all of them
+        if fresh_B is not None and self.training.fresh_views == "labelled" and self.cached is not None:
+            stored = np.flatnonzero(~fresh_B)
+        matrices = self._matrices(positions, numbers, rows.get("content"), stored)
         images, labels, inside = geometry.apply(
             self._tensor(rows["image"]),
             self._tensor(rows["label"]),
@@ -183,20 +204,18 @@ class Loader:
             labels,
             inside,
             flags,
-            self._targets(positions, numbers),
+            self._targets(positions, numbers) if stored is None else self._targets(positions[stored], numbers[stored]),
             step,
             tuple(self.ids[position] for position in positions),
             tuple(map(int, numbers)),
             matrices,
+            None if stored is None else tuple(map(int, stored)),
         )
 
     def positions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Which images a step shows, and in which epoch of each."""
         drawn = [self._drawn(stream, step) for stream in self._streams]
-        # evenly spread, so that parts of a batch and processes get labelled images alike
-        place = np.concatenate([(np.arange(stream.count) + 0.5) / stream.count for stream in self._streams])
-        order = np.argsort(place, kind="stable")
-        positions, epochs = (np.concatenate(of_all)[order] for of_all in zip(*drawn))
+        positions, epochs = (np.concatenate(of_all)[self._order] for of_all in zip(*drawn))
         return positions, epochs
 
     def _drawn(self, stream: "Stream", step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -205,11 +224,12 @@ class Loader:
         positions = np.array([self._permutation(stream, int(epoch))[n % size] for n, epoch in zip(numbers, epochs)])
         return positions, epochs
 
-    def views_at(self, positions: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+    def views_at(self, positions: np.ndarray, epochs: np.ndarray, fresh_B: np.ndarray | bool = False) -> np.ndarray:
         """The view each image is shown in; fresh views are never the plain one and never repeat."""
-        if self.training.fresh_views:
+        if np.all(fresh_B):
             return epochs + 1
-        return np.array([geometry.view_of_epoch(self.ids[p], e, self.views.count) for p, e in zip(positions, epochs)])
+        stored = np.array([geometry.view_of_epoch(self.ids[p], e, self.views.count) for p, e in zip(positions, epochs)])
+        return np.where(fresh_B, epochs + 1, stored)
 
     def scan(self, images: int = 16) -> Iterator[dict[str, dict[str, Tensor]]]:
         """Rows of the plain view, some images at a time, in an order that follows from the ids alone."""
@@ -257,12 +277,16 @@ class Loader:
             )
         return stream.order[1]
 
-    def _matrices(self, positions, numbers, contents_B2) -> Tensor:
-        if self.cached is not None:
+    def _matrices(self, positions, numbers, contents_B2, stored: np.ndarray | None = None) -> Tensor:
+        """[B, 2, 3]: those that the targets were made with, of all images or of these of the batch; drawn for the others."""
+        if self.cached is not None and stored is None:
             return torch.from_numpy(self.cached.matrices(positions, numbers))
         if isinstance(contents_B2, Tensor):
             contents_B2 = contents_B2.cpu().numpy()
-        return torch.from_numpy(geometry.drawn(self.views, (self.ids[p] for p in positions), numbers, self.size, contents_B2))
+        drawn_B23 = geometry.drawn(self.views, (self.ids[p] for p in positions), numbers, self.size, contents_B2)
+        if self.cached is not None:
+            drawn_B23[stored] = self.cached.matrices(positions[stored], numbers[stored])
+        return torch.from_numpy(drawn_B23)
 
     def _targets(self, positions, numbers) -> dict[str, dict[str, Tensor]]:
         return {} if self.cached is None else self.cached.rows(positions, numbers, self._tensor)

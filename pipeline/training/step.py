@@ -109,9 +109,10 @@ class Step:
             terms["dice"] = (self.training.dice_weight, dice)
         if output.existence is not None and batch.existence_BL is not None:
             terms["existence"] = (self.training.existence_weight, existence_loss(output.existence, batch.existence_BL))
-        for name, (_, loss) in self.terms.items():
+        compared = batch.with_targets(output)
+        for name, (term, loss) in self.terms.items():
             if (weight := self.weight_at(name, batch.step)) or self.balance.due(name, batch.step):
-                terms[name] = (weight, loss(output, batch))
+                terms[name] = (weight, loss(*compared) if term.reads else loss(output, batch))
         return raw, terms
 
     def weight_at(self, name: str, step: int) -> float:

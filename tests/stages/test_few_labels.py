@@ -13,9 +13,12 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from pipeline.data import views as geometry
 from pipeline.errors import ConfigError
+from pipeline.store import Reader
+from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment as Parts
-from pipeline.training.loading import Loader
+from pipeline.training.loading import CachedTargets, Loader
 
 SHOWN = 5  # of 13
 
@@ -160,6 +163,77 @@ def test_a_method_that_learns_from_labels_alone_sees_no_other_images(few, monkey
     assert {int(p) for step in range(13) for p in alike.positions(step)[0]} == set(range(13)) and alike.partly_labelled
     with pytest.raises(ConfigError, match="all 13 images to train on have a label"):
         loader_of(parts(few, monkeypatch, "dataset.labelled_part=null"))
+
+
+NEW_VIEWS = ("training.fresh_views=labelled", "training.labelled_per_batch=2")
+
+
+def cached_of(found: Parts, *names: str) -> CachedTargets:
+    targets = found.some_targets(names or found.targets)
+    store, passes = found.open_cache(targets)
+    reader = Reader(store, passes, found.ids, found.config.views.count, host=[cache.MATRIX])
+    return CachedTargets(reader, cache.MATRIX, targets)
+
+
+def test_labelled_images_are_shown_in_new_views_and_the_others_in_their_stored_ones_with_targets(few, monkeypatch):
+    found = parts(few, monkeypatch, *NEW_VIEWS)
+    count, cached = found.config.views.count, cached_of(found)
+    loader = loader_of(found, cached=cached)
+    has_label = np.array([image_id in found.shown_labels for image_id in found.ids])
+    views = {}
+    for step in range(3 * count):
+        batch, (positions, epochs) = loader.batch(step), loader.positions(step)
+        assert batch.stored == (1, 3) and has_label[positions].tolist() == [True, False, True, False]
+        for image, (position, epoch) in enumerate(zip(positions, epochs)):
+            view = batch.views[image]
+            if image in batch.stored:
+                assert 0 <= view < count
+                expected = cached.matrices(np.array([position]), np.array([view]))[0]
+            else:
+                assert view == epoch + 1
+                drawn = geometry.drawn(found.config.views, [found.ids[position]], [view], loader.size, None)
+                expected = drawn[0]
+                views.setdefault(position, set()).add(view)
+            assert np.array_equal(batch.matrices_B23[image].numpy(), expected)
+        rows = cached.rows(positions[[1, 3]], np.array(batch.views)[[1, 3]], torch.from_numpy)
+        for name, fields in batch.rows.items():
+            assert all(torch.equal(values, rows[name][field]) for field, values in fields.items())
+    assert max(len(seen) for seen in views.values()) > count  # more than are stored
+
+
+def test_a_loss_sees_the_images_with_targets_alone_also_in_parts_of_a_batch(few, monkeypatch):
+    found = parts(few, monkeypatch, *NEW_VIEWS)
+    batch = loader_of(found, cached=cached_of(found)).batch(0)
+    torch.manual_seed(0)
+    network = found.build(found.config.student("erfnet")).eval()
+    (term,) = (term for term in found.config.method("both") if term.loss.name == "kd")
+    own = found.student_context(found.config.student("erfnet"))
+    loss = term.loss.build(reads={"logits": found.targets["logits"][0]}, context=found.context, student=own)
+    with torch.no_grad():
+        output = network(batch.images_B3HW)
+        alone = network(batch.images_B3HW[[1, 3]])
+        some, stored = batch.with_targets(output)
+        assert torch.equal(some.logits, output.logits[[1, 3]]) and stored.ids == tuple(batch.ids[i] for i in (1, 3))
+        assert torch.equal(stored.images_B3HW, batch.images_B3HW[[1, 3]]) and stored.stored is None
+        assert loss(some, stored) == pytest.approx(float(loss(alone, stored)), rel=1e-5)
+        halves = [loss(*part.with_targets(network(part.images_B3HW))) for part in batch.parts(2)]
+        assert float(sum(halves)) / 2 == pytest.approx(float(loss(some, stored)), rel=1e-5)
+
+
+def test_new_views_for_labelled_images_train_and_are_refused_where_they_have_no_meaning(few, monkeypatch):
+    settings = [part for override in NEW_VIEWS for part in ("--set", override)]
+    result = few.train("both", *settings)
+    assert result.exit_code == 0, result.output
+    fresh = few.train("plain", *settings)  # which sees labelled images only, all in new views
+    assert fresh.exit_code == 0, fresh.output
+    refused = few.train("both", *settings[:2], "--set", "training.labelled_per_batch=null")
+    assert refused.exit_code == 1 and "write a number less than batch" in refused.stderr
+    found = parts(few, monkeypatch, NEW_VIEWS[0], "training.labelled_per_batch=3", "training.accumulate=2")
+    with pytest.raises(ConfigError, match="smaller training.labelled_per_batch"):
+        loader_of(found, cached=cached_of(found))
+    every = parts(few, monkeypatch, *NEW_VIEWS, "dataset.labelled_part=null")
+    loader = loader_of(every, cached=cached_of(every, "logits"))  # all have a label: the others are drawn from all of them
+    assert {int(p) for step in range(7) for p in loader.positions(step)[0][[1, 3]]} == set(range(13))
 
 
 def test_runs_curves_and_the_commands_say_how_many_labels_there_are(few):
