@@ -1,33 +1,53 @@
-"""Put a study's table and scores into the pages: run `pipeline study configs/studies/NAME.yaml`, then
+"""Put the studies' tables, scores and figures into the pages: run `pipeline study configs/studies/NAME.yaml`, then
 
-    $ python -m bench.studies roads-few idd-few     # reports/studies/NAME.* -> docs/studies/NAME.tsv, docs/study.md
-    $ python -m bench.studies --figure              # docs/studies/roads-few-labels.tsv -> docs/labels.png
+    $ python -m bench.studies roads-few-long        # reports/studies/NAME.* -> docs/studies/NAME.tsv, docs/study-results.md
+    $ python -m bench.studies --answers             # docs/studies/*.tsv -> the table of docs/study.md, and docs/study.png
 
-tests/test_studies_page.py compares the page with the scores.
+tests/test_studies_page.py compares the pages with the scores.
 """
 
 import argparse
 import csv
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from bench.machine import described
 from bench.page import insert
+from pipeline.progress import table_lines
+from pipeline.reporting.statistics import Difference, compare, gap_closed
 
-REPORTS, STUDIES, PAGE = Path("reports/studies"), Path("docs/studies"), Path("docs/study.md")
-FIGURE, LABELS = Path("docs/labels.png"), "roads-few-labels"
-PARTS = {"_3": 3, "": 10, "_25": 25, "_100": 100}  # the end of an arm's name, and the share of labels in percent
-ARMS = {"long": "labels alone", "pseudo": "pseudo-labels", "both": "IntRA-KD and KD from the cache"}
+REPORTS, STUDIES = Path("reports/studies"), Path("docs/studies")
+PAGE, RESULTS, FIGURE = Path("docs/study.md"), Path("docs/study-results.md"), Path("docs/study.png")
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One line of the answer: an arm against the best plain arm that had its time or more."""
+
+    what: str  # the data, and what the teacher has seen of them
+    metric: str
+    study: str
+    arm: str
+    plain: tuple[str, ...]
+
+
+SAME = "ERFNet, the same labels"
+CONTRASTS = (
+    Contrast(f"drawn lanes, 50 frames ({SAME})", "F1", "roads-tenth", "intra", ("long",)),
+    Contrast(f"drawn lanes, 500 frames ({SAME})", "F1", "roads-time", "intra", ("matched",)),
+    Contrast(f"drawn roads, 18 paints, 500 frames ({SAME})", "mean IoU", "markings", "intra", ("long",)),
+    Contrast(f"CamVid, 367 frames ({SAME})", "mean IoU", "camvid-120", "intra", ("long",)),
+)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("studies", nargs="*", metavar="NAME")
-    parser.add_argument("--figure", action="store_true", help=f"draw {FIGURE}")
+    parser.add_argument("--answers", action="store_true", help=f"write the table of {PAGE} and draw {FIGURE}")
     args = parser.parse_args()
     for name in args.studies:
         shutil.copy(REPORTS / f"{name}.tsv", STUDIES / f"{name}.tsv")
@@ -36,9 +56,10 @@ def main():
             f"Written by `python -m bench.studies {name}` on {machine['processor']}, {machine['cores']} cores, PyTorch "
             f"{machine['torch']}; seconds are CPU seconds. Every cell: [studies/{name}.tsv](studies/{name}.tsv)."
         )
-        insert(PAGE, f"{name}-table", (REPORTS / f"{name}.md").read_text().rstrip() + "\n\n" + written)
-    if args.figure:
-        draw(scores(LABELS))
+        insert(RESULTS, f"{name}-table", (REPORTS / f"{name}.md").read_text().rstrip() + "\n\n" + written)
+    if args.answers:
+        insert(PAGE, "answers", answers())
+        draw()
 
 
 def scores(study: str) -> dict[str, list[float]]:
@@ -50,25 +71,55 @@ def scores(study: str) -> dict[str, list[float]]:
     return dict(found)
 
 
-def draw(found: Mapping[str, Sequence[float]]) -> None:
-    """Points on test against the share of labels: a line through the means of each arm, a point a seed."""
+def answered(contrast: Contrast) -> tuple[dict[str, list[float]], str, Difference]:
+    """The scores, the best of the plain arms, and the difference to it."""
+    found = scores(contrast.study)
+    best = max((arm for arm in contrast.plain if arm in found), key=lambda arm: np.mean(found[arm]))
+    return found, best, compare(found[contrast.arm], found[best])
+
+
+def answers() -> str:
+    """The table of all contrasts."""
+    rows: list[list[object]] = []
+    for contrast in CONTRASTS:
+        found, best, apart = answered(contrast)
+        plain, distilled, (teacher,) = found[best], found[contrast.arm], found["teacher"]
+        closed = gap_closed(float(np.mean(distilled)), float(np.mean(plain)), teacher)
+        rows.append(
+            [
+                contrast.what,
+                contrast.metric,
+                len(distilled),
+                f"{teacher:.1f}",
+                *(f"{np.mean(values):.1f} ({np.std(values, ddof=1):.1f})" for values in (plain, distilled)),
+                f"{apart.mean:+.1f} ({apart.low:+.1f} to {apart.high:+.1f})",
+                f"{apart.p:.3f}",
+                "-" if closed is None else f"{closed:.0%}",
+            ]
+        )
+    head = ["data (teacher)", "metric", "seeds", "teacher", "plain, same time", "distilled", "difference", "p", "gap closed"]
+    return "\n".join(table_lines(head, rows))
+
+
+def draw() -> None:
+    """The differences with their intervals, a line a contrast."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained", dpi=110)
+    figure = Figure(figsize=(8.2, 0.55 + 0.42 * len(CONTRASTS)), layout="constrained", dpi=110)
     axes = figure.subplots()
-    for (arm, said), colour in zip(ARMS.items(), ("#8a8f98", "#e8862e", "#2f7de1")):
-        known = [(part, found[arm + end]) for end, part in PARTS.items() if arm + end in found]
-        axes.plot([part for part, _ in known], [np.mean(values) for _, values in known], color=colour, label=said)
-        for part, values in known:
-            axes.plot([part] * len(values), values, "o", color=colour, markersize=4)
-    axes.axhline(found["teacher"][0], color="black", linewidth=1, linestyle=":", label="teacher")
-    axes.set_xscale("log")
-    axes.set_xticks([*PARTS.values()], [f"{part} %" for part in PARTS.values()])
-    axes.minorticks_off()
-    axes.set_xlabel("images with a label, of 500")
-    axes.set_ylabel("F1 on test")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    for line, contrast in enumerate(CONTRASTS):
+        _, _, apart = answered(contrast)
+        colour = "#2f7de1" if apart.low > 0 else "#c0392b" if apart.high < 0 else "#8a8f98"
+        axes.plot([apart.low, apart.high], [line, line], color=colour, linewidth=3, solid_capstyle="round")
+        axes.plot(apart.mean, line, "o", color=colour, markersize=8)
+        axes.annotate(f"{apart.mean:+.1f}", (apart.mean, line), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(range(len(CONTRASTS)), [contrast.what for contrast in CONTRASTS], fontsize=8)
+    axes.set_ylim(len(CONTRASTS) - 0.5, -0.7)
+    axes.set_xlabel("points against the best plain student of the same time, 95 % interval", fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
     figure.savefig(FIGURE, metadata={"Software": None})
 
 

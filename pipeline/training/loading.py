@@ -116,7 +116,7 @@ class Loader:
             self._order
         ]
         parts = self._fresh_B.reshape(share[1] * training.accumulate, -1)
-        if cached is not None and self._fresh_B.any() and parts.all(axis=1).any():
+        if cached is not None and training.fresh_views == "labelled" and parts.all(axis=1).any():
             raise ConfigError(
                 f"training.fresh_views: labelled: of {len(parts)} parts of a batch, one for each process and each of "
                 f"training.accumulate, some would have no image with targets; write a smaller training.labelled_per_batch"
