@@ -11,7 +11,11 @@ ABSENT = object()
 
 def identity_digest(record: dict) -> str:
     """SHA-256 of the record as canonical JSON."""
-    return sha256(json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+    return sha256(canonical(record))
+
+
+def canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def digest_array(array: np.ndarray | None) -> str:

@@ -84,7 +84,7 @@ def stored_targets(old: Store, experiment: Experiment, identity: dict) -> Named:
     named = {name: (target, pass_) for name, (target, pass_) in experiment.targets.items() if old.has_pass(pass_)}
     if not named or not old.has_pass(cache.MATRIX):
         raise StoreError(f"{old.folder}: holds none of the targets of {experiment.config.path}; nothing to adopt")
-    images = [image for image in experiment.images if image.id in old.row_of]
+    images = [image for image, row in zip(experiment.images, old.images.rows(experiment.ids).tolist()) if row >= 0]
     old.check(images, range(0), [(pass_, cache.by_labels(identity, target)) for target, pass_ in named.values()], any_code=True)
     return named
 
@@ -95,7 +95,8 @@ def whole(old: Store, experiment: Experiment, named: Named) -> tuple[list[str], 
     stored = {view for view, folder in old.stored_groups() if folder == cache.MATRIX.folder}
     num_views = next((v for v in range(experiment.config.views.count) if view_name(v) not in stored), experiment.config.views.count)
     bad = {block for pass_ in passes for view in range(num_views) for block in old.missing(pass_, view)}
-    ids = [image.id for image in experiment.images if image.id in old.row_of and old.row_of[image.id] // old.block_rows not in bad]
+    rows = old.images.rows(experiment.ids).tolist()
+    ids = [image_id for image_id, row in zip(experiment.ids, rows) if row >= 0 and row // old.block_rows not in bad]
     if not ids or not num_views:
         raise StoreError(f"{old.folder}: holds no image of {experiment.config.path} whose rows are whole; nothing to compare")
     return ids, num_views

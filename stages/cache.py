@@ -36,6 +36,7 @@ from pipeline.store.files import (
     write,
     writing,
 )
+from pipeline.store.images import INDEX
 from pipeline.store.notes import NOTES, note_faults, rows_of, table, without_times
 from pipeline.store.verification import gaps, verify
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 NAME = re.compile(r"(prepared|targets)-[0-9a-f]{12}")
 REMOVED = ".removed-"  # before the name of a store that is being removed
 FOLDERS = "images", "passes", "done"
-FILES = "store.json", "manifest.json", "code.json", CARD, "history.jsonl", ".lock", IN_USE
+FILES = "store.json", "manifest.json", "code.json", CARD, "history.jsonl", ".lock", IN_USE, INDEX
 BLOCKS_AT_ONCE = 8
 
 
@@ -503,7 +504,7 @@ def publish(*, folders: Sequence[AnyPath], out: AnyPath) -> str:
     copies = [Store.open(destination(store.folder, out)) for store in sources]
     with writing(out):
         write([(out / "README.md", readme(copies).encode())])
-        files = sorted(path for copy in copies for path in below_of(copy.folder) if path.name not in (".lock", IN_USE))
+        files = sorted(path for copy in copies for path in below_of(copy.folder) if path.name not in (".lock", IN_USE, INDEX))
         sums = map_concurrently(lambda path: f"{sha256(read(path))}  {name_below(path, out)}\n", [out / "README.md", *files], out)
         write([(out / "SHA256SUMS", "".join(sums).encode())])
     return "\n".join([*said, f"{out}: {len(files) + 1} files, README.md with the terms, SHA256SUMS"])

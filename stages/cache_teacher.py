@@ -47,7 +47,7 @@ def run(
     every = every_pass(named)
     store = open_to_fill(experiment, every)
     in_use = InUse(store.folder)  # noqa: F841  # until this returns
-    asked_for = {store.row_of[image.id] // store.block_rows for image in images}
+    asked_for = set(np.unique(store.rows_of(experiment.ids) // store.block_rows).tolist())
 
     def missing() -> list[plan.Task]:
         """All views of a block in a row, so that its images are read once."""
@@ -68,7 +68,7 @@ def run(
         passes=frozenset(pass_.folder for pass_ in every),
         rows=pixels.digest_of(images, range(1), [experiment.sample]),
     )
-    with Progress("teacher", sum(len(store.block_images(task.block)) for task in tasks), "views") as progress:
+    with Progress("teacher", sum(store.images.count_in(task.block) for task in tasks), "views") as progress:
         try:
             for count in executors.processes(
                 tasks, BlockFiller, spec, device=device, workers=workers, num_threads=threads, scheduler=scheduler

@@ -78,7 +78,7 @@ def against_store(root: AnyPath, plugin: Plugin, source: DatasetBase, prepare: P
         store = Store.find(root, "prepared", prepared.home(root, plugin, source, identity, ids), identity)
     except StoreError as error:
         raise StoreError(f"{error}; run `pipeline prepare` with this config first, or leave out --deep") from None
-    known = [image_id for image_id in ids if image_id in store.row_of]
+    known = [image_id for image_id, row in zip(ids, store.images.rows(ids).tolist()) if row >= 0]
     changed = prepared.changed(store, source, prepare, known, "with the digests of this store")
     what = f"has other content than {store.folder} holds of it"
     to_do = "bring the file back, or delete that folder and run `pipeline prepare` again"

@@ -52,7 +52,7 @@ def run(
         card={"dataset": dataset.name, "classes": list(source.classes)},
     )
     in_use = InUse(store.folder)  # noqa: F841  # until this returns
-    if len(dataset.homes) > 1 and store.row_of and not any(image_id in store.row_of for image_id in ids):
+    if len(dataset.homes) > 1 and store.row_of and (store.images.rows(ids) < 0).all():
         raise StoreError(
             f"{store.folder}: holds {len(store.row_of)} images, none of them of this dataset ({join_names(ids)}); if it is another "
             f"dataset's, write a dataset.title; if it is an old state of this one, delete that folder"
@@ -74,8 +74,9 @@ def run(
             else:
                 yield found
 
-    new = [image_id for image_id in ids if image_id not in store.row_of]
-    touched = [image_id for image_id in ids if image_id in store.row_of and not sources.unchanged(image_id)]
+    known = (store.images.rows(ids) >= 0).tolist()
+    new = [image_id for image_id, here in zip(ids, known) if not here]
+    touched = [image_id for image_id, here in zip(ids, known) if here and not sources.unchanged(image_id)]
     store.add_pass(sample, range(1))
     if touched:
         say(f"{store.folder}: comparing the content of {len(touched)} images whose files were touched")
@@ -124,7 +125,7 @@ def run(
                 ]
             )
         )
-    wanted = [store.images[store.row_of[image_id]] for image_id in ids if image_id not in left_out]
+    wanted = store.named([image_id for image_id in ids if image_id not in left_out])
     if not wanted:
         raise DatasetError(f"{dataset.name}: not one of {len(ids)} images can be read; {store.folder}/skipped.tsv says why")
     if needs_labels is not None:

@@ -237,7 +237,7 @@ def _stores(folder: AnyPath, record: dict) -> Iterator[Store]:
 
 def _is_of(store: Store, dataset: DatasetBase, ids: Sequence[str]) -> bool:
     """Whether a store holds images of these names, whose files have the sizes that it noted, as far as both are known."""
-    common = [image_id for image_id in ids if image_id in store.row_of][:FILES_COMPARED]
+    common = [ids[position] for position in np.flatnonzero(store.images.rows(ids) >= 0)[:FILES_COMPARED].tolist()]
     noted = known_files(store.path("sources.tsv")) if store.kind == "prepared" else {}
     pairs = [(_sizes(noted.get(image_id, "")), _sizes(files_now(dataset, image_id))) for image_id in common]
     told = [before == now for before, now in pairs if before and now]
@@ -292,7 +292,7 @@ def open_whole(
                 f"{join_names(left_out)}"
             )
         ids = [image_id for image_id in ids if image_id not in bad]
-        store.check_ids(ids)
+        store.rows_of(ids)
         known = known_files(store.path("sources.tsv"))
         now = {image_id: files_now(dataset, image_id) for image_id in ids}
         touched = [image_id for image_id in ids if now[image_id] and known.get(image_id) != now[image_id]]
@@ -315,7 +315,7 @@ def open_whole(
                 f"{store.folder}: {len(earlier)} images were read by another version's rule ({join_names(earlier)}), and "
                 f"their files are not here to be compared; where they are, update the store and bring it here again"
             )
-        images = [store.images[store.row_of[image_id]] for image_id in ids]
+        images = store.named(ids)
         store.check(images, range(1), [(sample, True)])
     except NoStore as error:
         raise StoreError(

@@ -58,10 +58,9 @@ class Reader:
         device: str | torch.device | None = None,
         host: Sequence[ArrayGroup] = (),
     ):
-        store.check_ids(ids)
         self.ids, self.num_views = list(ids), num_views
         self.folder, self.block_rows = store.folder, store.block_rows
-        self._rows = np.array([store.row_of[image_id] for image_id in ids], np.int64)
+        self._rows = store.rows_of(self.ids)
         views, folders = [view_name(view) for view in range(num_views)], sorted({pass_.folder for pass_ in passes})
         for pass_ in passes:
             if not store.has_pass(pass_):

@@ -10,6 +10,7 @@
   manifest.json                    what was whole at the last finalise
   code.json                        digest of the code that each target's rows were stored by; older stores have none
   history.jsonl                    who did what when; no part of any comparison
+  images.index                     of a large store: images by id; follows from the lists (pipeline/store/images.py)
   .lock                            held around create, grow, add_pass and finalise
   .in-use                          held, shared, by every process that fills it: nobody removes it meanwhile
 
@@ -22,6 +23,8 @@ block. Nothing finished is rewritten, but zarr.json follows the number of blocks
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +34,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import CodeChanged, NoStore, OtherStore, StoreError
-from pipeline.identity import diff, identity_digest, join_names, sha256, short
+from pipeline.identity import canonical, diff, identity_digest, join_names, sha256, short
 from pipeline.paths import below, id_fault, name_fault
 from pipeline.store.files import (
     CRC,
@@ -52,7 +55,6 @@ from pipeline.store.files import (
     locked,
     make_folder,
     map_concurrently,
-    parse_images,
     read,
     read_chunk,
     remove,
@@ -64,14 +66,14 @@ from pipeline.store.files import (
     write,
     writing,
 )
+from pipeline.store.images import ELSEWHERE, Images, RowOf, listed
 
 if TYPE_CHECKING:
     from pipeline.targets.base import Field  # imports torch, which a process that only stores bytes can do without
 
 MAX_CHUNK_BYTES = 16_000_000
 VIEW, PASS, CRC_HEX = re.compile(r"v[0-9]{3,}"), re.compile(r".+-[0-9a-f]{8}"), re.compile(r"[0-9a-f]{8}")
-ELSEWHERE = "get the store again from where it was filled"
-PADDING = ImageRow("", "-", "-")
+AT_ONCE = 2**16  # images
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,10 @@ class Store:
         self.block_rows: int = content["block_rows"]
         self.codec: str = content["codec"]
         self.card: dict = content["card"]
-        self.images: list[ImageRow] = []  # by row; padding rows have an empty id
-        self.row_of: dict[str, int] = {}
-        self._image_digests: list[str] = []  # of each block's list
         self._layouts: dict[str, dict] = {}
         self._arrays: dict[tuple[str, str], dict[str, Array]] = {}
-        self._load_images()
+        self.images = Images(self.folder, self.block_rows, self.identity["digest"])
+        self.row_of = RowOf(self.images)
 
     def __reduce__(self):
         return Store, (self.folder,)
@@ -193,42 +193,19 @@ class Store:
 
     # Images
 
-    def _load_images(self) -> None:
-        """Takes in the blocks that are new on disk; those known never change."""
-        for path in self._new_image_files():
-            data = read(path)
-            images = parse_images(data, path)
-            if not 0 < len(images) <= self.block_rows:
-                raise StoreError(f"{path}: lists {len(images)} images, where a block has 1 to {self.block_rows}; {ELSEWHERE}")
-            self.row_of |= {image.id: len(self.images) + offset for offset, image in enumerate(images)}
-            self.images += images + [PADDING] * (self.block_rows - len(images))
-            self._image_digests.append(sha256(data))
-
-    def _new_image_files(self) -> Iterator[AnyPath]:
-        if self.num_blocks:  # listing them all for every block would take the square of their number
-            while (path := self.image_file(self.num_blocks)).exists():
-                yield path
-            return
-        for block, path in enumerate(self.image_files()):
-            if int(path.stem) != block:
-                raise StoreError(f"{self.image_file(block)}: missing; bring it back from a copy")
-            yield path
-
     def image_file(self, block: int) -> AnyPath:
-        return self.path(f"images/{block:06d}.tsv")
+        return self.images.path(block)
 
     def image_files(self) -> list[AnyPath]:
-        found = [path for path in self.path("images").glob("*.tsv") if path.stem.isdecimal()]
-        return [self.path(f"images/{path.name}") for path in sorted(found, key=lambda path: int(path.stem))]
+        return [self.path(f"images/{name}") for _, name, _ in listed(self.folder)]
 
     @property
     def num_blocks(self) -> int:
-        return len(self._image_digests)
+        return self.images.num_blocks
 
     def block_images(self, block: int) -> list[ImageRow]:
         """Without the padding."""
-        rows = self.images[block * self.block_rows : (block + 1) * self.block_rows]
-        return [image for image in rows if image.id]
+        return self.images.block(block)
 
     def refuse_lost_lists(self) -> None:
         """Raises StoreError if the manifest knows blocks whose lists of images are not here: without a configuration that asks for
@@ -244,21 +221,27 @@ class Store:
                 f"{len(self.row_of)}; bring it back from a copy"
             )
 
-    def check_ids(self, ids: Sequence[str]) -> None:
-        unknown = [repr(image_id) for image_id in ids if image_id not in self.row_of]
-        if unknown:
+    def rows_of(self, ids: Sequence[str]) -> np.ndarray:
+        """int64 row of each of these images. StoreError if one is unknown."""
+        rows = self.images.rows(ids)
+        if unknown := [repr(ids[position]) for position in np.flatnonzero(rows < 0).tolist()]:
             raise StoreError(f"{self.folder}: {len(unknown)} of {len(ids)} images are not in it: {join_names(unknown)}")
+        return rows
+
+    def named(self, ids: Sequence[str]) -> list[ImageRow]:
+        """These images as they are listed. StoreError if one is unknown."""
+        return self.images.at(self.rows_of(ids))
 
     def grow(self, rows: list[ImageRow]) -> None:
         """Adds unknown images in new blocks. StoreError if a known one has other pixels; another label is fine here."""
         if not self._unknown(rows) and not any(self._stale(*group) for group in self.stored_groups()):
             return
         with locked(self.folder):
-            self._load_images()  # another process may have grown it
+            self.images.load()  # another process may have grown it
             unknown = self._unknown(rows)
             parts = [unknown[start : start + self.block_rows] for start in range(0, len(unknown), self.block_rows)]
             write((self.image_file(block), images_tsv(part)) for block, part in enumerate(parts, start=self.num_blocks))
-            self._load_images()
+            self.images.load()
             for group in self.stored_groups():
                 self.write_metadata(*group)
             append_history(self.folder, "grow", images=len(unknown))
@@ -273,19 +256,22 @@ class Store:
             if "\t" in row.id or "\n" in row.id:
                 raise StoreError(f"{self.folder}: image id {row.id!r} has a tab or newline; rename it")
             seen.add(row.id)
-        self._refuse_changed(rows, "image")
-        return [row for row in rows if row.id not in self.row_of]
+        places = self.images.rows([row.id for row in rows])
+        self._refuse_changed(rows, places, "image")
+        return [rows[position] for position in np.flatnonzero(places < 0).tolist()]
 
-    def _refuse_changed(self, rows: list[ImageRow], what: str, users: str = "") -> None:
-        for row in rows:
-            if row.id in self.row_of:
-                here = getattr(self.images[self.row_of[row.id]], f"{what}_digest")
-                asked = getattr(row, f"{what}_digest")
-                if here != asked:
-                    raise StoreError(
-                        f"{self.folder}: the {what} of {row.id!r} has changed: digest {here} here, "
-                        f"{asked} asked for{users}; restore it, or remove this store"
-                    )
+    def _refuse_changed(self, rows: list[ImageRow], places: np.ndarray, what: str, users: str = "") -> None:
+        """`places`: their rows here, -1 where they are unknown."""
+        digest = operator.attrgetter(f"{what}_digest")
+        order = np.argsort(places, kind="stable").tolist()  # so that each list is read once
+        changed = [i for i in order if places[i] >= 0 and digest(self.images[int(places[i])]) != digest(rows[i])]
+        if changed:
+            row = rows[min(changed)]
+            here = self.images[int(places[min(changed)])]
+            raise StoreError(
+                f"{self.folder}: the {what} of {row.id!r} has changed: digest {digest(here)} here, "
+                f"{digest(row)} asked for{users}; restore it, or remove this store"
+            )
 
     # Passes and views
 
@@ -301,7 +287,7 @@ class Store:
         ):
             return
         with locked(self.folder):
-            self._load_images()
+            self.images.load()
             if not self.has_pass(pass_):
                 if pass_.code:
                     self.vouch_for_code([pass_])
@@ -531,7 +517,7 @@ class Store:
             "pass": folder,
             "view": view,
             "block": block,
-            "images": self._image_digests[block],
+            "images": self.images.digest(block),
         }
 
     def fault(self, view: str, folder: str, block: int, deep: bool = False) -> str | None:
@@ -581,13 +567,13 @@ class Store:
         """Lists the images of another store in the same blocks, and makes these passes and views of it. StoreError if the stores
         have other images in a block, or the passes other fields."""
         with locked(self.folder):
-            self._load_images()
+            self.images.load()
             for block in range(min(self.num_blocks, other.num_blocks)):
-                if self._image_digests[block] != other._image_digests[block]:
+                if self.images.digest(block) != other.images.digest(block):
                     raise StoreError(f"{self.image_file(block)}: lists other images than {other.image_file(block)}")
             new = range(self.num_blocks, other.num_blocks)
             write([(self.image_file(block), read(other.image_file(block))) for block in new])
-            self._load_images()
+            self.images.load()
             for view, folder in groups:
                 content = other.pass_file(folder) | {"store": self.identity["digest"]}
                 if not self.pass_path(folder).exists():
@@ -667,7 +653,7 @@ class Store:
         if path.exists() and path.read_bytes() == self._manifest():
             return
         with locked(self.folder):
-            self._load_images()
+            self.images.load()
             data = self._manifest()
             if not path.exists() or path.read_bytes() != data:
                 write([(path, data)])
@@ -696,12 +682,12 @@ class Store:
         passes = list(passes)
         if not any_code:
             self.refuse_other_code(pass_ for pass_, _ in passes)
-        self.check_ids([row.id for row in rows])
-        self._refuse_changed(rows, "image")
+        places = self.rows_of([row.id for row in rows])
+        self._refuse_changed(rows, places, "image")
         users = [pass_.folder for pass_, uses_labels in passes if uses_labels]
         if users:
-            self._refuse_changed(rows, "label", f" (used by {join_names(users)})")
-        blocks = sorted({self.row_of[row.id] // self.block_rows for row in rows})
+            self._refuse_changed(rows, places, "label", f" (used by {join_names(users)})")
+        blocks = np.unique(places // self.block_rows).tolist()
         for pass_, _ in passes:
             if not self.has_pass(pass_):
                 raise StoreError(f"{self.folder}: {pass_.folder} was never stored{self._nearest(pass_)}")
@@ -743,13 +729,19 @@ class Store:
     def digest_of(self, rows: list[ImageRow], views: Iterable[int], passes: Iterable[ArrayGroup]) -> str:
         """One digest of just these images and their rows, whatever else is stored, and where."""
         rows, names = sorted(rows, key=lambda row: row.id), [view_name(view) for view in views]
-        index = np.array([self.row_of[row.id] for row in rows])
+        index = self.rows_of([row.id for row in rows])
         digests = {}
         for folder in {pass_.folder for pass_ in passes}:
             for view in names:
                 crcs = self.stored_crcs(view, folder, index)
                 digests[f"{view}/{folder}"] = {name: sha256(values.tobytes()) for name, values in crcs.items()}
-        return identity_digest({"images": [dataclasses.astuple(row) for row in rows], "crcs": digests})
+        found = hashlib.sha256()  # as identity_digest of {"images": ..., "crcs": ...} has it, but some images at a time
+        found.update(b'{"crcs":' + canonical(digests) + b',"images":[')
+        for start in range(0, len(rows), AT_ONCE):
+            part = [(row.id, row.image_digest, row.label_digest) for row in rows[start : start + AT_ONCE]]
+            found.update((b"," if start else b"") + canonical(part)[1:-1])
+        found.update(b"]}")
+        return found.hexdigest()
 
 
 def store_folder(root: AnyPath, kind: str, dataset: str, identity_record: dict) -> AnyPath:

@@ -25,7 +25,6 @@ from pipeline.store.files import (
     finite,
     image_row,
     locked,
-    parse_images,
     read,
     read_chunk,
     remove,
@@ -132,9 +131,7 @@ def unvouched(store: Store) -> list[str]:
     for name in NOTES:
         if (path := store.path(name)).exists():
             notes = rows_of(path, head=name == "skipped.tsv")
-            others = (
-                "" if name == "skipped.tsv" else f", {sum(image_id not in store.row_of for image_id in notes)} of no image here"
-            )
+            others = "" if name == "skipped.tsv" else f", {np.count_nonzero(store.images.rows(list(notes)) < 0)} of no image here"
             found.append(
                 f"{path}: no checksum covers these {len(notes)} notes{others}; `pipeline prepare` compares them with the files"
             )
@@ -143,7 +140,7 @@ def unvouched(store: Store) -> list[str]:
 
 def _faults_of_metadata(store: Store) -> Iterator[str]:
     checks: list[tuple[Callable[[bytes, AnyPath], object], AnyPath]]
-    checks = [(check_and_parse, store.path("store.json")), *((parse_images, path) for path in store.image_files())]
+    checks = [(check_and_parse, store.path("store.json"))]
     beside = [store.path(name) for name in ("manifest.json", "code.json", CARD)]
     checks += [(check_and_parse, path) for path in beside if path.exists()]
     for check, path in checks:
@@ -151,6 +148,7 @@ def _faults_of_metadata(store: Store) -> Iterator[str]:
             check(read(path), path)
         except StoreError as error:
             yield str(error)
+    yield from store.images.faults()
     history = store.path("history.jsonl")
     for number, line in enumerate(read(history).splitlines(keepends=True) if history.exists() else [], start=1):
         try:
@@ -228,7 +226,10 @@ def _blocks(
         if not store.mark_path(view, folder, block).exists():
             return [], {}
         held: dict[str, Values] = {}
-        faults = [*_faults_of_block(store, view, folder, block, deep, held if ranges else None)]
+        try:
+            faults = [*_faults_of_block(store, view, folder, block, deep, held if ranges else None)]
+        except StoreError as error:  # its list of images
+            faults = [str(error)]
         return [f"{fault} (block {block} of {folder}, {view})" for fault in faults], held
 
     if _fine_pass(store, folder):
@@ -236,6 +237,7 @@ def _blocks(
 
 
 def _faults_of_block(store: Store, view: str, folder: str, block: int, deep: bool, held: dict[str, Values] | None) -> Iterator[str]:
+    """StoreError if the list of its images is not what it was: that is no fault of the block, whose files stay."""
     fault = store.fault(view, folder, block)
     if fault or not deep:
         yield from [fault] if fault else []
@@ -295,7 +297,7 @@ def repair(store: Store, passes: Sequence[ArrayGroup] = (), workers: int = 1) ->
     Metadata is written again from the pass files, these from `passes`; damaged lines of the history are dropped. A
     damaged store.json or list of images can't be made from anything else, and what doesn't belong here isn't ours.
     """
-    done = []
+    done = store.images.remove_bad_index()
     with locked(store.folder):
         history = store.path("history.jsonl")
         lines = read(history).splitlines(keepends=True) if history.exists() else []

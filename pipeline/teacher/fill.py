@@ -172,7 +172,7 @@ class FillingTargets:
         self.store = open_to_fill(experiment, every)
         self.in_use = InUse(self.store.folder)
         self.folders = tuple(pass_.folder for pass_ in every)
-        self._rows = np.array([self.store.row_of[image.id] for image in experiment.images])
+        self._rows = self.store.rows_of(experiment.ids)
         self._whole: set[tuple[int, int]] = set()  # (view, block)
         self._blocks: OrderedDict[tuple[str, int, int], dict[str, np.ndarray]] = OrderedDict()  # decoded, the oldest first
         self._room, self._lock = int(RAM_SHARE * free_bytes()), Lock()

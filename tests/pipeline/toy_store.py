@@ -65,5 +65,5 @@ def tree(folder):
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("history.jsonl", ".lock", ".in-use")
+        if path.is_file() and path.name not in ("history.jsonl", ".lock", ".in-use", "images.index")
     }
