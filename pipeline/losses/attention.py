@@ -10,6 +10,7 @@ first; images are averaged; cells that lie more than half outside the image are 
 B images, h w the teacher's grid of the layer.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -34,23 +35,33 @@ class Loss(LossModule):
         self.normalised, self.reduction = {"l2": unit, "softmax": softmax}[normalise], reduction
 
     def forward(self, output: Output, batch: Batch) -> Tensor:
-        total: Any = 0.0  # a Tensor after the first
-        for name, target in self.reads.items():
-            student_Bhw = target.compute(output, batch.labels_BHW, self.context)["energy"]
-            total = total + self.distance(student_Bhw, batch.rows[name]["energy"], batch.inside_BHW)
-        return total
+        pairs = [
+            (target.compute(output, batch.labels_BHW, self.context)["energy"], batch.rows[name]["energy"])
+            for name, target in self.reads.items()
+        ]
+        return self.distance(pairs, batch.inside_BHW)
 
-    def distance(self, student_Bhw: Tensor, teacher_Bhw: Tensor, inside_BHW: Tensor) -> Tensor:
-        """Eq. 6 on two un-normalised energies; the student's may have another grid."""
-        grid = teacher_Bhw.shape[-2:]
-        if student_Bhw.shape[-2:] != grid:
-            student_Bhw = F.interpolate(student_Bhw[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
-        inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), grid)[:, 0] >= 0.5  # type: ignore[arg-type]  # a Size will do
-        difference_Bhw = self.normalised(student_Bhw, inside_Bhw) - self.normalised(teacher_Bhw, inside_Bhw)
-        squares_B = difference_Bhw.square().sum(dim=(1, 2))
-        if self.reduction == "mean":
-            squares_B = squares_B / inside_Bhw.sum(dim=(1, 2)).clamp(min=1)
-        return squares_B.mean()
+    def distance(self, pairs: Sequence[tuple[Tensor, Tensor]], inside_BHW: Tensor) -> Tensor:
+        """The sum of Eq. 6 over pairs of un-normalised energies, the student's and the teacher's, which may have another grid.
+        Maps of one teacher's grid go through each operation together: on small maps the number of operations takes the time."""
+        students: dict[tuple[int, ...], list[Tensor]] = {}
+        teachers: dict[tuple[int, ...], list[Tensor]] = {}
+        for student_Bhw, teacher_Bhw in pairs:
+            grid = tuple(teacher_Bhw.shape[-2:])
+            if student_Bhw.shape[-2:] != grid:
+                student_Bhw = F.interpolate(student_Bhw[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
+            students.setdefault(grid, []).append(student_Bhw)
+            teachers.setdefault(grid, []).append(teacher_Bhw)
+        total: Any = 0.0  # a Tensor after the first
+        for grid, maps in students.items():
+            inside_Bhw = F.adaptive_avg_pool2d(inside_BHW[:, None].float(), grid)[:, 0] >= 0.5  # type: ignore[arg-type]  # a tuple will do
+            inside = inside_Bhw.repeat(len(maps), 1, 1)
+            difference = self.normalised(torch.cat(maps), inside) - self.normalised(torch.cat(teachers[grid]), inside)
+            squares = difference.square().sum(dim=(1, 2))
+            if self.reduction == "mean":
+                squares = squares / inside.sum(dim=(1, 2)).clamp(min=1)
+            total = total + squares.view(len(maps), -1).mean(dim=1).sum()
+        return total
 
 
 def unit(energy_Bhw: Tensor, inside_Bhw: Tensor) -> Tensor:

@@ -9,8 +9,6 @@ those of `reads`, in the order written there. So with `reads: [attention_mid, at
 B images, h w a layer's grid.
 """
 
-from typing import Any
-
 from torch import Tensor
 
 from pipeline.losses import attention
@@ -21,8 +19,9 @@ from pipeline.models.base import Output
 class Loss(attention.Loss):
     def forward(self, output: Output, batch: Batch) -> Tensor:
         student = [target.compute(output, batch.labels_BHW, self.context)["energy"] for target in self.reads.values()]
-        total: Any = 0.0  # a Tensor after the first
-        for j, name in enumerate(self.reads):
-            for student_Bhw in student[max(j - 1, 0) : j + 2]:
-                total = total + self.distance(student_Bhw, batch.rows[name]["energy"], batch.inside_BHW)
-        return total
+        pairs = [
+            (student_Bhw, batch.rows[name]["energy"])
+            for j, name in enumerate(self.reads)
+            for student_Bhw in student[max(j - 1, 0) : j + 2]
+        ]
+        return self.distance(pairs, batch.inside_BHW)

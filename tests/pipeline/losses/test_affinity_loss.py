@@ -99,6 +99,25 @@ def test_two_layers_add_up():
     assert both(output, batch).item() == pytest.approx(2 * loss_of()(output, batch).item())
 
 
+@pytest.mark.parametrize("aoi_grid", ["teacher", "own"])
+@pytest.mark.parametrize("num_classes", [4, 19])
+def test_the_students_graph_is_the_targets_to_the_bit(aoi_grid, num_classes):
+    """Areas of interest are made once for both layers, by another table look-up than the target's."""
+    draw = torch.Generator().manual_seed(0)
+    grids = {"mid": (8, 16), "high": (8, 16)}
+    context = Context(num_classes=num_classes, regions=tuple(range(num_classes)), size=(32, 64), grids=grids)
+    labels_BHW = torch.randint(num_classes + 1, (2, 32, 64), generator=draw, dtype=torch.uint8)
+    labels_BHW[labels_BHW == num_classes] = 255
+    loss = Loss(reads={}, context=context, student=context)
+    made: dict = {}
+    for layer, grid in (("mid", (16, 32)), ("high", (4, 8))):
+        target = Target(layer=layer, aoi_grid=aoi_grid)
+        features = torch.randn(2, 5, *grid, generator=draw)
+        expected, found = target.graph(features, labels_BHW, context), loss.graph(target, features, labels_BHW, {}, made)
+        assert all(torch.equal(found[name], expected[name]) for name in ("graph", "cells"))
+    assert len(made) == (aoi_grid == "teacher")
+
+
 @pytest.mark.parametrize("grid, counts", [((8, 16), (4, 16)), ((2, 4), (4, 1))])
 def test_a_pair_needs_cells_on_both_grids(grid, counts):
     """Four of the teacher's cells are sixteen of a finer grid and one of a coarser: the smaller count decides."""
