@@ -375,19 +375,14 @@ def images_tsv(rows: list[ImageRow]) -> bytes:
 
 def parse_images(data: bytes, path: AnyPath) -> list[ImageRow]:
     """Raises StoreError if any byte was changed, or an id leads out of a folder."""
-    rows = split_images(data)
+    lines = data.decode("utf-8", "surrogateescape").split("\n")[1:-1]
+    rows = [ImageRow(*cells) for line in lines if len(cells := line.split("\t")) == 3]
     if images_tsv(rows) != data:
         raise StoreError(f"{path}: damaged, its checksum does not fit")
     for row in rows:
         if fault := id_fault(row.id):
             raise StoreError(f"{path}: the image id {row.id!r} {fault}; get the store again from where it was filled")
     return rows
-
-
-def split_images(data: bytes) -> list[ImageRow]:
-    """What `images_tsv` wrote; of bytes that were checked."""
-    lines = data.decode("utf-8", "surrogateescape").split("\n")[1:-1]
-    return [ImageRow(*cells) for line in lines if len(cells := line.split("\t")) == 3]
 
 
 # Arrays

@@ -38,7 +38,6 @@ from pipeline.store.files import (
     local,
     parse_images,
     read,
-    split_images,
     with_checksum,
 )
 
@@ -118,7 +117,7 @@ class Images(Sequence[ImageRow]):
         data = read(self.path(block))
         if sha256(data) != self.digest(block):
             raise StoreError(self._list_fault(block, data))
-        images = split_images(data)
+        images = parse_images(data, self.path(block))  # ids too: whoever made the index may not have looked at them
         with self._lock:
             self._kept[block] = images
             if len(self._kept) > max(4, HELD // self.block_rows):

@@ -7,11 +7,12 @@ import shutil
 
 import numpy as np
 import pytest
-from toy_store import GRAPH, PASSES, VIEWS, filled, images, tree, values
+from toy_store import GRAPH, PASSES, VIEWS, create, filled, images, tree, values
 
 from pipeline.errors import StoreError
 from pipeline.store import ImageRow, Reader, Store
 from pipeline.store import images as module
+from pipeline.store.files import images_tsv
 from pipeline.store.images import INDEX, Index
 from pipeline.store.verification import repair, verify
 
@@ -185,3 +186,20 @@ def test_ids_whose_digests_begin_alike_are_told_apart(monkeypatch, tmp_path):
 
     monkeypatch.setattr(module, "keys_of", keys_of)
     check(filled(tmp_path, COUNT, [GRAPH], range(1)))
+
+
+def test_an_index_vouches_for_no_id_that_leads_out_of_a_folder(tmp_path, monkeypatch):
+    store = create(tmp_path / "cache")
+    with monkeypatch.context() as lenient:
+        lenient.setattr("pipeline.store.files.id_fault", lambda image_id: None)
+        path = store.path("images/000000.tsv")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(images_tsv([ImageRow("../../outside", "1", "2"), *images(3)]))
+        for block in range(1, 3):
+            store.path(f"images/{block:06d}.tsv").write_bytes(images_tsv(images(4, 4 * block)))
+        store = Store.open(store.folder)
+        assert store.images._index.num_images  # made by somebody who accepts such an id
+    for opened in (store, Store.open(store.folder)):
+        assert opened.images._index.num_images
+        with pytest.raises(StoreError, match="the image id '../../outside' "):
+            opened.images.block(0)
