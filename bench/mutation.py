@@ -1,34 +1,45 @@
 """Faults that the tests would not see: small changes of the code, each of which some test should fail for.
 
-    $ python -m bench.mutation --sample 60                       # drawn from all modules
-    $ python -m bench.mutation identity losses/kd --sample 0          # every mutant of these modules
+    $ python -m bench.mutation losses/kd identity                     # every mutant of these modules
+    $ python -m bench.mutation --sample 100 --page CONTRIBUTING.md    # at most 100 of each module; the table goes into the page
 
 A mutant is a module with one change in its syntax tree: another comparison, operator, boolean or number, a condition turned
-round, a statement or a result left out. It is killed if one of the module's tests fails, or takes ten times as long as all of
-them do without the change; otherwise it survived, and its line is printed. Annotations, decorators, texts and the
-messages of errors are left alone. Mutants are drawn by a seed, evenly over the modules' lines.
+round, a statement or a result left out. It is killed if one of the module's tests fails, or takes ten times as long as it does
+without the change; otherwise it survived, and its line is printed. Annotations, decorators, texts and the messages of errors are
+left alone. A sample is drawn by a seed, evenly over the module's lines.
 
-Libraries are imported once, and each mutant runs in a process forked from there (Linux), with the changed module in the place of
-the one on disk; no file is written. Run it with `nice`: it takes as long as the tests of a module, times its mutants.
+Tests are collected once for each module. Each mutant is a process forked from there (Linux), in which the changed function has
+another code object; tests that killed many mutants run first, then the fast ones. A change outside functions imports the package
+anew. No file of the package is written. Subprocesses of a test run the code on disk.
+
+What was found is kept in `--results`: another call tries only what was not tried yet or has survived, so a call that was stopped
+goes on, and new tests are tried on the survivors. Survivors that no test can see are in `bench/equivalent.tsv` with the reason.
 """
 
 import argparse
 import ast
 import contextlib
 import copy
+import gc
 import importlib.abc
 import importlib.util
+import inspect
 import itertools
+import json
 import os
 import random
 import signal
 import sys
+import tempfile
 import time
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
+from bench.machine import described, measured_on
+from bench.page import insert
 from pipeline.progress import table_lines
 
 ROOT = Path(__file__).parents[1]
@@ -124,16 +135,29 @@ def is_guard(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
-def mutants(source: str) -> list[tuple[int, str, str]]:
-    """(line, change, the line's text) of every mutant, in the order of the tree."""
+@dataclass(frozen=True)
+class Mutant:
+    line: int
+    column: int
+    words: str
+    text: str  # the line without the change
+
+    def __str__(self) -> str:
+        return f"{self.line}:{self.column}: {self.words}: {self.text}"
+
+
+def mutants(source: str) -> list[Mutant]:
+    """Every mutant, in the order of the tree."""
     lines = source.splitlines()
     return [
-        (node.lineno, words, lines[node.lineno - 1].strip()) for *_, node in places(ast.parse(source)) for words, _ in changes(node)
+        Mutant(node.lineno, node.col_offset + 1, words, lines[node.lineno - 1].strip())
+        for *_, node in places(ast.parse(source))
+        for words, _ in changes(node)
     ]
 
 
-def mutant(source: str, number: int) -> str:
-    """The source of the module with this change."""
+def mutant(source: str, number: int) -> ast.Module:
+    """The syntax tree of the module with this change."""
     tree = ast.parse(source)
     made = ((parent, name, index, other) for parent, name, index, node in places(tree) for _, other in changes(node))
     parent, name, index, other = next(itertools.islice(made, number, None))
@@ -141,14 +165,54 @@ def mutant(source: str, number: int) -> str:
         setattr(parent, name, other)
     else:
         getattr(parent, name)[index] = other
-    return ast.unparse(ast.fix_missing_locations(tree))
+    return ast.fix_missing_locations(tree)
+
+
+# The changed code in the place of the other
+
+
+def inner(code: CodeType) -> list[CodeType]:
+    return [const for const in code.co_consts if isinstance(const, CodeType)]
+
+
+def functions(code: CodeType) -> Iterator[CodeType]:
+    """Those of a module and of its classes, without those inside of other functions."""
+    for part in inner(code):
+        if part.co_flags & inspect.CO_OPTIMIZED:
+            yield part
+        else:
+            yield from functions(part)
+
+
+def outside(code: CodeType) -> list[CodeType]:
+    """The bodies of a module and of its classes, without what is inside."""
+    bare = code.replace(co_consts=tuple(const for const in code.co_consts if not isinstance(const, CodeType)))
+    return [bare, *(one for part in inner(code) if not part.co_flags & inspect.CO_OPTIMIZED for one in outside(part))]
+
+
+def changed_function(here: CodeType, other: CodeType) -> tuple[CodeType, CodeType] | None:
+    """The one function that differs, as it is and as it would be; None if anything outside of functions does."""
+    if outside(here) != outside(other):
+        return None
+    pairs = [(one, two) for one, two in zip(functions(here), functions(other), strict=True) if one != two]
+    return pairs[0] if len(pairs) == 1 and pairs[0][0].co_freevars == pairs[0][1].co_freevars else None
+
+
+def live_functions(code: CodeType) -> list[FunctionType]:
+    """The function objects that run this code."""
+    place = code.co_filename, code.co_qualname, code.co_firstlineno
+    return [
+        one
+        for one in gc.get_objects()
+        if type(one) is FunctionType and (one.__code__.co_filename, one.__code__.co_qualname, one.__code__.co_firstlineno) == place
+    ]
 
 
 class Instead(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports one module from a text."""
+    """Imports one module from this code."""
 
-    def __init__(self, name: str, path: Path, source: str):
-        self.name, self.path, self.source = name, path, source
+    def __init__(self, name: str, path: Path, code: CodeType):
+        self.name, self.path, self.code = name, path, code
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname == self.name:
@@ -159,89 +223,221 @@ class Instead(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def exec_module(self, module) -> None:
-        exec(compile(self.source, str(self.path), "exec"), module.__dict__)
+        exec(self.code, module.__dict__)
 
 
-def failed(module: str, source: str, tests: tuple[str, ...], limit: float) -> tuple[bool, float]:
-    """Whether a test fails with this text in the module's place, or the tests take longer than `limit`; and the CPU seconds."""
+# Running the tests
+
+
+class Tests:
+    """A plugin of pytest: in the place of running the tests it calls `work` with them, or runs them itself up to the first that
+    fails."""
+
+    def __init__(self, seconds: dict[str, float], kills: dict[str, int], work: Callable[["Tests"], None] | None = None):
+        self.seconds, self.kills, self.work = seconds, kills, work
+        self.items: list[Any] = []
+
+    def pytest_runtestloop(self, session) -> bool:
+        self.items = session.items
+        (self.work or Tests.run)(self)
+        return True
+
+    def run(self) -> None:
+        """Ends the process: 1 after the first test that fails, whose name it writes to file descriptor 3; 0 if none does."""
+        from _pytest.runner import runtestprotocol
+
+        items = sorted(self.items, key=lambda item: (-self.kills.get(item.nodeid, 0), self.seconds.get(item.nodeid, 0)))
+        for item, following in zip(items, [*items[1:], None]):
+            signal.setitimer(signal.ITIMER_PROF, 5 + SLACK * self.seconds.get(item.nodeid, 60))  # of the CPU; then it is killed
+            os.write(3, f"{item.nodeid}\t{cpu_seconds()}\n".encode())
+            if any(report.failed for report in runtestprotocol(item, nextitem=following, log=False)):
+                os._exit(1)
+        os.write(3, f"\t{cpu_seconds()}\n".encode())
+        os._exit(0)
+
+
+def cpu_seconds() -> float:
+    return sum(os.times()[:4])
+
+
+@dataclass
+class Outcome:
+    killed: bool
+    seconds: float  # of the CPU
+    begun: list[tuple[str, float]]  # tests in their order, and when they began
+
+
+def forked(work: Callable[[], None], wall: float) -> Outcome:
+    """Runs the tests in another process by `work`, for at most so many seconds."""
+    out, into = os.pipe()
     child = os.fork()
     if child == 0:
         os.setsid()
         quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1), os.dup2(quiet, 2)
-        for name in [name for name in sys.modules if name.split(".")[0] in ("pipeline", "stages")]:
-            del sys.modules[name]
-        sys.meta_path.insert(0, Instead(f"pipeline.{module.replace('/', '.')}", ROOT / "pipeline" / f"{module}.py", source))
-        import pytest
-
-        files = [str(ROOT / "tests/pipeline" / test) for test in tests]
-        code = 99
+        os.dup2(quiet, 1), os.dup2(quiet, 2), os.dup2(into, 3)
         try:
-            code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *files]))
-        except BaseException:
-            traceback.print_exc()
+            work()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    began = cpu = 0.0
+            os._exit(99)  # where no test was reached
+    os.close(into)
     began = time.monotonic()
-    while True:
-        pid, status, used = os.wait4(child, os.WNOHANG)
-        if pid:
-            return status != 0, used.ru_utime + used.ru_stime
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-            cpu = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-        if cpu > limit or time.monotonic() - began > 60 * max(limit, 10):
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return True, cpu
-        time.sleep(0.05)
+    while not (ended := os.wait4(child, os.WNOHANG))[0]:
+        if time.monotonic() - began > wall:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):  # what it left behind
+        os.killpg(child, signal.SIGKILL)
+    with open(out, "rb") as file:
+        lines = [line.split("\t") for line in file.read().decode().splitlines()]
+    used = ended[2].ru_utime + ended[2].ru_stime
+    return Outcome(ended[1] != 0, used, [(name, float(at)) for name, at in lines])
+
+
+def collected(tests: Sequence[str], plugin: Tests) -> None:
+    import pytest
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["-qq", "-s", "-p", "no:cacheprovider", "--basetemp", f"{folder}/tests"]
+        pytest.main([*options, *(str(ROOT / "tests/pipeline" / test) for test in tests)], plugins=[plugin])
+
+
+def try_mutants(
+    name: str, source: str, numbers: Sequence[int], tests: Sequence[str], found: Callable[[int, Outcome], None]
+) -> None:
+    """Calls `found` for each mutant of these numbers."""
+    path = ROOT / "pipeline" / f"{name}.py"
+
+    def compiled(tree) -> CodeType:
+        return compile(tree, str(path), "exec", dont_inherit=True)
+
+    unchanged = compiled(ast.parse(source))
+
+    def try_all(plugin: Tests) -> None:
+        whole = forked(plugin.run, float("inf"))
+        assert not whole.killed, f"{name}: its tests fail without a change, as of {whole.begun[-1:]}"
+        for (test, at), (_, then) in itertools.pairwise(whole.begun):
+            plugin.seconds[test] = then - at
+        limit = 60 + SLACK * whole.seconds
+        for number in numbers:
+            code = compiled(mutant(source, number))
+            pair = changed_function(unchanged, code)
+            functions = live_functions(pair[0]) if pair else []
+
+            def changed(functions=functions, pair=pair) -> None:
+                for function in functions:
+                    function.__code__ = pair[1]
+                plugin.run()
+
+            def anew(code=code) -> None:
+                for module in [module for module in sys.modules if module.split(".")[0] in ("pipeline", "stages")]:
+                    del sys.modules[module]
+                for module in [module for module, one in sys.modules.items() if "tests" in str(getattr(one, "__file__", ""))]:
+                    del sys.modules[module]
+                sys.meta_path.insert(0, Instead(f"pipeline.{name.replace('/', '.')}", path, code))
+                collected(tests, Tests(plugin.seconds, plugin.kills))
+
+            outcome = forked(changed if functions else anew, limit)
+            if outcome.killed and outcome.begun:
+                plugin.kills[outcome.begun[-1][0]] = plugin.kills.get(outcome.begun[-1][0], 0) + 1
+            found(number, outcome)
+
+    collected(tests, Tests({}, {}, try_all))
+
+
+def drawn(count: int, sample: int, seed: int) -> list[int]:
+    """Numbers below `count`, evenly spread; in an order by chance, so that a call that ends early has a sample as well."""
+    sample = min(sample or count, count)
+    rng, width = random.Random(seed), count / sample
+    numbers = [min(count - 1, int((number + rng.random()) * width)) for number in range(sample)]
+    if sample == count:
+        numbers = list(range(count))
+    rng.shuffle(numbers)
+    return numbers
+
+
+def equivalent() -> dict[tuple[str, str, str], str]:
+    """(module, change, line) -> why no test can see it."""
+    lines = (ROOT / "bench/equivalent.tsv").read_text().splitlines()
+    return {(module, words, text): reason for module, words, text, reason in (line.split("\t") for line in lines)}
+
+
+def table(found: Mapping[str, Mapping[str, bool]], every: Mapping[str, Sequence[Mutant]]) -> str:
+    """By module how many were tried and killed, with a 95 % interval (Wilson) where not all were tried."""
+    from scipy.stats import binomtest
+
+    known = equivalent()
+
+    def row(name: str, parts: Sequence[str]) -> list[object]:
+        tried = {(part, int(number)): killed for part in parts for number, killed in found[part].items()}
+        killed = sum(tried.values())
+        alike = sum(not fine and (part, every[part][n].words, every[part][n].text) in known for (part, n), fine in tried.items())
+        total, seen = sum(len(every[part]) for part in parts), len(tried) - alike
+        share = f"{killed / seen:.1%}" if seen else "-"
+        if len(tried) < total and seen:
+            interval = binomtest(killed, seen).proportion_ci(method="wilson")
+            share += f" ({interval.low:.0%} to {interval.high:.0%})"
+        return [name, total, len(tried), killed, alike, seen - killed, share]
+
+    names = [name for name in TESTS if found.get(name)]
+    rows = [*(row(f"`{name}`", [name]) for name in names), row("all", names)]
+    return "\n".join(
+        table_lines(["module", "mutants", "tried", "killed", "equivalent", "survived", "killed of what can be seen"], rows)
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", help=f"of {', '.join(TESTS)}; all by default")
-    parser.add_argument("--sample", type=int, default=60, help="mutants of all modules together; 0: every one")
+    parser.add_argument("--sample", type=int, default=0, help="mutants of each module at most; 0: every one")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="no mutant is begun later")
+    parser.add_argument("--results", type=Path, default=ROOT / "build/mutation.json")
+    parser.add_argument("--page", type=Path, help="write the table of all results into this page")
     args = parser.parse_args()
     os.chdir(ROOT)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in LIBRARIES:
         importlib.import_module(name)
-    chosen = {name: TESTS[name] for name in args.modules or TESTS}
-    sources = {name: (ROOT / "pipeline" / f"{name}.py").read_text() for name in chosen}
+    sources = {name: (ROOT / "pipeline" / f"{name}.py").read_text() for name in TESTS}
     every = {name: mutants(source) for name, source in sources.items()}
-    pool = [(name, number, *one) for name, found in every.items() for number, one in enumerate(found)]
-    count = min(args.sample or len(pool), len(pool))
-    rng, width = random.Random(args.seed), len(pool) / count
-    drawn = [pool[min(len(pool) - 1, int((number + rng.random()) * width))] for number in range(count)]
-    rng.shuffle(drawn)  # so that a run that ends early is a sample, too
-    began, limits = time.monotonic(), {}
-    tried = dict.fromkeys(chosen, 0)
-    survived: list[tuple[str, int, str, str]] = []
-    for name, number, line, words, text in drawn:
-        if time.monotonic() - began > args.seconds:
-            break
-        if name not in limits:
-            unchanged, seconds = failed(name, sources[name], chosen[name], float("inf"))
-            assert not unchanged, f"{name}: its tests fail without a change"
-            limits[name] = SLACK * seconds
-        killed, seconds = failed(name, mutant(sources[name], number), chosen[name], limits[name])
-        tried[name] += 1
-        print(f"{'killed  ' if killed else 'SURVIVED'} pipeline/{name}.py:{line}: {words}: {text}  [{seconds:.1f} s]", flush=True)
-        if not killed:
-            survived.append((name, line, words, text))
-    rows = [
-        [f"`{name}`", len(every[name]), tried[name], tried[name] - sum(one[0] == name for one in survived)]
-        for name in chosen
-        if tried[name]
-    ]
-    total = sum(tried.values())
-    rows.append(["all", sum(map(len, every.values())), total, total - len(survived)])
-    print("\n".join(table_lines(["module", "mutants", "tried", "killed"], rows)))
+    before = json.loads(args.results.read_text()) if args.results.exists() else {}
+    found: dict[str, dict[str, bool]] = {  # of the module as it is
+        name: before[name]["killed"] if name in before and before[name]["source"] == sources[name] else {} for name in TESTS
+    }
+    for name in args.modules or TESTS:
+        numbers = [n for n in drawn(len(every[name]), args.sample, args.seed) if not found[name].get(str(n))]
+
+        def note(number: int, outcome: Outcome, name=name) -> None:
+            found[name][str(number)] = outcome.killed
+            words = "killed  " if outcome.killed else "SURVIVED"
+            by = f" by {outcome.begun[-1][0].rpartition('::')[2]}" if outcome.killed and outcome.begun else ""
+            print(f"{words} pipeline/{name}.py:{every[name][number]}  [{outcome.seconds:.1f} s{by}]", flush=True)
+            args.results.parent.mkdir(parents=True, exist_ok=True)
+            kept = {name: {"source": sources[name], "killed": found[name]} for name in TESTS}
+            args.results.write_text(json.dumps(kept))
+
+        if numbers:
+            in_process(lambda name=name, numbers=numbers, note=note: try_mutants(name, sources[name], numbers, TESTS[name], note))
+            found[name] = json.loads(args.results.read_text())[name]["killed"]
+    text = table(found, every)
+    print(text)
+    if args.page:
+        insert(args.page, "bench/mutation.py", f"{text}\n\n{measured_on(described('cpu'))}")
+
+
+def in_process(work: Callable[[], None]) -> None:
+    """What it imports stays there."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    if os.waitpid(child, 0)[1]:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ Needs the config's prepared store and cache. Steps of the three kinds take turns
 all of them (on the CPU, seconds of work are counted); medians, and the medians of the ratios of steps side by side, are printed
 and written as JSON with the machine's description. The next batch is made while a step runs, as in training. The plain step has
 the same images and views, and no losses. A step on a batch that is at hand already shows what of a step is waiting for its
-input. On a GPU, one more run under PyTorch's profiler counts the time in which nothing runs there.
+input. On a GPU, one more run under PyTorch's profiler counts the time in which nothing runs there. `--share 0.3` adds a step whose
+losses have `weight: {gradient: 0.3}`; with `--together 20` each run has one measurement of the gradients' norms.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import torch
 from bench.machine import described, goal, measured_on, ratio, time_interleaved, wait, with_range, write_result
 from bench.page import insert
 from pipeline import config
+from pipeline.config import GradientShare
 from pipeline.models.base import set_precision
 from pipeline.progress import table_lines
 from pipeline.store import Reader
@@ -38,6 +40,7 @@ def main():
     parser.add_argument("--together", type=int, help="steps of a kind in a row, for which no GPU waits; 10 there, 1 on the CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--cached-only", action="store_true", help="leave out the teacher in the loop")
+    parser.add_argument("--share", type=float, help="also the cached step with weights by gradient")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--root", type=Path, default=Path("cache"))
     parser.add_argument("--out", type=Path, default=Path("reports/bench/step.json"))
@@ -93,6 +96,10 @@ def main():
     }
     if args.cached_only:
         del work["teacher in the loop"]
+    if args.share:
+        shares = [term.model_copy(update={"weight": GradientShare(gradient=args.share)}) for term in method]
+        weighed_step, weighed_batches = student(shares), ahead(cached_loader, shown)
+        work["weights by gradient"] = lambda: weighed_step(next(weighed_batches))
     peaks: dict[str, int] = {}
     if device.startswith("cuda"):  # of a step, on top of what is held before; then its teacher
         for kind, once in work.items():
@@ -118,6 +125,9 @@ def main():
     ]
     print(*table_lines(head, rows), sep="\n")
     print(f"waiting for input: {waits:.1%} of a step from the cache")
+    if args.share:
+        against = with_range(seconds["weights by gradient"], seconds["from the cache"])
+        print(f"weights by gradient against those from the configuration, median (quartiles): {against}")
     found = {
         "config": str(args.config),
         "overrides": args.overrides,
