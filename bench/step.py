@@ -11,6 +11,7 @@ losses have `weight: {gradient: 0.3}`; with `--together 20` each run has one mea
 """
 
 import argparse
+import dataclasses
 import statistics
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def main():
     if args.cached_only:
         del work["teacher in the loop"]
     if args.share:
-        shares = [term.model_copy(update={"weight": GradientShare(gradient=args.share)}) for term in method]
+        shares = [dataclasses.replace(term, weight=GradientShare(gradient=args.share)) for term in method]
         weighed_step, weighed_batches = student(shares), ahead(cached_loader, shown)
         work["weights by gradient"] = lambda: weighed_step(next(weighed_batches))
     peaks: dict[str, int] = {}

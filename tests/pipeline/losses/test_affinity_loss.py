@@ -6,8 +6,9 @@ C channels, K = n regions.
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 
-from pipeline.losses.affinity import Loss
+from pipeline.losses.affinity import Loss, MinCells, Moments
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output
 from pipeline.targets.affinity import Target
@@ -131,6 +132,31 @@ def test_a_pair_needs_cells_on_both_grids(grid, counts):
     output, batch = Output(torch.empty(0), {"high": student}), batch_of(labels_BHW, rows)
     assert loss_of(moments=(1,), min_cells=(min(counts), 1, 1))(output, batch).item() > 100
     assert loss_of(moments=(1,), min_cells=(min(counts) + 1, 1, 1))(output, batch).item() < 1
+
+
+@pytest.mark.parametrize("moment, least", [(1, 1), (2, 2), (3, 8)])
+def test_by_default_a_region_counts_from_1_2_or_8_cells_on(moment, least):
+    """Region 1 has `cells` cells and region 0 the others; cells of 4 x 4 pixels."""
+    teacher, student, labels_BHW = toy(num_images=1)
+    for cells in {least - 1, least} - {0}:
+        labels_BHW[:] = 0
+        labels_BHW[:, :4, : 4 * cells] = 1
+        rows = rows_for(teacher, labels_BHW)
+        assert rows["graph"]["cells"][0, 1] == cells
+        found = loss_of(moments=(moment,))(Output(torch.empty(0), {"high": student}), batch_of(labels_BHW, rows))
+        assert (found.item() > 0) == (cells == least)
+
+
+def test_keys_take_one_cell_and_each_moment_alone_and_nothing_less():
+    assert TypeAdapter(MinCells).validate_python([1, 1, 1]) == (1, 1, 1)
+    assert [TypeAdapter(Moments).validate_python([moment]) for moment in (1, 2, 3)] == [(1,), (2,), (3,)]
+    for kind, refused in ((MinCells, [0, 1, 1]), (MinCells, [1, 1]), (Moments, []), (Moments, [4])):
+        with pytest.raises(ValidationError):
+            TypeAdapter(kind).validate_python(refused)
+
+
+def test_a_checkpoint_holds_nothing_of_the_loss():
+    assert not loss_of().state_dict()
 
 
 def test_pairs_that_do_not_count_have_no_gradient():

@@ -104,6 +104,15 @@ def test_a_loss_worked_by_hand():
     assert loss(student(torch.tensor([[[[1.0, 0.0]], [[1.0, 0.0]]]])), batch).item() == pytest.approx(0.8)
 
 
+def test_the_mean_is_the_sum_over_the_positions_inside():
+    """Of 15 cells, 11 lie inside (see `partly_outside`)."""
+    (teacher_Bhw, features_BChw), inside_BHW = toy(), partly_outside()
+    total, mean = (
+        loss_of(reduction=reduction)(student(features_BChw), batch_of(teacher_Bhw, inside_BHW)) for reduction in ("sum", "mean")
+    )
+    assert mean.item() == pytest.approx(total.item() / 11)
+
+
 @pytest.mark.parametrize("normalise", ["l2", "softmax"])
 def test_what_lies_outside_counts_on_neither_side(normalise):
     teacher_Bhw, features_BChw = toy()
