@@ -53,7 +53,7 @@ TESTS = {  # module below pipeline/ -> its tests below tests/pipeline/
     "store/files": ("test_store.py", "test_store_golden.py", "test_store_robustness.py", "test_files.py"),
     "store/reader": ("test_reader.py",),
     "store/verification": ("test_verification.py",),
-    "data/views": ("test_views.py", "test_geometry.py"),
+    "data/views": ("test_views.py", "test_crops.py", "test_geometry.py"),
     **LOSSES,
 }
 LIBRARIES = (  # without zarr, which pytest loads as a plugin and warns of if it is there already
@@ -83,7 +83,7 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     """What else could stand in the place of a node, in words and as a tree."""
 
     def with_(**fields) -> ast.AST:
-        other = copy.deepcopy(node)
+        other = copy.copy(node)
         for name, value in fields.items():
             setattr(other, name, value)
         return other
@@ -314,6 +314,8 @@ def try_mutants(
     unchanged = compiled(ast.parse(source))
 
     def try_all(plugin: Tests) -> None:
+        live = live_functions(path)
+        gc.freeze()  # or each process would soon have copies of all that was imported
         whole = forked(plugin.run, float("inf"))
         assert not whole.killed, f"{name}: its tests fail without a change, as of {whole.begun[-1:]}"
         for (test, at), (_, then) in itertools.pairwise(whole.begun):
@@ -322,7 +324,7 @@ def try_mutants(
         for number in numbers:
             code = compiled(mutant(source, number))
             pair = changed_function(unchanged, code)
-            functions = live_functions(pair[0]) if pair else []
+            functions = live.get((pair[0].co_qualname, pair[0].co_firstlineno), []) if pair else []
 
             def changed(functions=functions, pair=pair) -> None:
                 for function in functions:

@@ -1,3 +1,4 @@
+import hashlib
 import math
 from fractions import Fraction
 
@@ -132,6 +133,45 @@ def test_drawn_views_stay_in_their_ranges_and_half_are_mirrored():
 def test_an_image_is_shown_in_all_its_views_in_turn():
     seen = [views.view_of_epoch("some image", epoch, 4) for epoch in range(8)]
     assert sorted(seen[:4]) == [0, 1, 2, 3] and seen[:4] == seen[4:]
+
+
+def test_the_order_of_views_is_that_of_version_one():
+    assert [views.view_of_epoch(name, 0, 1000) for name in ("train/0001", "a", "Ä")] == ORDER
+    assert [views.view_of_epoch("train/0001", epoch, 1000) for epoch in (1, 999)] == [(ORDER[0] + 1) % 1000, (ORDER[0] - 1) % 1000]
+
+
+ORDER = [
+    int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "little") % 1000 for name in ("train/0001", "a", "Ä")
+]
+
+
+def test_outside_is_the_mean_colour_of_imagenet():
+    assert views.FILL == tuple(round(255 * mean) for mean in (0.485, 0.456, 0.406))
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_opencv_serves_up_to_the_last_position_that_fits_16_bits(corner, axis, sign):
+    """Of 8 x 6 pixels, the farthest along one axis is that of one corner."""
+    H, W, h, w = 10, 10, 8, 6
+    matrix = np.zeros((2, 3))
+    matrix[axis, :2] = [sign * (1 if corner[0] else -1), sign * (1 if corner[1] else -1)]
+    farthest = sign * matrix[axis, :2] @ [corner[0] * (w - 1), corner[1] * (h - 1)]
+    for limit, fits in ((views._OPENCV_LIMIT - 1, True), (views._OPENCV_LIMIT, False)):
+        matrix[axis, 2] = sign * (limit - farthest)
+        assert views._fits_opencv(matrices(matrix), H, W, h, w) == fits
+
+
+@pytest.mark.parametrize("side", range(4))
+def test_opencv_serves_up_to_the_largest_size_that_fits_16_bits(side):
+    for size, fits in ((views._OPENCV_LIMIT - 1, True), (views._OPENCV_LIMIT, False)):
+        assert views._fits_opencv(matrices(views.identity()), *(size if n == side else 9 for n in range(4))) == fits
+
+
+def test_lane_flags_of_one_image():
+    flags, labels = torch.ones(1, 2, dtype=torch.uint8), torch.ones(1, 10, 20, dtype=torch.uint8)
+    assert views.existence(flags, labels, (1, 2), matrices(views.identity()), None).tolist() == [[1, 0]]
 
 
 def test_lane_flags_follow_the_mirror_and_vanish_with_their_pixels():
