@@ -198,14 +198,13 @@ def changed_function(here: CodeType, other: CodeType) -> tuple[CodeType, CodeTyp
     return pairs[0] if len(pairs) == 1 and pairs[0][0].co_freevars == pairs[0][1].co_freevars else None
 
 
-def live_functions(code: CodeType) -> list[FunctionType]:
-    """The function objects that run this code."""
-    place = code.co_filename, code.co_qualname, code.co_firstlineno
-    return [
-        one
-        for one in gc.get_objects()
-        if type(one) is FunctionType and (one.__code__.co_filename, one.__code__.co_qualname, one.__code__.co_firstlineno) == place
-    ]
+def live_functions(path: Path) -> dict[tuple[str, int], list[FunctionType]]:
+    """The function objects of a file, by the name and line of their code."""
+    found: dict[tuple[str, int], list[FunctionType]] = {}
+    for one in gc.get_objects():
+        if type(one) is FunctionType and one.__code__.co_filename == str(path):
+            found.setdefault((one.__code__.co_qualname, one.__code__.co_firstlineno), []).append(one)
+    return found
 
 
 class Instead(importlib.abc.MetaPathFinder, importlib.abc.Loader):

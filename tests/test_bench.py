@@ -35,7 +35,7 @@ def test_the_extra_holds_what_benchmarks_ask_for():
 def test_a_mutant_changes_one_place_and_leaves_annotations_and_messages_alone():
     source = "def f(a: int = 1) -> bool:\n    if a < 2:\n        raise ValueError('a' + f'{a + 1}')\n    return not a"
     found = mutation.mutants(source)
-    assert [(line, words) for line, words, _ in sorted(found)] == [
+    assert sorted((one.line, one.words) for one in found) == [
         (1, "number + 1"),
         (2, "comparison"),
         (2, "condition turned round"),
@@ -44,6 +44,23 @@ def test_a_mutant_changes_one_place_and_leaves_annotations_and_messages_alone():
         (4, "not left out"),
         (4, "returns None"),
     ]
-    changed = [mutation.mutant(source, number) for number in range(len(found))]
+    changed = [ast.unparse(mutation.mutant(source, number)) for number in range(len(found))]
     assert len({source, *changed}) == 1 + len(found)
-    assert changed[[words for _, words, _ in found].index("comparison")].splitlines()[1] == "    if a <= 2:"
+    assert changed[[one.words for one in found].index("comparison")].splitlines()[1] == "    if a <= 2:"
+
+
+def test_a_change_in_one_function_replaces_its_code_and_any_other_imports_anew():
+    source = "class A:\n    x = 1\n    def f(self, a=2):\n        return (lambda: a + 1)()\n"
+    here = compile(source, "a.py", "exec")
+
+    def changed(old, new):
+        return mutation.changed_function(here, compile(source.replace(old, new), "a.py", "exec"))
+
+    assert [code.co_qualname for code in changed("a + 1", "a + 2")] == ["A.f", "A.f"]
+    assert changed("x = 1", "x = 2") is None and changed("a=2", "a=3") is None
+
+
+def test_every_equivalent_mutant_that_is_listed_exists():
+    every = {name: mutation.mutants((ROOT / f"pipeline/{name}.py").read_text()) for name in mutation.TESTS}
+    known = {(name, one.words, one.text) for name, found in every.items() for one in found}
+    assert not mutation.equivalent().keys() - known

@@ -149,6 +149,27 @@ def test_outside_is_the_mean_colour_of_imagenet():
     assert views.FILL == tuple(round(255 * mean) for mean in (0.485, 0.456, 0.406))
 
 
+@pytest.mark.parametrize("x, y", [(0.5, 0), (0, 0.5), (0.25, 0), (0, 0.75)])
+def test_a_shift_along_one_axis_is_the_mean_of_two_pixels(x, y):
+    images, labels = pictures(1)
+    matrix = np.array([[1.0, 0, x], [0, 1, y]])
+    shown, _, _ = views.apply(images, labels, matrices(matrix), content=SIZE)
+    expected = slow_apply(images[0].numpy(), labels[0].numpy(), matrix, SIZE, SWAP)[0]
+    np.testing.assert_allclose(shown[0].permute(1, 2, 0).numpy(), expected, atol=1e-3)
+
+
+def test_mirrored_is_a_negative_determinant_whatever_the_shift():
+    turned = {(0, -1, 1, 0): False, (0, 1, 1, 0): True, (1, 2, 3, 4): True, (4, 2, 3, 4): False, (1, 1, 1, 1): False}
+    for (a, b, c, d), expected in turned.items():
+        for shift in (-99.0, 0.0, 99.0):
+            matrix = np.array([[a, b, shift], [c, d, -shift]], float)
+            assert views.mirrored(matrices(matrix)).tolist() == [expected]
+
+
+def test_opencvs_maps_hold_the_positions_and_the_next_pixel():
+    assert views._OPENCV_LIMIT + 1 == np.iinfo(np.int16).max
+
+
 @pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("sign", [-1, 1])
