@@ -83,6 +83,12 @@ def test_opencv_and_pytorch_give_the_same_bits():
         assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(by_opencv, by_torch))
 
 
+def test_on_the_cpu_opencv_makes_them(monkeypatch):
+    monkeypatch.setattr(views, "_by_torch", None)
+    images, labels = pictures()
+    assert views.apply(images, labels, matrices(*[views.identity()] * 3), content=SIZE)[2].all()
+
+
 def test_positions_beyond_opencvs_range_are_warped_too():
     images, labels = pictures(1)
     far = matrices(np.array([[1.0, 0, 2.0**15], [0, -1e9, 3]]))
