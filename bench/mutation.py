@@ -48,11 +48,11 @@ LOSSES = {  # the paper's and KD
     for name in ("affinity", "attention", "kd", "skd_pairwise")
 }
 TESTS = {  # module below pipeline/ -> its tests below tests/pipeline/
-    "identity": ("test_records.py", "test_store.py", "test_cache_identity.py"),
+    "identity": ("test_store.py", "test_cache_identity.py"),
     "store/store": ("test_store.py", "test_store_golden.py", "test_store_robustness.py"),
     "store/files": ("test_store.py", "test_store_golden.py", "test_store_robustness.py", "test_files.py"),
     "store/reader": ("test_reader.py",),
-    "store/verification": ("test_verification.py",),
+    "store/verification": ("test_verification.py", "test_store.py", "test_reader.py"),
     "data/views": ("test_views.py", "test_crops.py", "test_geometry.py"),
     **LOSSES,
 }

@@ -4,6 +4,7 @@ The template stands beside this file. It takes words and numbers that are ready 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -89,6 +90,7 @@ def render(
         pictures=pictures,
         words=lambda key: WORDS.get(key, key),
         points=points,
+        with_code=with_code,
         compared=compared,
         duration=duration,
         forest=lambda one: Markup(charts.forest(one.low, one.mean, one.high, reach)),
@@ -219,6 +221,17 @@ def _costs(results: Results, groups, methods: Mapping[str, Sequence[Term]], cach
     return found
 
 
+def with_code(note: str):
+    """A note as HTML, with what stands between backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(note))))
+
+
+def _a_step(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
 def _cost(
     name: str, method: str | None, times: Sequence[Time], ratio: str, num_bytes: int, cached: Cached | None
 ) -> dict[str, str | None]:
@@ -227,7 +240,7 @@ def _cost(
         "method": method,
         "ratio": ratio,
         "training": duration(fmean(time.seconds for time in times)) if times else "not known",
-        "step": f"{1000 * fmean(time.seconds / time.steps for time in times):.1f} ms" if times else "",
+        "step": _a_step(fmean(time.seconds / time.steps for time in times)) if times else "",
         "cache": byte_size(num_bytes) if num_bytes else "",
         "row": byte_size(num_bytes / cached.images / cached.views) if cached and num_bytes else "",
         "machine": "; ".join(dict.fromkeys(time.machine for time in times)),

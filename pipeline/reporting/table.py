@@ -80,7 +80,7 @@ def lines(
             )
         )
     if results.teacher is None:
-        notes.append("The teacher has no score here, so no share of the gap is given: run `pipeline evaluate` with --teacher.")
+        notes.append("The teacher has no score here, so no share of the gap is given: run `pipeline evaluate CONFIG --teacher`.")
     elif reconstruction:
         notes.append("The teacher is shown the labels, so its score is of a reconstruction, and no gap to it is given.")
     return found, notes + _words(found, teacher, plain) + [

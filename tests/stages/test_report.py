@@ -12,6 +12,7 @@ from conftest import EXPERIMENT
 from scipy import stats
 
 from pipeline.reporting import charts, results
+from pipeline.reporting.page import with_code
 
 PLAIN, INTRA = (0.50, 0.53, 0.515), (0.55, 0.56, 0.57)
 RECIPE = {
@@ -252,6 +253,12 @@ def test_the_page_shows_scores_curves_classes_and_cost(page):
     assert page.count("<figure>") == 1 and "<b>cross-entropy</b>" in page
     assert "2 s" in page and "1.25 x" in page and "312.5 ms" in page and "cpu, 1 thread" in page
     assert "The cache is not on this machine" in page
+
+
+def test_notes_show_commands_as_code_and_nothing_else_as_html():
+    assert str(with_code("run `pipeline evaluate CONFIG --teacher`, <b>")) == (
+        "run <code>pipeline evaluate CONFIG --teacher</code>, &lt;b&gt;"
+    )
 
 
 def measured(folder, name, args, ms):
