@@ -97,6 +97,21 @@ class Reader:
         as many as hold these rows. For an order that stays among so many rows before it goes on, such as loading.block_shuffled."""
         self._chunks = ChunkCache(num_rows)
 
+    def fetch(self, positions: np.ndarray, views: np.ndarray) -> None:
+        """Brings the chunks of these rows that are not kept yet, of all fields at once, so that `read` finds them. Only after
+        `keep_chunks`."""
+        rows, numbers = self._rows[positions].tolist(), np.asarray(views).tolist()
+        missing: dict[tuple[str, int], Array] = {}
+        for folder in self._arrays.keys() - {*self._in_ram, *self._on_device}:
+            for name in self._crcs[folder]:
+                for row, view in zip(rows, numbers):
+                    array = self._arrays[folder][view][name]
+                    if self._chunks.get(array.path, row // array.chunk_rows) is None:
+                        missing[array.path, row // array.chunk_rows] = array
+        paths = [array.chunk_path(chunk) for (_, chunk), array in missing.items()]
+        for (key, array), data in zip(missing.items(), map_concurrently(self._chunk, paths, self.folder)):
+            self._chunks.put(*key, bytes_of_rows(array, data))
+
     @property
     def resident(self) -> bool:
         """Whether all rows are in RAM or on the device."""
@@ -169,7 +184,7 @@ class Reader:
         for key, places in wanted.items():
             array, decoded = arrays[places[0]], held[key]
             if decoded is None:
-                decoded = array.decode(next(fresh)).reshape(array.chunk_rows, -1).view(np.uint8)
+                decoded = bytes_of_rows(array, next(fresh))
             self._chunks.put(*key, decoded)
             targets[places] = decoded[[rows[i] % array.chunk_rows for i in places]]
 
@@ -233,6 +248,11 @@ class Reader:
     def __setstate__(self, state):
         self.__dict__ |= state
         self._load()
+
+
+def bytes_of_rows(array: Array, data: bytes) -> np.ndarray:
+    """uint8 [chunk_rows, bytes of a row] of a chunk file whose crc was checked."""
+    return array.decode(data).reshape(array.chunk_rows, -1).view(np.uint8)
 
 
 def check_metadata(folder: AnyPath, array: Array) -> None:

@@ -29,6 +29,8 @@ from pipeline.store import ArrayGroup, Reader
 from pipeline.targets.base import TargetType
 from pipeline.threads import map_in_order
 
+FETCHED_AHEAD = 32  # steps
+
 if TYPE_CHECKING:
     from pipeline.teacher.experiment import Experiment
     from pipeline.teacher.fill import FillingTargets
@@ -98,7 +100,8 @@ class Loader:
             )
         height, width = sample.fields["label"].shape
         self.size = height, width
-        for reader in [samples, *([cached.reader] if isinstance(cached, CachedTargets) else [])]:
+        self._readers = [samples, *([cached.reader] if isinstance(cached, CachedTargets) else [])]
+        for reader in self._readers:
             if not reader.resident:
                 self._keep_chunks(reader)
         if not 0 <= training.held_out < len(self.ids):
@@ -166,12 +169,26 @@ class Loader:
         return streams
 
     def batch(self, step: int) -> Batch:
-        own = slice(*(self.training.batch * i // self.share[1] for i in (self.share[0], self.share[0] + 1)))
-        positions, epochs = (of_all[own] for of_all in self.positions(step))
-        fresh_B = self._fresh_B[own]
+        positions, epochs, fresh_B = self._own(step)
         seen = self._seen(positions, self.views_at(positions, epochs, fresh_B), step, fresh_B)
         images_B3HW = photometric(seen.images_B3HW, self.training.photometric, self._generator(step))
         return dataclasses.replace(seen, images_B3HW=images_B3HW)
+
+    @property
+    def steps_to_fetch(self) -> int:
+        """So many steps ahead blocks are fetched over a network: less than a window of the order, as two of them are kept."""
+        if not any(reader.remote and not reader.resident for reader in self._readers) or not self.training.shuffle_block:
+            return 0
+        window = self.training.shuffle_block * self.training.shuffle_window // self.training.batch
+        return max(1, min(FETCHED_AHEAD, window - 3))
+
+    def fetch(self, step: int) -> int:
+        """Brings the blocks of a step, so that `batch` need not wait for them; returns the step."""
+        positions, epochs, fresh_B = self._own(step)
+        self.samples.fetch(positions, np.zeros_like(positions))
+        for reader in self._readers[1:]:
+            reader.fetch(positions[~fresh_B], self.views_at(positions, epochs, fresh_B)[~fresh_B])
+        return step
 
     def held_out_batches(self, step: int) -> Iterator[Batch]:
         """The images kept from training, in the plain view, without photometric changes."""
@@ -211,6 +228,12 @@ class Loader:
             matrices,
             None if stored is None else tuple(map(int, stored)),
         )
+
+    def _own(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of this process's share: which images, in which epoch of each, and whether in new views."""
+        own = slice(*(self.training.batch * i // self.share[1] for i in (self.share[0], self.share[0] + 1)))
+        positions, epochs = (of_all[own] for of_all in self.positions(step))
+        return positions, epochs, self._fresh_B[own]
 
     def positions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Which images a step shows, and in which epoch of each."""
@@ -257,7 +280,7 @@ class Loader:
                 f"which have {rows}; write a multiple of {rows}"
             )
         if block:
-            reader.keep_chunks(block * self.training.shuffle_window)
+            reader.keep_chunks(block * self.training.shuffle_window * (2 if reader.remote else 1))  # and what is fetched ahead
         elif reader.remote and self.share[0] == 0:
             say(
                 f"{reader.folder}: rows are fetched one by one, since they don't fit into RAM; training.shuffle_block: {rows} "
@@ -265,9 +288,10 @@ class Loader:
             )
 
     def _permutation(self, stream: "Stream", epoch: int) -> np.ndarray:
-        if stream.order[0] != epoch:
+        order = stream.order  # which another thread may replace
+        if order[0] != epoch:
             block, window, positions = self.training.shuffle_block, self.training.shuffle_window, stream.positions
-            stream.order = (
+            stream.order = order = (
                 epoch,
                 positions[
                     block_shuffled(stream.seed, epoch, positions // block, window)
@@ -275,7 +299,7 @@ class Loader:
                     else permutation(stream.seed, epoch, len(positions))
                 ],
             )
-        return stream.order[1]
+        return order[1]
 
     def _matrices(self, positions, numbers, contents_B2, stored: np.ndarray | None = None) -> Tensor:
         """[B, 2, 3]: those that the targets were made with, of all images or of these of the batch; drawn for the others."""
@@ -314,8 +338,9 @@ def ahead(loader: Loader, steps: Sequence[int]) -> Iterator[Batch]:
             batch = loader.batch(step)
             return batch, stream.record_event()
 
-    with ThreadPoolExecutor(1, "batches") as thread:
-        for batch, made in map_in_order(thread, make, steps, 2):
+    with ThreadPoolExecutor(1, "blocks") as fetching, ThreadPoolExecutor(1, "batches") as thread:
+        fetched = map_in_order(fetching, loader.fetch, steps, loader.steps_to_fetch) if loader.steps_to_fetch else steps
+        for batch, made in map_in_order(thread, make, fetched, 2):
             if made is not None:
                 current = torch.cuda.current_stream(loader.device)
                 current.wait_event(made)

@@ -203,6 +203,7 @@ class Numbers:
 
     def __init__(self):
         self.made = []
+        self.steps_to_fetch = 0
 
     def batch(self, number):
         if number == 7:
@@ -219,6 +220,15 @@ def test_batches_made_ahead_come_in_order_and_an_error_at_its_own_step():
             assert loader.made[-1] <= number + 1  # no more than one is waiting
             seen.append(number)
     assert seen == [3, 4, 5, 6] and list(ahead(loader, range(5, 5))) == []
+
+
+def test_blocks_are_fetched_some_steps_before_their_batch_is_made():
+    loader, fetched = Numbers(), []
+    loader.steps_to_fetch = 3
+    loader.fetch = lambda step: fetched.append(step) or step
+    for number in ahead(loader, range(8, 20)):
+        assert fetched[: len(loader.made)] == loader.made and fetched[-1] <= number + 5
+    assert loader.made == fetched == list(range(8, 20))
 
 
 def test_rows_on_the_device_are_those_on_disk_and_the_log_says_where_they_are(tmp_path):

@@ -17,7 +17,7 @@ from toy_store import GRAPH, PASSES, RECORD, create, fill, images, tree, values
 from toy_store import filled as filled_store
 
 from pipeline.errors import StoreError
-from pipeline.store import Reader, Store
+from pipeline.store import Reader, Store, remote
 from pipeline.store.files import as_path, check_and_parse, with_checksum
 from pipeline.store.remote import RemoteError, RemotePath
 from pipeline.store.verification import verify
@@ -128,6 +128,46 @@ def test_an_order_by_blocks_fetches_each_file_there_once_an_epoch(bucket, monkey
     found = [reader.read(GRAPH, order[start : start + 2], order[start : start + 2] % 2)["graph"] for start in range(0, COUNT, 2)]
     assert np.array_equal(np.concatenate(found), meant)
     assert len(requests) == len(set(requests)) == store.num_blocks * len(GRAPH.fields) * len(VIEWS)
+
+
+def test_obstore_and_fsspec_read_the_same_and_fsspec_tells_what_is_wrong(bucket, monkeypatch):
+    pytest.importorskip("obstore", reason="reads s3:// faster; pip install '.[s3]'")
+    (bucket / "a").write_bytes(b"0123456789")
+    client = remote.fast_client("s3", bucket.key, os.getpid())
+    assert client is not None and remote.fast_client("gs", bucket.key, os.getpid()) is None
+    for fast in (client, None):
+        monkeypatch.setattr(remote, "fast_client", lambda *_, fast=fast: fast)
+        assert (bucket / "a").read_bytes() == b"0123456789"
+        assert bucket.read_ranges(["a", "a", "a"], [0, 3, 8], [2, 7, 12]) == [b"01", b"3456", b"89"]
+        with pytest.raises(FileNotFoundError, match="b"):
+            (bucket / "b").read_bytes()
+        with pytest.raises(FileNotFoundError):
+            bucket.read_ranges(["a", "b"], [0, 0], [2, 2])
+
+
+def test_other_settings_than_the_environment_s_are_left_to_fsspec(server, monkeypatch):
+    pytest.importorskip("obstore", reason="reads s3:// faster; pip install '.[s3]'")
+    with monkeypatch.context() as patched:
+        patched.setenv("AWS_PROFILE", "other")
+        assert remote.fast_client("s3", "profile", os.getpid()) is None
+    with monkeypatch.context() as patched:
+        patched.delenv("AWS_SECRET_ACCESS_KEY")
+        assert remote.fast_client("s3", "nobody", os.getpid()) is None
+    assert remote.fast_client("s3", "forked", os.getpid()) is not None
+    assert remote.fast_client("s3", "forked", os.getpid() + 1) is None
+
+
+def test_blocks_fetched_ahead_are_those_of_the_batches_and_each_is_fetched_once(bucket, monkeypatch):
+    store = filled(bucket)
+    reader, order = Reader(store, [GRAPH], IDS, len(VIEWS), memory="disk"), block_shuffled(0, 0, np.arange(COUNT) // 4, 1)
+    meant, requests, whole = reader.read(GRAPH, order, order % 2)["graph"], [], RemotePath.read_bytes
+    monkeypatch.setattr(RemotePath, "read_bytes", lambda path: requests.append(path.key) or whole(path))
+    reader.keep_chunks(8)
+    for start in range(0, COUNT, 2):
+        reader.fetch(order[start : start + 2], order[start : start + 2] % 2)
+    fetched = list(requests)
+    assert len(fetched) == len(set(fetched)) == store.num_blocks * len(GRAPH.fields) * len(VIEWS)
+    assert np.array_equal(reader.read(GRAPH, order, order % 2)["graph"], meant) and requests == fetched
 
 
 def test_damage_there_is_refused_and_named(bucket):
