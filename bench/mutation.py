@@ -76,7 +76,8 @@ OPERATED: dict[type[ast.operator], type[ast.operator]] = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult},
     **{ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.Pow: ast.Mult},
 }
-SLACK = 10
+SLACK = 10  # times the CPU seconds that a test takes without a change
+PATIENCE = 300.0  # seconds without any work
 
 
 def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
@@ -266,8 +267,8 @@ class Outcome:
     begun: list[tuple[str, float]]  # tests in their order, and when they began
 
 
-def forked(work: Callable[[], None], wall: float) -> Outcome:
-    """Runs the tests in another process by `work`, for at most so many seconds."""
+def forked(work: Callable[[], None]) -> Outcome:
+    """Runs the tests in another process by `work`, until it ends, or has waited for something for `PATIENCE` seconds."""
     told = os.memfd_create("tests")  # a pipe would fill up
     child = os.fork()
     if child == 0:
@@ -278,9 +279,12 @@ def forked(work: Callable[[], None], wall: float) -> Outcome:
             work()
         finally:
             os._exit(99)  # where no test was reached
-    began = time.monotonic()
+    used, since = -1, time.monotonic()
     while not (ended := os.wait4(child, os.WNOHANG))[0]:
-        if time.monotonic() - began > wall:
+        fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        if (now := sum(map(int, fields[11:15]))) != used:
+            used, since = now, time.monotonic()
+        elif time.monotonic() - since > PATIENCE:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
         time.sleep(0.02)
@@ -289,8 +293,7 @@ def forked(work: Callable[[], None], wall: float) -> Outcome:
     os.lseek(told, 0, os.SEEK_SET)
     with open(told, "rb") as file:
         lines = [line.split("\t") for line in file.read().decode().splitlines()]
-    used = ended[2].ru_utime + ended[2].ru_stime
-    return Outcome(ended[1] != 0, used, [(name, float(at)) for name, at in lines])
+    return Outcome(ended[1] != 0, ended[2].ru_utime + ended[2].ru_stime, [(name, float(at)) for name, at in lines])
 
 
 def collected(tests: Sequence[str], plugin: Tests) -> None:
@@ -315,11 +318,10 @@ def try_mutants(
     def try_all(plugin: Tests) -> None:
         live = live_functions(path)
         gc.freeze()  # or each process would soon have copies of all that was imported
-        whole = forked(plugin.run, float("inf"))
+        whole = forked(plugin.run)
         assert not whole.killed, f"{name}: its tests fail without a change, as of {whole.begun[-1:]}"
         for (test, at), (_, then) in itertools.pairwise(whole.begun):
             plugin.seconds[test] = then - at
-        limit = 60 + SLACK * whole.seconds
         for number in numbers:
             code = compiled(mutant(source, number))
             pair = changed_function(unchanged, code)
@@ -338,7 +340,7 @@ def try_mutants(
                 sys.meta_path.insert(0, Instead(f"pipeline.{name.replace('/', '.')}", path, code))
                 collected(tests, Tests(plugin.seconds, plugin.kills))
 
-            outcome = forked(changed if functions else anew, limit)
+            outcome = forked(changed if functions else anew)
             if outcome.killed and outcome.begun:
                 plugin.kills[outcome.begun[-1][0]] = plugin.kills.get(outcome.begun[-1][0], 0) + 1
             found(number, outcome)
@@ -391,6 +393,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", help=f"of {', '.join(TESTS)}; all by default")
     parser.add_argument("--sample", type=int, default=0, help="mutants of each module at most; 0: every one")
+    parser.add_argument("--again", action="store_true", help="only mutants that have survived before")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=ROOT / "build/mutation.json")
     parser.add_argument("--page", type=Path, help="write the table of all results into this page")
@@ -406,7 +409,7 @@ def main() -> None:
         name: before[name]["killed"] if name in before and before[name]["source"] == sources[name] else {} for name in TESTS
     }
     for name in args.modules or TESTS:
-        numbers = [n for n in drawn(len(every[name]), args.sample, args.seed) if not found[name].get(str(n))]
+        numbers = [n for n in drawn(len(every[name]), args.sample, args.seed) if not found[name].get(str(n), args.again)]
 
         def note(number: int, outcome: Outcome, name=name) -> None:
             found[name][str(number)] = outcome.killed

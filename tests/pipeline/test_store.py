@@ -13,7 +13,7 @@ from google_crc32c import value as crc32c
 from toy_store import GRAPH, MATRIX, PASSES, RECORD, VIEWS, create, fill, filled, images, tree, values
 
 from pipeline.errors import StoreError
-from pipeline.identity import diff, digest_array, identity_digest
+from pipeline.identity import diff, digest_array, identity_digest, join_names, short
 from pipeline.store import ArrayGroup, ImageRow, Store
 from pipeline.store.files import Array, codec_chain, row_crcs
 from pipeline.store.verification import verify
@@ -112,6 +112,21 @@ def test_digests_tell_dtype_shape_and_content_apart():
     assert len({digest_array(array) for array in [base, *others]}) == 6
     assert digest_array(base) == digest_array(np.arange(12, dtype=">i4")[:6]) and digest_array(None) == "-"
     assert identity_digest({"a": 1, "b": (1, 2)}) == identity_digest({"b": [1, 2], "a": 1})
+
+
+def test_a_record_that_json_cannot_hold_has_no_digest():
+    with pytest.raises(ValueError):
+        identity_digest({"scale": float("nan")})
+
+
+@pytest.mark.parametrize("count, said", [(1, "a"), (3, "a, b, c"), (4, "a, b, c and 1 more"), (5, "a, b, c and 2 more")])
+def test_the_first_three_names_are_said(count, said):
+    assert join_names(list("abcde")[:count]) == said
+
+
+@pytest.mark.parametrize("length, said", [(58, f"'{'x' * 58}'"), (59, f"'{'x' * 56}...")])
+def test_a_long_value_is_cut_at_60_characters(length, said):
+    assert short("x" * length) == said
 
 
 def test_a_difference_names_the_path_and_both_values():
