@@ -32,9 +32,34 @@ WRITTEN_VIEWS = 16  # at most
 def run(experiment: Experiment, *, images: int | None, measure: bool, device: str, batch: int) -> str:
     """Returns the plan in words. `images` plans for that many without a dataset on disk. Says it, and raises
     StoreError, if it exceeds the free disk; object storage is not asked."""
-    config, context, named, root = experiment.config, experiment.context, experiment.targets, experiment.root
-    count = images or len(experiment.source.ids("train"))
     experiment.try_students()
+    lines: list[str] = []
+    needed, teachers = 0, experiment.teachers
+    for name, one in teachers.items():
+        if len(teachers) > 1 and not one.config.targets:
+            continue
+        found, num_bytes = of_one(one, images, measure, device, batch)
+        lines += [f"Teacher {name}:", *found, ""] if len(teachers) > 1 else found
+        needed += num_bytes
+    if len(teachers) > 1:
+        lines.append(f"all caches: {byte_size(needed)}")
+    root = experiment.root
+    if not local(root):
+        return "\n".join([*lines, f"free at {root}: object storage doesn't say"])
+    free = shutil.disk_usage(there(root)).free
+    if needed > free:
+        say("\n".join(lines))
+        raise StoreError(
+            f"{root}: {byte_size(needed)} are needed, {byte_size(free)} are free; choose another --root, fewer "
+            f"views, or smaller targets"
+        )
+    return "\n".join([*lines, f"free at {root}: {byte_size(free)}"])
+
+
+def of_one(experiment: Experiment, images: int | None, measure: bool, device: str, batch: int) -> tuple[list[str], int]:
+    """The lines about one teacher's cache, and its bytes."""
+    config, context, named = experiment.config, experiment.context, experiment.targets
+    count = images or len(experiment.source.ids("train"))
     if measure:  # a step of the first student is timed
         student = next(iter(config.students.values()))
         steps.check_batch(
@@ -71,16 +96,7 @@ def run(experiment: Experiment, *, images: int | None, measure: bool, device: st
             f"paid for itself after {cost.break_even_epochs(sizes):.1f} student epochs, whatever the number of students; "
             f"a step with the teacher in it would take {1 + cost.teacher_s / cost.student_s:.2f}x a plain one",
         ]
-    if not local(root):
-        return "\n".join([*lines, f"free at {root}: object storage doesn't say"])
-    free = shutil.disk_usage(there(root)).free
-    if sizes.total_bytes > free:
-        say("\n".join(lines))
-        raise StoreError(
-            f"{root}: {byte_size(sizes.total_bytes)} are needed, {byte_size(free)} are free; choose another --root, fewer "
-            f"views, or smaller targets"
-        )
-    return "\n".join([*lines, f"free at {root}: {byte_size(free)}"])
+    return lines, sizes.total_bytes
 
 
 def too_large(sizes: plan.Sizes, targets: Mapping[str, TargetType]) -> Iterator[str]:

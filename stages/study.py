@@ -39,7 +39,7 @@ class Cells:
     train: Callable  # stages.train_student.run
     evaluate: Callable  # stages.evaluate.run
     root: Path
-    weights_file: Path  # the teacher's
+    weights_file: Path  # of the section `teacher`
     runs: Path  # a folder a study
     scores: Path  # likewise
     device: str
@@ -87,20 +87,21 @@ class Cells:
         return Experiment(config, self.root, self.weights_file)
 
     def teacher(self) -> None:
-        """Scores the teacher, once. Raises ConfigError if another one was scored."""
+        """Scores the teacher, of several the first, once. Raises ConfigError if another one was scored."""
         file = self.scores / self.study.name / "teacher.json"
-        if not self.weights_file.exists():
+        first = next(iter(self.experiment(self.study.config).teachers.values()))
+        if not first.weights_file.exists():
             return
         if file.exists():
-            scores, digest = read_json(file)["scores"], sha256(self.weights_file.read_bytes())[:16]
+            scores, digest = read_json(file)["scores"], sha256(first.weights_file.read_bytes())[:16]
             if any(found.get("weights", digest) != digest for found in scores.values()):
                 raise ConfigError(
-                    f"{file}: scores a teacher other than {self.weights_file}, and the cells beside it learned from "
+                    f"{file}: scores a teacher other than {first.weights_file}, and the cells beside it learned from "
                     f"that one; move {file.parent} and {self.runs / self.study.name} away"
                 )
             return
         config = self.study.config
-        found = self.scored(config, config.teacher.model, None, self.weights_file, self.runs / self.study.name / "teacher")
+        found = self.scored(config, config.teacher.model, None, first.weights_file, self.runs / self.study.name / "teacher")
         primary = self.study.arms.get(self.study.primary) if self.study.primary is not None else None
         write_json(file, {"scores": found, "pass_s": self.pass_s(primary) if primary and reads(primary) else None})
 
@@ -113,10 +114,14 @@ class Cells:
         config, images = experiment.config, experiment.images
         some = experiment.ids[: config.training.batch]
         samples = experiment.samples(some)
-        targets = experiment.online_targets(reads(arm), samples, batch=len(some), device=self.device)
+        targets = [
+            one.online_targets(names, samples, batch=len(some), device=self.device)
+            for one, names in experiment.reading(reads(arm)).values()
+        ]
         for _ in range(2):  # the first makes ready
             began = clock()
-            targets.rows(np.arange(len(some)), np.zeros(len(some), int), torch.from_numpy)
+            for one in targets:
+                one.rows(np.arange(len(some)), np.zeros(len(some), int), torch.from_numpy)
             if self.device != "cpu":
                 torch.cuda.synchronize()
         return (clock() - began) / len(some) * len(images) * config.views.count
@@ -210,9 +215,9 @@ def stored_bytes(arm: Arm) -> int:
     """Of one image's rows, in all views, that the arm reads from the cache."""
     if arm.live or not reads(arm):
         return 0
-    experiment = Experiment(arm.config, Path(), Path())  # no store, no weights
-    named = experiment.some_targets(reads(arm))
-    return arm.config.views.count * sum(plan.row_bytes(pass_) for pass_ in every_pass(named))
+    experiment = Experiment(arm.config, Path(), Path("teacher"))  # no store, no weights
+    passes = [pass_ for one, names in experiment.reading(reads(arm)).values() for pass_ in every_pass(one.some_targets(names))]
+    return arm.config.views.count * sum(plan.row_bytes(pass_) for pass_ in passes)
 
 
 def leave_with_parent(parent: int, stop: Event) -> None:

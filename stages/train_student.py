@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline import lookup, records, weights
 from pipeline.data import prepared
@@ -14,6 +15,7 @@ from pipeline.store import Reader
 from pipeline.teacher import cache, online
 from pipeline.teacher.experiment import Experiment
 from pipeline.teacher.fill import FillingTargets
+from pipeline.teacher.several import SeveralTargets
 from pipeline.training import distributed
 from pipeline.training import run as runs
 from pipeline.training import step as steps
@@ -53,8 +55,8 @@ def run(
     pixels, sample, images = experiment.pixels, experiment.sample, experiment.images
     if from_labels := not cache.learns_unlabelled(terms, config.targets):
         prepared.require_labels(pixels, sample, images, source, "the method learns from labels alone")
-    context, own = experiment.context, experiment.student_context(plugin)
-    steps.check_batch(lambda: experiment.build(plugin), context.size, training, device, "training")
+    own = experiment.student_context(plugin)
+    steps.check_batch(lambda: experiment.build(plugin), experiment.context.size, training, device, "training")
     record = {
         "student": plugin,
         **lookup.version_record(plugin.name, plugin.args),
@@ -68,33 +70,48 @@ def run(
     }
     if plugin.start:
         record["start"] = {key: weights.digest(weights.load_file(path)) for key, path in plugin.start.items()}
-    if terms:
-        record["contexts"] = {"student": own, "teacher": context}
-    cached = None
     names = list(dict.fromkeys(name for term in terms for name in term.reads))
+    reading = experiment.reading(names)
+    if terms:
+        contexts = {teacher: one.context for teacher, (one, _) in reading.items()}
+        record["contexts"] = {"student": own} | (
+            {"teachers": contexts} if len(contexts) > 1 else {"teacher": next(iter(contexts.values()), experiment.context)}
+        )
     if online_targets or fill:
         if not names:
             raise ConfigError(f"{config.path}: methods.{method}: reads nothing of a teacher; leave out --live and --fill")
-        experiment.check_teacher_in_the_loop()
+        for one, _ in reading.values():
+            one.check_teacher_in_the_loop()
     if names and training.fresh_views is True and not online_targets:
         raise ConfigError(
             f"{config.path}: training.fresh_views: cached targets exist for the {config.views.count} stored views only; "
             f"write false or labelled, or train with a method that reads none"
         )
-    targets = experiment.some_targets(names)
-    if names and online_targets:
-        record["live"] = {"teacher": experiment.identity, "targets": {name: config.targets[name] for name in names}}
-        cached = experiment.online_targets(names, experiment.samples(), batch=training.batch, device=device)
-    elif fill:
-        cached = FillingTargets(experiment, names, batch=FILL_BATCH, device=device)
-        read = sorted({cache.MATRIX.folder, *(pass_.folder for _, pass_ in targets.values())})
-        record["cache"] = {"identity": cached.store.identity, "filled": read}
-    elif names:
-        store, passes = experiment.open_cache(targets)
-        record["cache"] = {"identity": store.identity, "rows": store.digest_of(images, range(config.views.count), passes)}
-        reader = Reader(store, passes, experiment.ids, config.views.count, device=device, host=[cache.MATRIX])
-        detail(f"cached targets: {reader.strategy}")
-        cached = CachedTargets(reader, cache.MATRIX, targets)
+    parts: dict[str, Any] = {}
+    made: dict[str, dict] = {}
+    for teacher, (one, some) in reading.items():
+        targets = one.some_targets(some)
+        if online_targets:
+            made[teacher] = {"live": {"teacher": one.identity, "targets": {name: config.targets[name] for name in some}}}
+            parts[teacher] = one.online_targets(some, experiment.samples(), batch=training.batch, device=device)
+        elif fill:
+            parts[teacher] = FillingTargets(one, some, batch=FILL_BATCH, device=device)
+            read = sorted({cache.MATRIX.folder, *(pass_.folder for _, pass_ in targets.values())})
+            made[teacher] = {"cache": {"identity": parts[teacher].store.identity, "filled": read}}
+        else:
+            store, passes = one.open_cache(targets)
+            rows = store.digest_of(images, range(config.views.count), passes)
+            made[teacher] = {"cache": {"identity": store.identity, "rows": rows}}
+            reader = Reader(store, passes, experiment.ids, config.views.count, device=device, host=[cache.MATRIX])
+            detail(f"cached targets: {reader.strategy}")
+            parts[teacher] = CachedTargets(reader, cache.MATRIX, targets)
+    cached = next(iter(parts.values()), None)
+    if len(parts) > 1:
+        of_each = {name: config.targets[name].teachers for name in names}
+        cached = SeveralTargets(parts, of_each)
+        record |= {"teachers": made, "made_from": of_each}
+    else:
+        record |= next(iter(made.values()), {})
 
     plugins = [
         lookup.find("models", plugin.name),
@@ -111,7 +128,7 @@ def run(
         plugins += [validating, *([own_metric] if training.validate_metric == "own" else [])]
         record |= config.evaluate.windows
     if online_targets:
-        plugins += [online, cache, lookup.find("models", config.teacher.model.name)]
+        plugins += [online, cache, *(lookup.find("models", one.config.teacher.model.name) for one, _ in reading.values())]
     record["code"] = records.code_digest(sys.modules[__name__], *plugins)
     record |= records.code_outside(plugins[0].Model, plugin.args)
     set_precision(training.precision)
@@ -122,10 +139,7 @@ def run(
     if "init" in plugin.start:
         weights.load_partly(model, plugin.start["init"], say)
     model.to(device)
-    losses = [
-        term.loss.build(reads={name: cached.targets[name][0] for name in term.reads}, context=context, student=own).to(device)
-        for term in terms
-    ]
+    losses = [experiment.loss(term, own).to(device) for term in terms]
     samples = experiment.samples(device=device)
     detail(f"prepared images: {samples.strategy}")
     loader = Loader.of(
@@ -152,6 +166,7 @@ def run(
         validation = own_metric.OwnMetric(canvas_scores, source, config.prepare, training) if own else canvas_scores
     run = runs.Run(folder, record, config.text)
     runs.fit(run, step, loader, folder.name, validation, logs)
-    if isinstance(cached, FillingTargets):
-        cached.finish()
+    for part in parts.values():
+        if isinstance(part, FillingTargets):
+            part.finish()
     return f"{run.weights}: {run.in_words(training)}"

@@ -28,7 +28,9 @@ from pipeline.cli import options
 @options.device
 @options.workers
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Frames per forward pass.")
-def predict(config, overrides, place, student, method, seed, teacher, weights, out, kinds, crop_top, device, workers, batch):
+def predict(
+    config, overrides, place, student, method, seed, teacher, teacher_name, weights, out, kinds, crop_top, device, workers, batch
+):
     """Run a trained network on images or a video.
 
     Reads INPUT and the network's weights. INPUT is an image, a video, or a folder, which is searched recursively for images.
@@ -44,7 +46,7 @@ def predict(config, overrides, place, student, method, seed, teacher, weights, o
     from stages import predict as stage
 
     cfg = options.load(config, overrides)
-    _, network = options.network(cfg, student, method, seed, teacher, weights)
+    _, network = options.network(cfg, student, method, seed, teacher, weights, teacher_name)
     click.echo(
         stage.run(
             dataset=cfg.dataset,
@@ -82,7 +84,7 @@ _input = click.option(
 )
 @click.option("--split", help="Split of the dataset to compare on. Default: `evaluate.split` of the configuration.")
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
-def export(config, overrides, student, method, seed, teacher, weights, out, takes, images, split, force):
+def export(config, overrides, student, method, seed, teacher, teacher_name, weights, out, takes, images, split, force):
     """Export a trained network to ONNX and check the result.
 
     Reads the network's weights and some images of the dataset, and writes the .onnx file. The graph includes normalisation,
@@ -97,7 +99,7 @@ def export(config, overrides, student, method, seed, teacher, weights, out, take
     from stages import export as stage
 
     cfg = options.load(config, overrides)
-    _, network = options.network(cfg, student, method, seed, teacher, weights)
+    _, network = options.network(cfg, student, method, seed, teacher, weights, teacher_name)
     click.echo(
         stage.run(
             dataset=cfg.dataset,
@@ -117,6 +119,7 @@ def export(config, overrides, student, method, seed, teacher, weights, out, take
 @options.command("latency")
 @click.option("--student", shell_complete=options.entries("students"), help="Student, an entry of `students` in CONFIG.")
 @click.option("--teacher", is_flag=True, help="Use the teacher instead of a student.")
+@options.which_teacher
 @_input
 @click.option(
     "--batch",
@@ -134,7 +137,7 @@ def export(config, overrides, student, method, seed, teacher, weights, out, take
     "--threads", type=click.IntRange(min=1), default=os.cpu_count(), show_default="cores", help="CPU threads for each runtime."
 )
 @options.device
-def latency(config, overrides, student, teacher, takes, batches, runs, threads, device):
+def latency(config, overrides, student, teacher, teacher_name, takes, batches, runs, threads, device):
     """Measure latency in PyTorch and ONNX Runtime.
 
     Reads only the configuration: the network is timed untrained, because its weights don't affect the time. Prints the
@@ -149,7 +152,12 @@ def latency(config, overrides, student, teacher, takes, batches, runs, threads, 
     cfg = options.load(config, overrides)
     if teacher == (student is not None):
         raise click.UsageError("give either --student or --teacher")
-    model, training = (cfg.teacher.model, None) if teacher else (cfg.student(student), cfg.training)
+    name, model, training = student, None, None
+    if teacher:
+        name = options.one_teacher(cfg, teacher_name)
+        name, model = options.run_of_teacher(name), cfg.of_teacher(name).teacher.model
+    else:
+        model, training = cfg.student(student), cfg.training
     click.echo(
         stage.run(
             dataset=cfg.dataset,
@@ -161,6 +169,6 @@ def latency(config, overrides, student, teacher, takes, batches, runs, threads, 
             runs=runs,
             threads=threads,
             device=options.pick(device),
-            report=Path("reports/latency") / cfg.name / f"{'teacher' if teacher else student}.json",
+            report=Path("reports/latency") / cfg.name / f"{name}.json",
         )
     )

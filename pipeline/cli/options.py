@@ -109,9 +109,23 @@ weights = click.option(
 )
 
 
+teacher_name = click.option(
+    "--teacher-name",
+    metavar="NAME",
+    shell_complete=entries("teachers"),
+    help="One of several teachers, an entry of `teachers` in CONFIG. Default: all of them, one after the other.",
+)
+
+
+which_teacher = click.option(
+    "--teacher-name", metavar="NAME", shell_complete=entries("teachers"), help="With --teacher: which of several teachers."
+)
+
+
 def one_network(function):
     """A run's student, or the teacher."""
     for option in (
+        which_teacher,
         click.option("--teacher", is_flag=True, help="Use the teacher instead of a student."),
         click.option("--seed", type=int, help="Seed of the run."),
         click.option("--method", shell_complete=entries("methods"), help="Method, an entry of `methods` in CONFIG."),
@@ -165,6 +179,39 @@ def experiment(cfg, root):
     return Experiment(cfg, root, teacher_weights(cfg))
 
 
+def experiments(cfg, root, teacher_name):
+    """By name of a teacher: of the named one, or of all that have a target."""
+    whole, named = experiment(cfg, root), cfg.by_teacher if teacher_name is None else {teacher_name: cfg.of_teacher(teacher_name)}
+    return {name: whole.teachers[name] for name, one in named.items() if one.targets or len(named) == 1}
+
+
+def one_teacher(cfg, teacher_name) -> str:
+    """Its name, where a command is about one of them."""
+    if teacher_name is None and len(cfg.by_teacher) > 1:
+        raise click.UsageError(f"{cfg.path} has several teachers; give --teacher-name, one of {', '.join(cfg.by_teacher)}")
+    name = teacher_name or next(iter(cfg.by_teacher))
+    cfg.of_teacher(name)
+    return name
+
+
+def of_teacher(cfg, name) -> str:
+    """What comes after a folder of reports or weights, without the ending."""
+    from pipeline.config import MAIN
+
+    return cfg.name if name == MAIN else f"{cfg.name}/{name}"
+
+
+def run_of_teacher(name) -> str:
+    from pipeline.config import MAIN
+
+    return name if name == MAIN else f"{MAIN}-{name}"
+
+
+def headed(name, text, several) -> str:
+    """What is said of one of several teachers, below its name."""
+    return f"Teacher {name}:\n{text}\n" if len(several) > 1 else text
+
+
 def run_name(student, method, seed) -> str:
     from pipeline.paths import name_fault
 
@@ -174,16 +221,18 @@ def run_name(student, method, seed) -> str:
     return f"{student}-{method}-{seed}"
 
 
-def network(cfg, student, method, seed, teacher, weights=None):
+def network(cfg, student, method, seed, teacher, weights=None, teacher_name=None):
     """Its run's name, and what the stages that use a trained network are told of it."""
     if teacher == (student is not None):
         raise click.UsageError("give either --teacher, or --student")
     if teacher:
-        return "teacher", dict(
-            model=cfg.teacher.model,
+        name = one_teacher(cfg, teacher_name)
+        one = cfg.of_teacher(name).teacher
+        return run_of_teacher(name), dict(
+            model=one.model,
             training=None,
-            weights_file=weights or teacher_weights(cfg),
-            flip_average=cfg.teacher.flip_average,
+            weights_file=weights or Path("teachers") / f"{of_teacher(cfg, name)}.safetensors",
+            flip_average=one.flip_average,
         )
     model = cfg.student(student)
     if weights is None and method is None and seed is None and brings_weights(model):

@@ -132,16 +132,18 @@ def prepare(config, overrides, root, workers, skip_bad):
 
 
 @options.command("train-teacher")
+@options.teacher_name
 @options.root
 @options.device
 @options.deterministic
 @options.log
-def train_teacher(config, overrides, root, device, deterministic, log):
+def train_teacher(config, overrides, teacher_name, root, device, deterministic, log):
     """Train the teacher, or copy a given checkpoint.
 
     Reads the prepared store, or the checkpoint named in CONFIG, and writes teachers/<config>.safetensors and
-    reports/teacher/<config>.json. Training also writes runs/<config>/teacher/. Run the command again after an interruption to
-    resume from the last checkpoint.
+    reports/teacher/<config>.json. Training also writes runs/<config>/teacher/. Of an entry NAME of `teachers`, these are
+    teachers/<config>/NAME.safetensors, reports/teacher/<config>/NAME.json and runs/<config>/teacher-NAME/. Run the command again
+    after an interruption to resume from the last checkpoint.
 
     \b
     $ pipeline train-teacher configs/demo.yaml
@@ -150,15 +152,19 @@ def train_teacher(config, overrides, root, device, deterministic, log):
         from stages import train_teacher as stage
 
         cfg = options.load(config, overrides)
-        options.echo_once(
-            stage.run(
-                options.experiment(cfg, root),
-                folder=Path("runs") / cfg.name / "teacher",
-                report=Path("reports/teacher") / f"{cfg.name}.json",
-                device=options.pick(device, deterministic),
-                log=log,
+        every = options.experiment(cfg, root).teachers
+        if teacher_name is not None:
+            cfg.of_teacher(teacher_name)
+        for name in every if teacher_name is None else [teacher_name]:
+            options.echo_once(
+                stage.run(
+                    every[name],
+                    folder=Path("runs") / cfg.name / options.run_of_teacher(name),
+                    report=Path("reports/teacher") / f"{options.of_teacher(cfg, name)}.json",
+                    device=options.pick(device, deterministic),
+                    log=log,
+                )
             )
-        )
         options.say_next("cache-teacher", config, overrides, root)
 
 
@@ -173,7 +179,8 @@ def train_teacher(config, overrides, root, device, deterministic, log):
 def plan(config, overrides, root, device, images, measure, batch):
     """Estimate the size of the target cache.
 
-    Reads the configuration and, without --images, the lists of the dataset, and prints the size. With --measure, also prints how
+    Reads the configuration and, without --images, the lists of the dataset, and prints the size, of several teachers that of each
+    cache and of all. With --measure, also prints how
     long filling the cache takes and after how many epochs of student training the cache has saved that time. The exit code is 1
     if the disk is too small.
 
@@ -200,8 +207,9 @@ def plan(config, overrides, root, device, images, measure, batch):
     shell_complete=options.entries("students"),
     help="Student to list, an entry of `students` in CONFIG. Default: the teacher.",
 )
+@options.teacher_name
 @click.option("--depth", type=click.IntRange(min=1), default=3, show_default=True, help="Levels of submodules to list.")
-def layers(config, overrides, student, depth):
+def layers(config, overrides, student, teacher_name, depth):
     """List the submodules of a network.
 
     Builds the teacher, or a student, and prints the output shape, stride, channels and parameters of each submodule, and which of
@@ -213,7 +221,10 @@ def layers(config, overrides, student, depth):
     """
     from stages import layers as stage
 
-    click.echo(stage.run(options.load(config, overrides), student=student, depth=depth))
+    cfg = options.load(config, overrides)
+    chosen = cfg.by_teacher if teacher_name is None and student is None else [teacher_name or next(iter(cfg.by_teacher))]
+    for name in chosen:
+        click.echo(options.headed(name, stage.run(cfg.of_teacher(name), student=student, depth=depth), chosen))
 
 
 def _share(ctx, param, value) -> tuple[int, int]:
@@ -225,6 +236,7 @@ def _share(ctx, param, value) -> tuple[int, int]:
 
 
 @options.command("cache-teacher")
+@options.teacher_name
 @options.root
 @options.device
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images per forward pass of the teacher.")
@@ -242,12 +254,13 @@ def _share(ctx, param, value) -> tuple[int, int]:
     help="Address of a Dask scheduler whose workers fill the cache. The workers must see the same files.",
 )
 @click.option("--blocks", "share", metavar="I/N", callback=_share, help="Fill only share I of N, for array jobs.")
-def cache_teacher(config, overrides, root, device, batch, workers, threads, scheduler, share):
+def cache_teacher(config, overrides, teacher_name, root, device, batch, workers, threads, scheduler, share):
     """Run the teacher once and cache its targets (stage one).
 
     Reads the prepared store and the teacher's weights, runs the teacher on every view, and writes
-    ROOT/<dataset>/targets-<identity> and reports/cache/<config>.json. Run the command again after an interruption to resume; the
-    finished cache has the same bytes as without the interruption. `pipeline plan --measure` estimates the size and the time.
+    ROOT/<dataset>/targets-<identity> and reports/cache/<config>.json. Of an entry NAME of `teachers`, the report is
+    reports/cache/<config>/NAME.json. Run the command again after an interruption to resume; the finished cache has the same bytes
+    as without the interruption. `pipeline plan --measure` estimates the size and the time.
 
     \b
     $ pipeline cache-teacher configs/demo.yaml
@@ -259,18 +272,19 @@ def cache_teacher(config, overrides, root, device, batch, workers, threads, sche
         from stages import cache_teacher as stage
 
         cfg = options.load(config, overrides)
-        click.echo(
-            stage.run(
-                options.experiment(cfg, root),
-                report=Path("reports/cache") / f"{cfg.name}.json",
-                device=options.pick(device) if scheduler is None else device,
-                batch=batch,
-                workers=workers,
-                threads=threads,
-                scheduler=scheduler,
-                share=share,
+        for name, experiment in options.experiments(cfg, root, teacher_name).items():
+            click.echo(
+                stage.run(
+                    experiment,
+                    report=Path("reports/cache") / f"{options.of_teacher(cfg, name)}.json",
+                    device=options.pick(device) if scheduler is None else device,
+                    batch=batch,
+                    workers=workers,
+                    threads=threads,
+                    scheduler=scheduler,
+                    share=share,
+                )
             )
-        )
         if share[1] == 1:
             method = next((name for name, terms in cfg.methods.items() if any(term.reads for term in terms)), "plain")
             options.say_next(
@@ -338,12 +352,15 @@ def train_student(config, overrides, student, method, seed, root, device, determ
     show_default=True,
     help="Output folder for the scores of --weights, and of a student whose factory provides the weights.",
 )
-def evaluate(config, overrides, student, method, seed, teacher, weights, device, workers, batch, out):
+def evaluate(config, overrides, student, method, seed, teacher, teacher_name, weights, device, workers, batch, out):
     """Score a trained student, or the teacher, on full frames.
 
     Reads the dataset and the weights of the run. Computes the mean IoU and the metrics of the dataset's official evaluator, if it
     has one. Writes reports/scores/<config>/<run>.json, a picture of some predictions beside it and, for the evaluator or its
     server, prediction files below runs/<config>/<run>/predictions/<split>.
+
+    With --teacher and no --teacher-name, all teachers are scored; the files of an entry NAME of `teachers` are called
+    teacher-NAME.
 
     With --weights, or for a student whose factory provides the weights, all files are written below OUT/<config>, and the scores
     don't count as a seed of a method in reports.
@@ -358,30 +375,34 @@ def evaluate(config, overrides, student, method, seed, teacher, weights, device,
     from stages import evaluate as stage
 
     cfg = options.load(config, overrides)
-    name, network = options.network(cfg, student, method, seed, teacher, weights)
-    file = network["weights_file"]
-    if weights is not None or file is None:
-        name = options.file_name("teacher" if teacher else student, weights)
-        scores = out / cfg.name
-        predictions = scores / f"{name}-predictions"
-    else:
-        scores, predictions = Path("reports/scores") / cfg.name, Path("runs") / cfg.name / name / "predictions"
-        if not teacher and file.exists() and (fault := not_left_by_a_run(file)):
-            raise PipelineError(f"{file}: {fault}; score it with --student {student} --weights {file}, which counts for no method")
-    click.echo(
-        stage.run(
-            dataset=cfg.dataset,
-            prepare=cfg.prepare,
-            evaluate=cfg.evaluate,
-            **network,
-            report=scores / f"{name}.json",
-            picture=scores / f"{name}.png",
-            predictions=predictions,
-            device=options.pick(device),
-            batch=batch,
-            workers=workers,
+    all_teachers = teacher and teacher_name is None and weights is None
+    for one in cfg.by_teacher if all_teachers else [teacher_name]:
+        name, network = options.network(cfg, student, method, seed, teacher, weights, one)
+        file = network["weights_file"]
+        if weights is not None or file is None:
+            name = options.file_name(name if teacher else student, weights)
+            scores = out / cfg.name
+            predictions = scores / f"{name}-predictions"
+        else:
+            scores, predictions = Path("reports/scores") / cfg.name, Path("runs") / cfg.name / name / "predictions"
+            if not teacher and file.exists() and (fault := not_left_by_a_run(file)):
+                raise PipelineError(
+                    f"{file}: {fault}; score it with --student {student} --weights {file}, which counts for no method"
+                )
+        click.echo(
+            stage.run(
+                dataset=cfg.dataset,
+                prepare=cfg.prepare,
+                evaluate=cfg.evaluate,
+                **network,
+                report=scores / f"{name}.json",
+                picture=scores / f"{name}.png",
+                predictions=predictions,
+                device=options.pick(device),
+                batch=batch,
+                workers=workers,
+            )
         )
-    )
     if weights is None and file is not None:
         options.say_next("cache-teacher" if teacher else "report", config, overrides)
 
@@ -423,10 +444,13 @@ def report(config, overrides, root, pictures, projection, device):
             cfg,
             scores=Path("reports/scores") / cfg.name,
             runs=Path("runs") / cfg.name,
-            cache_report=Path("reports/cache") / f"{cfg.name}.json",
+            cache_reports=[Path("reports/cache") / f"{options.of_teacher(cfg, name)}.json" for name in cfg.by_teacher],
             latency=Path("reports/latency") / cfg.name,
             root=root,
-            weights_file=options.teacher_weights(cfg),
+            weights_files={
+                options.run_of_teacher(name): Path("teachers") / f"{options.of_teacher(cfg, name)}.safetensors"
+                for name in cfg.by_teacher
+            },
             out=Path("reports"),
             device=options.pick(device) if pictures else None,
             projection=projection,

@@ -12,6 +12,7 @@ from pipeline.progress import byte_size
 @main.command("verify")
 @click.argument("what", metavar="CONFIG|FOLDER")
 @options.overriding
+@options.teacher_name
 @options.root
 @options.device
 @click.option(
@@ -27,7 +28,7 @@ from pipeline.progress import byte_size
 )
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images per forward pass of the teacher.")
 @options.workers
-def verify(what, overrides, root, device, recompute, repair, batch, workers):
+def verify(what, overrides, teacher_name, root, device, recompute, repair, batch, workers):
     """Check that stores are complete and undamaged.
 
     With FOLDER, the folder or URL of one store, reads that store alone, without the teacher, and prints the range of its values.
@@ -55,8 +56,8 @@ def verify(what, overrides, root, device, recompute, repair, batch, workers):
             raise StoreError("\n".join(faults))
         return
     cfg = options.load(folder, overrides)
-    experiment = options.experiment(cfg, root)
-    if repair:
+    experiments = options.experiments(cfg, root, teacher_name)
+    for name, experiment in experiments.items() if repair else ():
         done, unfilled = stage.mend(experiment, workers=workers)
         for line in done:
             click.echo(line, err=True)
@@ -74,29 +75,26 @@ def verify(what, overrides, root, device, recompute, repair, batch, workers):
             if "targets" in unfilled:
                 from stages import cache_teacher
 
-                click.echo(
-                    cache_teacher.run(
-                        experiment, report=Path("reports/cache") / f"{cfg.name}.json", device=options.pick(device), batch=batch
-                    ),
-                    err=True,
-                )
-    click.echo(
-        stage.run(
-            experiment,
-            recompute=recompute,
-            device=options.pick(device),
-            batch=batch,
-            workers=workers,
-        )
-    )
+                report = Path("reports/cache") / f"{options.of_teacher(cfg, name)}.json"
+                click.echo(cache_teacher.run(experiment, report=report, device=options.pick(device), batch=batch), err=True)
+    wrong = []
+    for name, experiment in experiments.items():
+        try:
+            found = stage.run(experiment, recompute=recompute, device=options.pick(device), batch=batch, workers=workers)
+            click.echo(options.headed(name, found, experiments))
+        except StoreError as error:  # of one teacher: the others' caches are looked at all the same
+            wrong.append(f"teacher {name}: {error}" if len(experiments) > 1 else str(error))
+    if wrong:
+        raise StoreError("\n".join(wrong))
 
 
 @options.command("inspect")
+@options.teacher_name
 @options.root
 @click.option("--id", "image_id", metavar="IMAGE", help="ID of an image whose record is drawn.")
 @click.option("--view", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the view to draw.")
 @click.option("--out", type=click.Path(path_type=Path), default="record.png", show_default=True, help="Path of the figure.")
-def inspect(config, overrides, root, image_id, view, out):
+def inspect(config, overrides, teacher_name, root, image_id, view, out):
     """Summarise a target cache, or draw one of its records.
 
     Reads the prepared store and the target cache. Prints what the cache was made from and what it contains. With --id, draws the
@@ -109,7 +107,9 @@ def inspect(config, overrides, root, image_id, view, out):
     from stages import inspect as stage
 
     cfg = options.load(config, overrides)
-    click.echo(stage.run(options.experiment(cfg, root), image_id=image_id, view=view, out=out))
+    experiments = options.experiments(cfg, root, teacher_name if image_id is None else options.one_teacher(cfg, teacher_name))
+    for name, experiment in experiments.items():
+        click.echo(options.headed(name, stage.run(experiment, image_id=image_id, view=view, out=out), experiments))
 
 
 @main.group("cache", cls=Commands)
@@ -279,6 +279,7 @@ def cache_publish(folders, out):
 @cache.command("adopt")
 @click.argument("config", type=click.Path(path_type=Path))
 @options.overriding
+@options.teacher_name
 @options.root
 @options.device
 @click.option(
@@ -291,7 +292,7 @@ def cache_publish(folders, out):
 )
 @click.option("--from", "source", metavar="FOLDER", help="Store to take over. Default: the one that differs least.")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images per forward pass of the teacher.")
-def cache_adopt(config, overrides, root, device, recompute, source, batch):
+def cache_adopt(config, overrides, teacher_name, root, device, recompute, source, batch):
     """Take a cache over after a change of the teacher's code.
 
     The identity of a cache includes the code of its teacher, such as the release of a library. If that has changed and the answers
@@ -305,10 +306,11 @@ def cache_adopt(config, overrides, root, device, recompute, source, batch):
     from stages import adopt as stage
 
     cfg = options.load(config, overrides)
+    name = options.one_teacher(cfg, teacher_name)
     with options.stoppable():
         click.echo(
             stage.run(
-                options.experiment(cfg, root),
+                options.experiment(cfg, root).teachers[name],
                 source=None if source is None else options.as_path(source),
                 recompute=recompute,
                 device=options.pick(device),

@@ -14,6 +14,7 @@ from pipeline.config.loading import INJECTED, SECTIONS, Config, load, plugin
 from pipeline.config.reading import read_yaml
 from pipeline.config.schema import (
     LABEL_TERMS,
+    MAIN,
     TERM_WORDS,
     Evaluate,
     GradientShare,
@@ -33,6 +34,7 @@ __all__ = [
     "INJECTED",
     "SECTIONS",
     "LABEL_TERMS",
+    "MAIN",
     "TERM_WORDS",
     "Config",
     "Evaluate",

@@ -16,7 +16,7 @@ from pipeline import lookup
 from pipeline.config.checks import across
 from pipeline.config.keys import Faults, keys_of, keywords, section, shown
 from pipeline.config.reading import override, read_yaml
-from pipeline.config.schema import Evaluate, Plugin, Prepare, Student, Teacher, Term, Titled, Training, Views
+from pipeline.config.schema import MAIN, Evaluate, MadeFrom, Plugin, Prepare, Student, Teacher, Term, Titled, Training, Views
 from pipeline.errors import ConfigError
 from pipeline.later import leave_out
 from pipeline.lookup import absolute, add_plugins, did_you_mean, find_class
@@ -39,7 +39,8 @@ class Config:
     dataset: Plugin
     prepare: Prepare
     views: Views
-    teacher: Teacher
+    teacher: Teacher  # of the section `teacher`, or the first of `teachers`
+    teachers: dict[str, Teacher]  # the named ones
     teacher_training: Training | None
     targets: dict[str, Plugin]
     students: dict[str, Plugin]
@@ -64,6 +65,26 @@ class Config:
         return self.path.stem
 
     @property
+    def by_teacher(self) -> "dict[str, Config]":
+        """By name, the same with each teacher alone: with the targets that are made from it, and the losses that read no others."""
+        if not self.teachers:
+            return {MAIN: self}
+        every = ({MAIN: self.teacher} if MAIN in self.raw else {}) | self.teachers
+        return {
+            name: dataclasses.replace(
+                self,
+                teacher=teacher,
+                teachers={},
+                targets={key: target for key, target in self.targets.items() if name in target.teachers},
+                methods={
+                    method: tuple(term for term in terms if all([*self.targets[key].teachers] == [name] for key in term.reads))
+                    for method, terms in self.methods.items()
+                },
+            )
+            for name, teacher in every.items()
+        }
+
+    @property
     def view_size(self) -> tuple[int, int]:
         """Height and width of what networks are trained on and targets are made of, before it is padded."""
         return self.views.crop or self.prepare.size
@@ -81,6 +102,11 @@ class Config:
     def method(self, name: str) -> tuple[Term, ...]:
         self._has("methods", self.methods, name)
         return self.methods[name]
+
+    def of_teacher(self, name: str) -> "Config":
+        """The same with this teacher alone."""
+        self._has("teachers", self.by_teacher, name)
+        return self.by_teacher[name]
 
     def _has(self, section: str, entries: Mapping[str, Any], name: str) -> None:
         if name not in entries:
@@ -103,11 +129,13 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         if key not in SECTIONS and key != "plugins":
             faults.add(str(key), f"no such section{did_you_mean(str(key), [*SECTIONS, 'plugins'])}")
     for name in SECTIONS:
-        if name not in raw:
+        if name not in raw and name != "teachers" and not (name == MAIN and raw.get("teachers")):
             faults.add(name, "this section is missing")
     values = {name: read(raw[name], name, faults) for name, read in SECTIONS.items() if name in raw}
     if not faults:
-        for where, what in across(values):
+        values.setdefault("teachers", {})
+        values.setdefault(MAIN, next(iter(values["teachers"].values()), None))
+        for where, what in across(values, MAIN in raw):
             faults.add(where, what)
     faults.stop()
     return Config(path=path, overrides=tuple(overrides), raw=raw, plugins=folders, **values)
@@ -219,6 +247,16 @@ def read_dataset(value: Any, where: str, faults: Faults) -> Plugin | None:
     return dataclasses.replace(found, args=args, title=title)
 
 
+def read_target(value: Any, where: str, faults: Faults) -> Plugin | None:
+    found = with_later_keys(MadeFrom, "targets", value, where, faults, "type", None)
+    if found is None:
+        return None
+    own = "teacher" in keys_of(find_class("targets", found.name))  # of a plug-in of one's own
+    args = dict(found.args)
+    teacher = MAIN if own else args.pop("teacher", MAIN)
+    return dataclasses.replace(found, args=args, teachers={teacher: 1.0} if isinstance(teacher, str) else teacher)
+
+
 def read_student(value: Any, where: str, faults: Faults, name: str) -> Plugin | None:
     """Its files to start from are no arguments of the model: they are read when the training begins, and count by their content."""
     found = with_later_keys(Student, "models", value, where, faults, "model", name)
@@ -264,8 +302,9 @@ SECTIONS: dict[str, Reader] = {
     "prepare": values(Prepare),
     "views": values(Views),
     "teacher": read_teacher,
+    "teachers": entries(lambda value, where, faults, name: read_teacher(value, where, faults)),
     "teacher_training": lambda value, where, faults: None if value is None else section(Training, value, where, faults),
-    "targets": entries(lambda value, where, faults, name: read_plugin("targets", value, where, faults, "type")),
+    "targets": entries(lambda value, where, faults, name: read_target(value, where, faults)),
     "students": entries(read_student),
     "methods": entries(read_method),
     "training": values(Training),

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from pipeline import lookup
 from pipeline.config.keys import Key, adapter, bare, keys_of, limits_of, marks_of, options_of, range_of, sentence_of, words
 from pipeline.config.loading import INJECTED
-from pipeline.config.schema import Evaluate, Photometric, Prepare, Student, Teacher, Term, Titled, Training, Views
+from pipeline.config.schema import Evaluate, MadeFrom, Photometric, Prepare, Student, Teacher, Term, Titled, Training, Views
 from pipeline.progress import table_lines
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,8 @@ NAME_KEYS = {"datasets": "name", "models": "model", "targets": "type", "losses":
 INTRODUCTION = """\
 # Configuration
 
-An experiment is one YAML file with the sections below, in any order. Each section must be there; `teacher_training` may be `null`.
+An experiment is one YAML file with the sections below, in any order. Each section must be there, but for `teachers`, or `teacher`
+where there is `teachers`; `teacher_training` may be `null`.
 A key without a default must be written. `--set section.key=value` replaces a value for one command.
 All faults of a file are told at once, each with its place.
 
@@ -55,9 +56,11 @@ SECTIONS = {
     "prepare": "How each image is made ready, once.",
     "views": "The geometric versions of each image that the teacher sees and the cache stores.",
     "teacher": "The network that is distilled. `name` is one of the [networks](#networks); its keys stand beside these.",
+    "teachers": "Further teachers, or all of them: a mapping from names of your choice to entries with the keys of "
+    "[teacher](#teacher). Each has a cache of its own ([several teachers](models.md#several-teachers)). Names have no dash.",
     "teacher_training": "How the teacher is trained: the keys of [training](#training). `null` where the teacher comes with weights.",  # noqa: E501
     "targets": "What stage one stores: a mapping from names of your choice to entries. `type` of an entry is one of the "
-    "[targets](#targets-by-type); its keys stand beside it.",
+    "[targets](#targets-by-type); its keys stand beside these.",
     "students": "The networks that are trained: a mapping from names of your choice to entries. `model` of an entry is one of the "
     "[networks](#networks), by default the one of the entry's name; its keys stand beside these. Names have no dash.",
     "methods": "What students are trained with: a mapping from names of your choice to lists of losses; an empty list is training on "  # noqa: E501
@@ -70,6 +73,7 @@ OWN_KEYS: dict[str, tuple[type, frozenset[str]]] = {
     "prepare": (Prepare, frozenset()),
     "views": (Views, frozenset()),
     "teacher": (Teacher, frozenset({"model"})),
+    "targets": (MadeFrom, frozenset()),
     "students": (Student, frozenset()),
     "methods": (Term, frozenset({"loss"})),
     "training": (Training, frozenset()),
@@ -170,8 +174,9 @@ def schema() -> dict[str, Any]:
         "prepare": closed(Prepare, shared),
         "views": closed(Views, shared),
         "teacher": {"anyOf": entries("models", shared, Teacher, frozenset({"model"}), name_key="name")},
+        "teachers": {"type": "object", "propertyNames": {"pattern": "^[^-]*$"}},
         "teacher_training": {"anyOf": [{"$ref": "#/definitions/Training"}, {"type": "null"}]},
-        "targets": {"type": "object", "additionalProperties": {"anyOf": entries("targets", shared)}},
+        "targets": {"type": "object", "additionalProperties": {"anyOf": entries("targets", shared, MadeFrom)}},
         "students": {
             "type": "object",
             "propertyNames": {"pattern": "^[^-]*$"},
@@ -203,6 +208,8 @@ def schema() -> dict[str, Any]:
     for entry in sections["students"]["properties"].values():
         entry["anyOf"].append(own_entry("models", "model"))
     sections["methods"]["additionalProperties"]["items"]["anyOf"].append(own_entry("losses", "loss"))
+    sections["teachers"]["additionalProperties"] = sections["teacher"]
+    without_plugins["teachers"] = {"additionalProperties": without_plugins["teacher"]}
     for name, text in SECTIONS.items():
         sections[name] = (
             {"description": text, **sections[name]}
@@ -217,7 +224,8 @@ def schema() -> dict[str, Any]:
             **sections,
             "plugins": {"description": PLUGINS_SAID, "type": "array", "items": {"type": "string", "minLength": 1}},
         },
-        "required": list(sections),
+        "required": [name for name in sections if name not in ("teacher", "teachers")],
+        "anyOf": [{"required": ["teacher"]}, {"required": ["teachers"]}],
         "if": {"required": ["plugins"]},
         "else": {"properties": without_plugins},
         "additionalProperties": False,

@@ -99,6 +99,7 @@ class Plugin:
     args: dict[str, Any]
     title: str | None = None  # of a dataset
     start: dict[str, Path] = field(default_factory=dict)  # of a student: files that its training starts from, by key
+    teachers: dict[str, float] = field(default_factory=dict)  # of a target: whom it is made from, with weights of their mean
 
     @property
     def homes(self) -> tuple[str, ...]:
@@ -548,6 +549,23 @@ class Teacher:
     flip_average: Annotated[
         bool, AddedLater(False), Field(description="The teacher also looks at the mirrored image, and what is stored is the mean.")
     ] = False
+
+
+MAIN = "teacher"  # the name of the teacher that the section of this name describes
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MadeFrom:
+    """What every target says beside its own keys; it is in no record of the target, as rows lie in the cache of each teacher."""
+
+    teacher: Annotated[
+        str | dict[str, float],
+        AddedLater(MAIN),
+        Field(
+            description="Which of `teachers` it is made from (`teacher`: that of the section `teacher`), or several, each with its "
+            "weight in the mean: `{a: 1.0, b: 1.0}` (docs/models.md)."
+        ),
+    ] = MAIN
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -34,12 +34,13 @@ def render(
     methods: Mapping[str, Sequence[Term]],
     cached: Cached | None,
     latencies: Mapping[str, Latency],
-    teacher: Teacher,
+    teachers: Mapping[str, Teacher],
     written: date,
     settings: str,
     pictures: Any,
 ) -> str:
-    """`latencies` by student and "teacher", `written` the day of the report; `pictures` is what the networks were made to show
+    """`teachers` by the names of their scores, `latencies` by these and by student, `written` the day of the report; `pictures`
+    is what the networks were made to show
     (`pipeline.reporting.feature_pictures`), or None."""
     import jinja2
     from markupsafe import Markup
@@ -78,7 +79,7 @@ def render(
         palette=palette,
         cached=cached,
         settings=settings,
-        teacher=teacher,
+        teachers=teachers,
         written=written.isoformat(),
         terms={method: terms_in_words(terms) for method, terms in methods.items() if any(m == method for _, m in groups)},
         networks=_networks(results, groups, latencies),
@@ -119,10 +120,9 @@ def terms_in_words(terms: Sequence[Term]) -> str:
 
 
 def _networks(results: Results, groups, latencies: Mapping[str, Latency]) -> dict[str, dict[str, str]]:
-    """By "teacher" and student: millions of parameters, GMACs and milliseconds of one image; empty where nothing is known."""
+    """By teacher and student: millions of parameters, GMACs and milliseconds of one image; empty where nothing is known."""
     scores = {student: runs[0].score for (student, _), runs in reversed(list(groups.items()))}
-    if results.teacher is not None:
-        scores["teacher"] = results.teacher
+    scores |= results.teachers
     found = {}
     for name, score in scores.items():
         cost = score.get("network")

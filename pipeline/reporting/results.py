@@ -1,6 +1,7 @@
 """What an experiment's runs left on disk: scores, curves, time, and what each was made from."""
 
 import csv
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -50,12 +51,13 @@ class Run:
 @dataclass(frozen=True, kw_only=True)
 class Results:
     runs: list[Run]  # in the file's order of students and methods, then by seed
-    teacher: dict | None  # its score
+    teacher: dict | None  # its score; of several teachers, that of the best
     teacher_time: Time | None
     strays: list[str]  # scores of runs that the file has no student or method for
     stale: list[str]  # runs whose weights are not those that were scored
     teacher_best: dict | None = None  # as a run's
     not_runs: Mapping[str, str] = field(default_factory=dict)  # scores of files that no run left, and why; they count nowhere
+    teachers: Mapping[str, dict] = field(default_factory=dict)  # scores by the name of a row: "teacher", "teacher-a", ...
     teacher_labels: Mapping[str, Any] | None = None  # which it was trained on here, as records have it; {}: all; None: not known
 
     @property
@@ -81,12 +83,15 @@ class Results:
         return found
 
 
-def read(scores: Path, runs: Path, teacher_weights: Path, students: Iterable[str], methods: Iterable[str]) -> Results:
-    """Every score in the folder `scores`, with its run's folder below `runs`. Raises PipelineError if there is none."""
+def read(scores: Path, runs: Path, teacher_weights: Mapping[str, Path], students: Iterable[str], methods: Iterable[str]) -> Results:
+    """Every score in the folder `scores`, with its run's folder below `runs`; of teachers, those whose weights are named, by what
+    their scores and runs are called ("teacher"). Raises PipelineError if there is none."""
     files = {path.stem: path for path in sorted(scores.glob("*.json"))}
     if not files:
         raise PipelineError(f"{scores}: no scores yet; run `pipeline evaluate` (or `dvc repro`) first")
-    teacher, found = files.pop("teacher", None), []
+    teachers, found = {name: _score(files.pop(name)) for name in teacher_weights if name in files}, []
+    best = max(teachers, key=lambda name: teachers[name].get(teachers[name]["metric"]) or 0, default=next(iter(teacher_weights)))
+    teacher = teachers.get(best)
     for student in students:
         for method in methods:
             start = f"{student}-{method}-"
@@ -109,8 +114,7 @@ def read(scores: Path, runs: Path, teacher_weights: Path, students: Iterable[str
             "score its runs with `pipeline evaluate`"
         )
     scored = {run.name: (run.score, runs / run.name / "weights.safetensors") for run in found}
-    if teacher is not None:
-        scored["teacher"] = (_score(teacher), teacher_weights)
+    scored |= {name: (score, teacher_weights[name]) for name, score in teachers.items()}
     stale = [
         name
         for name, (score, weights) in scored.items()
@@ -118,13 +122,14 @@ def read(scores: Path, runs: Path, teacher_weights: Path, students: Iterable[str
     ]
     return Results(
         runs=found,
-        teacher=None if teacher is None else _score(teacher),
-        teacher_time=time_of(runs / "teacher"),
+        teacher=teacher,
+        teachers=teachers,
+        teacher_time=time_of(runs / best),
         strays=sorted(files),
         stale=stale,
-        teacher_best=best_of(runs / "teacher"),
+        teacher_best=best_of(runs / best),
         not_runs=not_runs,
-        teacher_labels=_labels_of(runs / "teacher" / "run.json"),
+        teacher_labels=_labels_of(runs / best / "run.json"),
     )
 
 
@@ -239,6 +244,19 @@ class Cached:
 
     def bytes_of(self, targets: Iterable[str]) -> int:
         return sum({self.passes[name]: self.num_bytes[name] for name in targets if name in self.passes}.values())
+
+
+def all_cached(reports: Iterable[Path], root: Path, dataset: str) -> Cached | None:
+    """The same of the caches of several teachers, as one; a target of several counts in each."""
+    found = [one for report in reports if (one := cached(report, root, dataset)) is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    return dataclasses.replace(
+        found[0],
+        passes={name: name for one in found for name in one.passes},
+        num_bytes={name: sum(one.num_bytes.get(name, 0) for one in found) for one in found for name in one.passes},
+        seconds=None,
+    )
 
 
 def cached(report: Path, root: Path, dataset: str) -> Cached | None:

@@ -24,7 +24,14 @@ from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment
 
 WEIGHTS = "teacher.weights: "  # of a difference
-ASKING = "dataset", "prepare", "views", "teacher", "teacher_training"  # sections that decide which stores a configuration asks for
+ASKING = (
+    "dataset",
+    "prepare",
+    "views",
+    "teacher",
+    "teachers",
+    "teacher_training",
+)  # sections that decide which stores a configuration asks for
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,8 @@ def of_file(path: Path, raw: dict | str, name: str, root: AnyPath) -> Iterator[U
     except PipelineError as error:
         yield User(name, dataset=dataset_of(raw), why=str(error).splitlines()[0])
         return
-    for config in {str([config.raw[section] for section in ASKING]): config for config in asking}.values():
-        yield of_config(name, config, root)
+    for config in {str([config.raw.get(section) for section in ASKING]): config for config in asking}.values():
+        yield from of_config(name, config, root)
 
 
 def dataset_of(raw: Any) -> str:
@@ -97,8 +104,17 @@ def dataset_of(raw: Any) -> str:
     return name if isinstance(name, str) else ""
 
 
-def of_config(name: str, config: Config, root: AnyPath) -> User:
-    experiment = Experiment(config, root, Path("teachers") / f"{config.name}.safetensors")
+def of_config(name: str, config: Config, root: AnyPath) -> Iterator[User]:
+    whole = Experiment(config, root, Path("teachers") / f"{config.name}.safetensors")
+    try:
+        yield from (of_one(name, experiment) for experiment in whole.teachers.values())
+    except (PipelineError, OSError) as error:
+        yield User(name, dataset=config.dataset.name, why=str(error).splitlines()[0])
+
+
+def of_one(name: str, experiment: Experiment) -> User:
+    """What it asks for of one teacher."""
+    config = experiment.config
     try:
         source = experiment.source
         pixels = folder_name("prepared", prepared.identity(source, config.prepare))
@@ -118,8 +134,9 @@ def of_runs(runs: Path) -> Iterator[User]:
         name = str(path.parent)
         try:
             record = records.read(path)
-            stores = {kind: record[key]["identity"]["record"] for key, kind in KINDS.items() if key in record}
-            yield User(name, frozenset(folder_name(kind, identity) for kind, identity in stores.items()))
+            parts = [record, *record.get("teachers", {}).values()]
+            stores = [(kind, part[key]["identity"]["record"]) for part in parts for key, kind in KINDS.items() if key in part]
+            yield User(name, frozenset(folder_name(kind, identity) for kind, identity in stores))
         except (PipelineError, KeyError, TypeError) as error:
             yield User(name, dataset="", why=str(error))
 

@@ -29,7 +29,7 @@ from pipeline.reporting.statistics import compare, gap_closed
 
 KEYS = {"config", "student", "splits", "seeds", "primary", "gate", "arms"}
 ARM_KEYS = {"method", "set", "live", "study"}
-TEACHERS_OWN = ("dataset", "prepare", "teacher", "teacher_training")  # sections that no arm may change,
+TEACHERS_OWN = ("dataset", "prepare", "teacher", "teachers", "teacher_training")  # sections that no arm may change,
 LABELS = {"labelled_part", "labelled_seed"}  # but for these keys of the dataset, if the teacher is not trained on them
 LATER_KEYS = {"dataset", "student", "targets"}  # of `asked`: cells from before these were noted answer without them
 
@@ -137,8 +137,8 @@ def check(path: Path, arm: Arm, first: Arm, student: str) -> None:
 
 def teachers_part(arm: Arm, section: str) -> dict[str, Any]:
     """What the teacher depends on: a teacher that was trained elsewhere does not depend on which labels are shown here."""
-    raw = arm.config.raw[section]
-    given = section == "dataset" and arm.config.raw["teacher"].get("checkpoint") is not None
+    raw = arm.config.raw.get(section) or {}
+    given = section == "dataset" and all(one.teacher.checkpoint is not None for one in arm.config.by_teacher.values())
     return {key: value for key, value in raw.items() if not (given and key in LABELS)}
 
 
@@ -243,7 +243,8 @@ def asked(study: Study, arm: Arm, seed: int) -> dict[str, Any]:
         "seed": seed,
         "views": raw["views"],
         "prepare": raw["prepare"],
-        "teacher": raw["teacher"],
+        "teacher": raw.get("teacher"),
+        **({"teachers": raw["teachers"]} if raw.get("teachers") else {}),
         "teacher_training": raw["teacher_training"],
         "splits": list(study.splits),
         "dataset": {key: value for key, value in raw["dataset"].items() if key != "root"},

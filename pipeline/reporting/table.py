@@ -130,19 +130,19 @@ def markdown(results: Results, found: list[Line], notes: list[str]) -> str:
     others = ["mean_iou"] if metric != "mean_iou" else []
     head = ["student", "method", "seeds", metric, "sd", "against plain", "95 % interval", "gap closed", *others, "images"]
     rows = []
-    if results.teacher is not None:
+    for name, score in results.teachers.items():
         rows.append(
             [
-                "teacher",
+                name.replace("-", " "),
                 "",
                 "",
-                points(results.teacher[metric]),
+                points(score[metric]),
                 "",
                 "",
                 "",
                 "",
-                *(points(results.teacher[name]) for name in others),
-                str(results.teacher["images"]),
+                *(points(score[other]) for other in others),
+                str(score["images"]),
             ]
         )
     groups = results.groups()
@@ -198,8 +198,8 @@ def summary(results: Results, found: list[Line]) -> dict:
             entry["sd"] = _rounded(line.sd)
         if line.against:
             entry["gain"] = _rounded(line.against.mean)
-    teacher = {} if results.teacher is None else {"teacher": {name: _rounded(average([results.teacher[name]])) for name in names}}
-    return teacher | groups
+    teachers = {row: {name: _rounded(average([score[name]])) for name in names} for row, score in results.teachers.items()}
+    return teachers | groups
 
 
 def _rounded(value: float) -> float | None:

@@ -182,9 +182,10 @@ def learns_unlabelled(method: Sequence[Term], targets: Mapping[str, Plugin]) -> 
 
 def needs_labels(config: Config) -> str | None:
     """What learns from labels, if nothing could be learned without; None if something could."""
-    if config.teacher.checkpoint is None and config.teacher_training is not None:
+    teachers = [one.teacher for one in config.by_teacher.values()]
+    if any(teacher.checkpoint is None for teacher in teachers) and config.teacher_training is not None:
         return "the teacher is trained on labels (no teacher.checkpoint)"
-    if find_class("models", config.teacher.model.name).uses_labels:
+    if any(find_class("models", teacher.model.name).uses_labels for teacher in teachers):
         return "the teacher answers from labels"
     if not any(learns_unlabelled(method, config.targets) for method in config.methods.values()):
         return "every method learns from labels alone"

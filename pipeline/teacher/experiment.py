@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from pipeline.config import Config, Plugin, Training
+from pipeline.config import MAIN, Config, Plugin, Term, Training
 from pipeline.data import prepared
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import ConfigError
 from pipeline.lookup import find_class
+from pipeline.losses.base import LossModule
 from pipeline.models.base import ModelBase, as_float
 from pipeline.store import ArrayGroup, ImageRow, Reader, Store
 from pipeline.store.files import AnyPath
@@ -32,11 +33,39 @@ class Experiment:
 
     config: Config
     root: AnyPath  # of the stores
-    weights_file: Path  # the teacher's
+    weights_file: Path  # of the section `teacher`
 
     def anywhere(self) -> "Experiment":
         """The same for a process that stands in another folder, and without what was made already."""
         return Experiment(self.config.anywhere(), self.root.absolute(), self.weights_file.absolute())
+
+    @cached_property
+    def teachers(self) -> "dict[str, Experiment]":
+        """By name, the same with each teacher alone: its weights, its cache, and the targets that are made from it. Of the others'
+        cache nothing is asked. Raises ConfigError if targets that are to be averaged lie on different grids."""
+        if not self.config.teachers:
+            return {MAIN: self}
+        found = {
+            name: Experiment(config, self.root, weights_of(self.weights_file, name))
+            for name, config in self.config.by_teacher.items()
+        }
+        for name, plugin in self.config.targets.items():
+            first, *others = plugin.teachers
+            target, grids = plugin.build(), found[first].context.grids
+            for other in others:
+                for layer in sorted(target.source_layers()):
+                    if (grid := found[other].context.grids.get(layer)) != grids.get(layer):
+                        raise ConfigError(
+                            f"{self.config.path}: targets.{name}.teacher: {layer} of {first} has {in_words(grids.get(layer))} and "
+                            f"of {other} {in_words(grid)}, and maps of different grids have no mean; list a target for each"
+                        )
+        return found
+
+    def reading(self, names: Iterable[str]) -> "dict[str, tuple[Experiment, list[str]]]":
+        """The teachers that these targets are made from, each with its own of them."""
+        names = list(names)
+        of_each = {teacher: [name for name in names if name in one.config.targets] for teacher, one in self.teachers.items()}
+        return {teacher: (self.teachers[teacher], some) for teacher, some in of_each.items() if some}
 
     @cached_property
     def source(self) -> DatasetBase:
@@ -107,7 +136,7 @@ class Experiment:
 
     @cached_property
     def context(self) -> Context:
-        """What targets and losses know about the teacher."""
+        """What targets and losses know about the teacher, of several about the first."""
         return cache.context(self.config.teacher.model, self.source, self.config.view_size)
 
     @cached_property
@@ -126,8 +155,14 @@ class Experiment:
         contexts = [self.student_context(student) for student in self.config.students.values()]
         for terms in self.config.methods.values():
             for term in terms if contexts else ():
-                reads = {name: self.targets[name][0] for name in term.reads}
-                term.loss.build(reads=reads, context=self.context, student=contexts[0])
+                self.loss(term, contexts[0])
+
+    def loss(self, term: Term, student: Context) -> LossModule:
+        """The loss of a term, for a student of this context."""
+        teacher, names = next(iter(self.reading(term.reads).values()), (self, []))
+        reads = {name: target for name, (target, _) in teacher.some_targets(names).items()} if names else {}
+        loss: LossModule = term.loss.build(reads=reads, context=teacher.context, student=student)
+        return loss
 
     def load_teacher(self) -> ModelBase:
         return cache.load_teacher(self.config.teacher, self.source, self.config.view_size, self.weights_file)
@@ -149,6 +184,7 @@ class Experiment:
         return self.some_targets(self.config.targets)
 
     def some_targets(self, names: Iterable[str]) -> Named:
+        self._refuse_several()
         return cache.target_passes({name: self.config.targets[name] for name in names}, self.context, self.hidden)
 
     @cached_property
@@ -161,9 +197,15 @@ class Experiment:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Of the cache."""
+        self._refuse_several()
         config = self.config
         digest = cache.weights_digest(config.teacher, self.weights_file)
         return cache.identity(self.source, config.prepare, config.views, config.teacher, digest)
+
+    def _refuse_several(self) -> None:
+        if self.config.teachers:
+            names = ", ".join(self.config.by_teacher)
+            raise ConfigError(f"{self.config.path}: has several teachers, with a cache each; name one of {names}")
 
     def find_cache(self) -> Store:
         """The cache, whole or not."""
@@ -199,3 +241,12 @@ class Experiment:
             batch=batch,
             device=device,
         )
+
+
+def weights_of(file: Path, teacher: str) -> Path:
+    """Where the weights of a named teacher lie, beside those of the section `teacher`."""
+    return file if teacher == MAIN else file.with_suffix("") / f"{teacher}{file.suffix}"
+
+
+def in_words(grid: tuple[int, int] | None) -> str:
+    return "no map" if grid is None else f"{grid[0]} x {grid[1]} cells"

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.teacher.experiment import Experiment
     from pipeline.teacher.fill import FillingTargets
     from pipeline.teacher.online import OnlineTargets
+    from pipeline.teacher.several import SeveralTargets
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class CachedTargets:
     reader: Reader
     matrix: ArrayGroup
     targets: Mapping[str, tuple[TargetType, ArrayGroup]]
+
+    @property
+    def readers(self) -> list[Reader]:
+        return [self.reader]
 
     def matrices(self, positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         return self.reader.read(self.matrix, positions, numbers)["matrix"]
@@ -82,7 +87,7 @@ class Loader:
         training: Training,
         seed: int,
         device,
-        cached: "CachedTargets | FillingTargets | OnlineTargets | None" = None,
+        cached: "CachedTargets | FillingTargets | OnlineTargets | SeveralTargets | None" = None,
         share: tuple[int, int] = (0, 1),
         labelled: Collection[str] | None = None,
         labelled_per_batch: int | None = None,
@@ -100,7 +105,7 @@ class Loader:
             )
         height, width = sample.fields["label"].shape
         self.size = height, width
-        self._readers = [samples, *([cached.reader] if isinstance(cached, CachedTargets) else [])]
+        self._readers = [samples, *getattr(cached, "readers", ())]
         for reader in self._readers:
             if not reader.resident:
                 self._keep_chunks(reader)

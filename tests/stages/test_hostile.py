@@ -848,7 +848,9 @@ def test_class_names_ids_and_terms_stay_text_in_the_report():
         curves=curves,
         time=results.Time(steps=3, seconds=1.0, machine=HOSTILE[2]),
     )
-    found = results.Results(runs=[run], teacher=score, teacher_time=None, strays=HOSTILE, stale=HOSTILE)
+    found = results.Results(
+        runs=[run], teacher=score, teachers={"teacher": score}, teacher_time=None, strays=HOSTILE, stale=HOSTILE
+    )
     methods = {HOSTILE[1]: ()}
     lines, notes = table.lines(found, found.metric, methods)
     picture = feature_pictures.Picture(HOSTILE[1], "data:image/jpeg;base64,", 0.5)
@@ -873,9 +875,14 @@ def test_class_names_ids_and_terms_stay_text_in_the_report():
         methods=methods,
         cached=None,
         latencies={},
-        teacher=Teacher(
-            model=Plugin(kind="models", name="erfnet", args={"width": HOSTILE[0]}), checkpoint=None, backbone=None, precision="fp32"
-        ),
+        teachers={
+            "teacher": Teacher(
+                model=Plugin(kind="models", name="erfnet", args={"width": HOSTILE[0]}),
+                checkpoint=None,
+                backbone=None,
+                precision="fp32",
+            )
+        },
         written=date(2026, 1, 1),
         settings="\n".join(HOSTILE),
         pictures=seen,
