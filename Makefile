@@ -8,7 +8,8 @@
 # make wheel-check  the wheel in an environment of its own, with nothing but what it says it needs
 PYTHON ?= python3
 VENV ?= .venv
-# an existing torch build can be chosen here, e.g. TORCH="torch --index-url <the CUDA wheels you want>"
+# an existing torch build can be chosen here, e.g. TORCH="torch --index-url <the CUDA wheels you want>"; with "torch torchvision ..."
+# from one index, the tests that compare with torchvision's networks run, too
 TORCH ?= torch==2.13.0
 
 .PHONY: demo teacher test coverage test-s3 install-s3 reference types lint docs tools wheel-check install clean-demo

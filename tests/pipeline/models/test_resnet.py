@@ -1,5 +1,7 @@
 """Dilated residual networks: torchvision's names, published sizes, and the strided network as the slow version."""
 
+import builtins
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -114,9 +116,21 @@ def torchvisions(name):
     try:
         import torchvision
     except (ImportError, RuntimeError) as error:  # its compiled part is for another build of torch
-        pytest.skip(f"torchvision cannot be imported: {error}; install the build that matches this torch")
+        pytest.skip(f"torchvision cannot be imported: {error}; install the build for torch {torch.__version__} (extra torchvision)")
     dilated = {} if name in BASIC else {"replace_stride_with_dilation": [False, True, True]}
     return getattr(torchvision.models, name)(weights=None, **dilated)
+
+
+@pytest.mark.parametrize("fault", [ImportError("No module"), RuntimeError("operator torchvision::nms does not exist")])
+def test_a_torchvision_that_cannot_be_imported_is_a_skip_with_its_reason(fault, monkeypatch):
+    def broken(name, *args, whole=builtins.__import__, **more):
+        if name == "torchvision":
+            raise fault
+        return whole(name, *args, **more)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with pytest.raises(pytest.skip.Exception, match=f"{fault}; install the build for torch"):
+        torchvisions("resnet18")
 
 
 @pytest.mark.parametrize("name", DEPTHS)
@@ -192,9 +206,8 @@ def test_torchvisions_dilation_is_the_strided_network_read_at_every_position(nam
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34"])
 def test_torchvision_gives_the_same_strided_features(name):
-    models = pytest.importorskip("torchvision.models", reason="torchvision is not a dependency")
     torch.manual_seed(0)
-    theirs = unlike_a_fresh_one(getattr(models, name)())
+    theirs = unlike_a_fresh_one(torchvisions(name))
     ours = build(name, dilation="torchvision").double().eval()
     state = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
     assert not ours.load_state_dict(state, strict=False).unexpected_keys
@@ -216,9 +229,8 @@ def test_a_new_meaning_of_one_option_leaves_the_identity_of_the_others():
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101"])
 def test_torchvision_gives_the_same_features(name):
-    models = pytest.importorskip("torchvision.models", reason="torchvision is not a dependency")
     torch.manual_seed(0)
-    theirs = unlike_a_fresh_one(getattr(models, name)(replace_stride_with_dilation=[False, True, True]))
+    theirs = unlike_a_fresh_one(torchvisions(name))
     ours = build(name, dilation="torchvision").double().eval()
     state = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
     assert not ours.load_state_dict(state, strict=False).unexpected_keys
