@@ -153,12 +153,13 @@ def read_by_an_experiment():
 
 def sections_of(module):
     """The sections that a stage takes: as arguments, of a configuration, or of an experiment."""
-    names = {"student": "students", "method": "methods"}
+    names = {"student": "students", "method": "methods", "by_teacher": "teacher"}
     tree, parts = ast.parse((ROOT / "stages" / f"{module}.py").read_text()), read_by_an_experiment()
     (run,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
     taken = {names.get(name.arg, name.arg) for name in (*run.args.args, *run.args.kwonlyargs)}
     taken |= {names.get(name, name) for name in attributes_of(tree, "config")}
     taken = taken.union(*(parts.get(name, set()) for name in attributes_of(tree, "experiment")))
+    taken -= {"teachers"}  # no file of the matrix needs them, and DVC wants each key there (docs/models.md)
     return taken & set(config.SECTIONS), "model" in {name.arg for name in run.args.kwonlyargs}
 
 

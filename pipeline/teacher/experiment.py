@@ -16,7 +16,6 @@ from pipeline.data import prepared
 from pipeline.datasets.base import DatasetBase
 from pipeline.errors import ConfigError
 from pipeline.lookup import find_class
-from pipeline.losses.base import LossModule
 from pipeline.models.base import ModelBase, as_float
 from pipeline.store import ArrayGroup, ImageRow, Reader, Store
 from pipeline.store.files import AnyPath
@@ -157,12 +156,11 @@ class Experiment:
             for term in terms if contexts else ():
                 self.loss(term, contexts[0])
 
-    def loss(self, term: Term, student: Context) -> LossModule:
+    def loss(self, term: Term, student: Context) -> Any:  # a LossModule, which stage one does not load
         """The loss of a term, for a student of this context."""
         teacher, names = next(iter(self.reading(term.reads).values()), (self, []))
         reads = {name: target for name, (target, _) in teacher.some_targets(names).items()} if names else {}
-        loss: LossModule = term.loss.build(reads=reads, context=teacher.context, student=student)
-        return loss
+        return term.loss.build(reads=reads, context=teacher.context, student=student)
 
     def load_teacher(self) -> ModelBase:
         return cache.load_teacher(self.config.teacher, self.source, self.config.view_size, self.weights_file)
