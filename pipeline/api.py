@@ -243,18 +243,19 @@ def open_cache(
     root: str | os.PathLike[str] | None = None,
     targets: Sequence[str] | None = None,
     memory: Memory = "disk",
+    teacher: str | None = None,
 ) -> Cache:
     """The cache that a config asks for, or the one in this folder or at this URL.
 
     Paths in a config count from where the process stands, as they do for the commands; `overrides` are those of `--set`,
     `root` that of `--root`. `targets` leaves others out. `memory`: rows stay on disk, or are held in RAM ("ram"; "auto":
-    where they fit). Raises a PipelineError, naming what differs, if the config asks for another teacher, other pixels,
-    labels, views or targets, or if rows are missing.
+    where they fit). `teacher`: whose cache, where the config has several teachers. Raises a PipelineError, naming what differs,
+    if the config asks for another teacher, other pixels, labels, views or targets, or if rows are missing.
     """
     folder = as_path(os.fspath(where))
     if not local(folder) or folder.is_dir():
         return _opened_alone(folder, targets, memory)
-    return _opened_by_config(config.load(Path(where), overrides), root, targets, memory)
+    return _opened_by_config(config.load(Path(where), overrides), root, targets, memory, teacher)
 
 
 def make_loss(
@@ -359,10 +360,12 @@ def _context_of(student: nn.Module, cache: Cache, size: tuple[int, int]) -> Cont
 
 
 def _opened_by_config(
-    cfg: config.Config, root: str | os.PathLike[str] | None, names: Sequence[str] | None, memory: Memory
+    cfg: config.Config, root: str | os.PathLike[str] | None, names: Sequence[str] | None, memory: Memory, teacher: str | None
 ) -> Cache:
     top = as_path(os.fspath(root or default_root()))
     experiment = Experiment(cfg, top, Path("teachers") / f"{cfg.name}.safetensors")
+    if teacher is not None:
+        cfg, experiment = cfg.of_teacher(teacher), experiment.teachers[teacher]
     experiment.check_views()
     source, ids = experiment.source, experiment.ids
     named = experiment.some_targets(_chosen(cfg.targets, names, str(cfg.path)))

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+import pipeline
 from pipeline import config, weights
 from pipeline.errors import ConfigError
 from pipeline.lookup import find_class
@@ -230,6 +231,13 @@ def test_maps_of_other_grids_have_no_mean(several, monkeypatch):
     whole.config.targets["mean_logits"].teachers["c"] = 1.0
     with pytest.raises(ConfigError, match="logits of b has 6 x 16 cells and of c 48 x 128 cells"):
         whole.teachers["b"]
+
+
+def test_the_python_api_opens_the_cache_of_one(several, monkeypatch):
+    monkeypatch.chdir(several.folder)
+    assert set(pipeline.open_cache("toy.yaml", teacher="c").targets) == {"of_c"}
+    with pytest.raises(ConfigError, match="several teachers, with a cache each; name one of teacher, b, c"):
+        pipeline.open_cache("toy.yaml")
 
 
 def test_the_section_teacher_may_be_left_out(several, tmp_path):
