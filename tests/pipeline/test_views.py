@@ -83,6 +83,20 @@ def test_opencv_and_pytorch_give_the_same_bits():
         assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(by_opencv, by_torch))
 
 
+def test_the_plain_view_of_an_image_of_several_bands_changes_nothing():
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 300, 250, 3), dtype=np.uint8))
+    assert images[0, :, :, 0].numel() > 2 * views._BAND
+    shown, labels, inside = views.apply(images, images[..., 0], matrices(views.identity()), content=(300, 250))
+    assert torch.equal(shown.permute(0, 2, 3, 1), images.float()) and torch.equal(labels, images[..., 0]) and inside.all()
+
+
+def test_a_position_that_16_bits_would_wrap_around_is_outside():
+    images, labels = pictures(1)
+    far = matrices(np.array([[1.0, 0, 2.0**16], [0, 1, 0]]))
+    shown, warped, inside = views.apply(images, labels, far, content=SIZE)
+    assert not inside.any() and (warped == 255).all() and (shown == torch.tensor(views.FILL)[:, None, None]).all()
+
+
 def test_on_the_cpu_opencv_makes_them(monkeypatch):
     monkeypatch.setattr(views, "_by_torch", None)
     images, labels = pictures()
