@@ -13,7 +13,8 @@ another code object; tests that killed many mutants run first, then the fast one
 anew. No file of the package is written. Subprocesses of a test run the code on disk.
 
 What was found is kept in `--results`: another call tries only what was not tried yet or has survived, so a call that was stopped
-goes on, and new tests are tried on the survivors. Survivors that no test can see are in `bench/equivalent.tsv` with the reason.
+goes on, and new tests are tried on the survivors. A line that has changed since is new. Survivors that no test can see are in
+`bench/equivalent.tsv` with the reason.
 """
 
 import argparse
@@ -155,6 +156,16 @@ def mutants(source: str) -> list[Mutant]:
         for *_, node in places(ast.parse(source))
         for words, _ in changes(node)
     ]
+
+
+def keys(found: Sequence[Mutant]) -> list[str]:
+    """A name of each that outlasts changes of other lines."""
+    seen: dict[tuple[str, str], int] = {}
+    named = []
+    for one in found:
+        seen[one.words, one.text] = seen.get((one.words, one.text), 0) + 1
+        named.append(f"{one.words} {seen[one.words, one.text]}: {one.text}")
+    return named
 
 
 def mutant(source: str, number: int) -> ast.Module:
@@ -372,7 +383,7 @@ def table(found: Mapping[str, Mapping[str, bool]], every: Mapping[str, Sequence[
     known = equivalent()
 
     def row(name: str, parts: Sequence[str]) -> list[object]:
-        tried = {(part, int(number)): killed for part in parts for number, killed in found[part].items()}
+        tried = {(part, n): found[part][key] for part in parts for n, key in enumerate(keys(every[part])) if key in found[part]}
         killed = sum(tried.values())
         alike = sum(not fine and (part, every[part][n].words, every[part][n].text) in known for (part, n), fine in tried.items())
         total, seen = sum(len(every[part]) for part in parts), len(tried) - alike
@@ -405,24 +416,22 @@ def main() -> None:
     sources = {name: (ROOT / "pipeline" / f"{name}.py").read_text() for name in TESTS}
     every = {name: mutants(source) for name, source in sources.items()}
     before = json.loads(args.results.read_text()) if args.results.exists() else {}
-    found: dict[str, dict[str, bool]] = {  # of the module as it is
-        name: before[name]["killed"] if name in before and before[name]["source"] == sources[name] else {} for name in TESTS
-    }
+    named = {name: keys(one) for name, one in every.items()}
+    found = {name: {key: killed for key, killed in before.get(name, {}).items() if key in named[name]} for name in TESTS}
     for name in args.modules or TESTS:
-        numbers = [n for n in drawn(len(every[name]), args.sample, args.seed) if not found[name].get(str(n), args.again)]
+        numbers = [n for n in drawn(len(every[name]), args.sample, args.seed) if not found[name].get(named[name][n], args.again)]
 
         def note(number: int, outcome: Outcome, name=name) -> None:
-            found[name][str(number)] = outcome.killed
+            found[name][named[name][number]] = outcome.killed
             words = "killed  " if outcome.killed else "SURVIVED"
             by = f" by {outcome.begun[-1][0].rpartition('::')[2]}" if outcome.killed and outcome.begun else ""
             print(f"{words} pipeline/{name}.py:{every[name][number]}  [{outcome.seconds:.1f} s{by}]", flush=True)
             args.results.parent.mkdir(parents=True, exist_ok=True)
-            kept = {name: {"source": sources[name], "killed": found[name]} for name in TESTS}
-            args.results.write_text(json.dumps(kept))
+            args.results.write_text(json.dumps(found, indent=1))
 
         if numbers:
             in_process(lambda name=name, numbers=numbers, note=note: try_mutants(name, sources[name], numbers, TESTS[name], note))
-            found[name] = json.loads(args.results.read_text())[name]["killed"]
+            found[name] = json.loads(args.results.read_text())[name]
     text = table(found, every)
     print(text)
     if args.page:
