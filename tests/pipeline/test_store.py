@@ -106,6 +106,19 @@ def test_chunk_rows_divide_the_block_and_keep_files_below_16_mb(tmp_path):
     assert rows == {"image": 4, "image_crc": 12, "huge": 1, "huge_crc": 12, "flag": 12, "flag_crc": 12}
 
 
+@pytest.mark.parametrize("limit", [10**9, 100, 1], ids=["one file", "two files", "four files"])
+def test_a_block_is_read_whole_whatever_its_files(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr("pipeline.store.store.MAX_CHUNK_BYTES", limit)
+    store = filled(tmp_path, 6)
+    for view, block in ((0, 0), (1, 1)):
+        found, meant = (
+            store.read_block(f"v{view:03d}", GRAPH.folder, block),
+            values(GRAPH, view, images(6)[4 * block : 4 * block + 4]),
+        )
+        assert found.keys() == meant.keys()
+        assert all(np.array_equal(found[name], rows) for name, rows in meant.items())
+
+
 def test_digests_tell_dtype_shape_and_content_apart():
     base = np.arange(6, dtype=np.int32)
     others = [base.reshape(2, 3), base.astype(np.int64), base.astype(np.float32), base[::-1], base[:5]]
