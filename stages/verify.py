@@ -93,19 +93,21 @@ def run(experiment: Experiment, *, recompute: int, device: str, batch: int, work
     return "\n".join(lines)
 
 
-def check_folder(*, folder: AnyPath, mend: bool, workers: int) -> tuple[str, list[str]]:
+def check_folder(*, folder: AnyPath, mend: bool, deep: bool, workers: int) -> tuple[str, list[str]]:
     """A store by itself, without its teacher: what it holds, in words and tables, and every fault and gap of it. With `mend`,
-    first what can be mended without a teacher. Raises StoreError if it can't be opened at all."""
+    first what can be mended without a teacher. Not `deep`: names, marks and sizes alone, and no row is read. Raises StoreError if
+    it can't be opened at all."""
     store = Store.open(folder)
     lines = repair(store, workers=workers) if mend else []
     values: dict[tuple[str, str], Values] = {}
-    faults, notes = verify(store, True, values, workers), unvouched(store)
+    faults, notes = verify(store, deep, values, workers), unvouched(store)
     filled = sum(
         store.mark_path(view, pass_, block).exists() for view, pass_ in store.stored_groups() for block in range(store.num_blocks)
     )
     lines += [
         f"{folder}: {store.kind} of {store.card.get('dataset', folder.parent.name)}, {len(store.row_of)} images, "
-        f"{filled} of {store.num_blocks * len(store.stored_groups())} blocks filled, {len(faults)} faults",
+        f"{filled} of {store.num_blocks * len(store.stored_groups())} blocks filled, {len(faults)} faults"
+        + ("" if deep else "; rows were not read"),
         *notes,
     ]
     return "\n".join([*lines, "", table(values)] if values else lines), faults + gaps(store)

@@ -26,9 +26,10 @@ from pipeline.progress import byte_size
 @click.option(
     "--repair", is_flag=True, help="Repair damaged stores first. With a configuration, damaged blocks are computed again."
 )
+@click.option("--structure", is_flag=True, help="With FOLDER: check names, markers and sizes of all files, and read no rows.")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images per forward pass of the teacher.")
 @options.workers
-def verify(what, overrides, teacher_name, root, device, recompute, repair, batch, workers):
+def verify(what, overrides, teacher_name, root, device, recompute, repair, structure, batch, workers):
     """Check that stores are complete and undamaged.
 
     With FOLDER, the folder or URL of one store, reads that store alone, without the teacher, and prints the range of its values.
@@ -37,7 +38,8 @@ def verify(what, overrides, teacher_name, root, device, recompute, repair, batch
     --recompute, also runs the teacher and prints the error of each target next to the declared error, and the effect of the error
     on each loss and its gradient.
 
-    Writes nothing without --repair. The exit code is 1 if anything is wrong.
+    Without --repair, writes nothing but the index of a large store that has none. The exit code is 1 if anything is
+    wrong.
 
     \b
     $ pipeline verify configs/demo.yaml --recompute 32
@@ -47,10 +49,13 @@ def verify(what, overrides, teacher_name, root, device, recompute, repair, batch
     from stages import verify as stage
 
     folder = options.as_path(what)
-    if "://" in what or folder.is_dir():
+    alone = "://" in what or folder.is_dir()
+    if structure and (repair or not alone):
+        raise click.UsageError("--structure takes the folder of a store, and no --repair, which reads every row")
+    if alone:
         if recompute:
             raise click.UsageError("--recompute needs the config: a store by itself knows no teacher")
-        text, faults = stage.check_folder(folder=folder, mend=repair, workers=workers)
+        text, faults = stage.check_folder(folder=folder, mend=repair, deep=not structure, workers=workers)
         click.echo(text)
         if faults:
             raise StoreError("\n".join(faults))

@@ -14,6 +14,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
@@ -149,7 +150,7 @@ class Reader:
         if folder in self._on_device:
             import torch
 
-            places = torch.from_numpy(np.asarray(views) * len(self.ids) + positions)
+            places = torch.from_numpy(np.asarray(views) * len(self._rows) + positions)
             if str(self._device).startswith("cuda"):
                 places = places.pin_memory().to(self._device, non_blocking=True)
             return {name: rows.flatten(0, 1)[places] for name, rows in self._resident[folder].items()}
@@ -204,7 +205,7 @@ class Reader:
     # RAM and the device
 
     def _num_bytes(self, folder: str) -> int:
-        return self.num_views * len(self.ids) * sum(array.row_bytes for array in self._arrays[folder][0].values())
+        return self.num_views * len(self._rows) * sum(array.row_bytes for array in self._arrays[folder][0].values())
 
     def _load(self) -> None:
         self._resident: dict[str, dict[str, Any]] = {
@@ -214,7 +215,7 @@ class Reader:
 
     def _load_field(self, folder: str, name: str) -> np.ndarray | torch.Tensor:
         array = self._arrays[folder][0][name]
-        shape = self.num_views, len(self.ids), *array.shape
+        shape = self.num_views, len(self._rows), *array.shape
         if folder in self._on_device:  # a chunk at a time, since RAM may not hold it
             import torch
 
@@ -242,8 +243,15 @@ class Reader:
                     found[view, positions] = rows
         return found
 
+    @cached_property
+    def ids(self) -> list[str]:
+        """In a spawned process, which is not sent them: as the store lists them."""
+        from pipeline.store.store import Store
+
+        return [image.id for image in Store.open(self.folder).images.at(self._rows)]
+
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name != "_resident"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_resident", "ids")}
 
     def __setstate__(self, state):
         self.__dict__ |= state

@@ -67,6 +67,12 @@ def test_a_store_with_an_index_answers_as_one_that_holds_its_images(tmp_path, mo
         assert verify(opened) == []
 
 
+def test_a_reader_is_sent_to_a_process_without_its_ids(store):
+    reader = Reader(store, [GRAPH], IDS[::-1], 1, memory="disk")
+    sent = pickle.dumps(reader)
+    assert b"seq/07" not in sent and pickle.loads(sent).ids == reader.ids == IDS[::-1]
+
+
 def test_a_store_grows_past_its_index(store):
     index = (store.folder / INDEX).read_bytes()
     other = Store.open(store.folder)

@@ -76,6 +76,18 @@ def test_a_whole_store_is_verified_without_its_teacher_and_its_values_are_printe
     assert checked == 5
 
 
+def test_verify_of_the_structure_reads_no_rows(store, tmp_path):
+    bad = chunks(store)[0]
+    flip(bad)
+    result = invoke("verify", store, "--structure")
+    assert result.exit_code == 0 and "8 of 8 blocks filled, 0 faults; rows were not read" in result.stdout
+    bad.write_bytes(bad.read_bytes()[:-1])
+    result = invoke("verify", store, "--structure")
+    assert result.exit_code == 1 and str(bad) in result.stderr
+    for wrong in ((store, "--structure", "--repair"), (tmp_path / "a.yaml", "--structure")):
+        assert "--structure takes the folder of a store" in invoke("verify", *wrong).stderr
+
+
 def test_rows_of_zeros_are_counted_and_named(store):
     opened = Store.open(store)
     folder = next(pass_ for pass_ in opened.stored_passes() if pass_.startswith("kinds"))
