@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,12 +26,13 @@ def described(device: str) -> dict:
 
 
 def time_interleaved(
-    work: Mapping[str, Callable[[], None]], runs: int, device: str, warm: int = 2, work_only: bool = True
-) -> dict[str, list[float]]:
+    work: Mapping[str, Callable[[], None]], runs: int, device: str, warm: int = 2, clock: Callable[[], Any] | None = None
+) -> dict[str, list[Any]]:
     """Seconds of each work. One run of each follows another, so that what else the machine does falls on all of them. On the
-    CPU these are seconds of work (of all threads of this process), which a busy machine changes less than the clock's."""
-    clock = time.perf_counter if device.startswith("cuda") or not work_only else time.process_time
-    seconds: dict[str, list[float]] = {name: [] for name in work}
+    CPU these are seconds of work (of all threads of this process), which a busy machine changes less than the clock's. Or what
+    passes on another `clock`."""
+    clock = clock or (time.perf_counter if device.startswith("cuda") else time.process_time)
+    seconds: dict[str, list[Any]] = {name: [] for name in work}
     for number in range(warm + runs):
         for name, once in work.items():
             wait(device)

@@ -12,7 +12,9 @@ losses have `weight: {gradient: 0.3}`; with `--together 20` each run has one mea
 
 import argparse
 import dataclasses
+import itertools
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -115,6 +117,11 @@ def main():
     seconds = {
         kind: [value / together for value in values] for kind, values in time_interleaved(in_a_row, rounds, device, warm=1).items()
     }
+    held = {
+        memory: CachedTargets(Reader(store, passes, experiment.ids, cfg.views.count, memory=memory), cache.MATRIX, named)
+        for memory in ("ram", "disk")
+    }
+    reading = time_interleaved({memory: reads(cached_loader, targets) for memory, targets in held.items()}, args.steps, "cpu")
     medians = {kind: statistics.median(values) for kind, values in seconds.items()}
     ratios = {kind: ratio(values, seconds["plain"]) for kind, values in seconds.items()}
     waits = 1 - ratio(seconds["its batch at hand"], seconds["from the cache"])
@@ -126,6 +133,9 @@ def main():
     ]
     print(*table_lines(head, rows), sep="\n")
     print(f"waiting for input: {waits:.1%} of a step from the cache")
+    print(
+        *(f"reading rows from {memory}: {1000 * statistics.median(values):.3f} ms" for memory, values in reading.items()), sep="; "
+    )
     if args.share:
         against = with_range(seconds["weights by gradient"], seconds["from the cache"])
         print(f"weights by gradient against those from the configuration, median (quartiles): {against}")
@@ -138,6 +148,7 @@ def main():
         "median_s": medians,
         "against_plain": ratios,
         "waits": waits,
+        "reading": {memory: statistics.median(values) / medians["from the cache"] for memory, values in reading.items()},
         "seconds": seconds,
         "peak_bytes": peaks,
     }
@@ -151,6 +162,18 @@ def main():
         write_result(args.out, device, found)
 
 
+def reads(loader: Loader, targets: CachedTargets) -> Callable[[], None]:
+    """Reads what a batch needs of a cache, of one step after the other."""
+    steps = itertools.count()
+
+    def once() -> None:
+        positions, epochs = loader.positions(next(steps))
+        numbers = loader.views_at(positions, epochs)
+        targets.matrices(positions, numbers), targets.rows(positions, numbers, torch.from_numpy)
+
+    return once
+
+
 def text(found: dict) -> str:
     """What the page shows of a result."""
     seconds = found["seconds"]
@@ -161,7 +184,9 @@ def text(found: dict) -> str:
         f"Goals: {goal('from the cache at most 1.02x', 1.02 - found['against_plain']['from the cache'], 'x')}; "
         f"{goal('waiting for input at most 5 %', 5 - 100 * found['waits'], ' %')} ({found['waits']:.1%} of a step from the cache)."
     )
-    return "\n".join([*lines, "", f"{goals} {measured_on(found['machine'])}"])
+    reading = ", ".join(f"{share:.2%} from {memory}" for memory, share in found["reading"].items()).replace("ram", "RAM")
+    read = f"Reading and decoding the rows and matrices of a batch, of a step from the cache: {reading}."
+    return "\n".join([*lines, "", f"{goals} {read} {measured_on(found['machine'])}"])
 
 
 def idle(work, device: str) -> float:

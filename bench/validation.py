@@ -8,6 +8,7 @@ frames of the split val, the median of those that follow, and what part of the t
 
 import argparse
 import statistics
+import time
 from pathlib import Path
 
 import torch
@@ -42,10 +43,10 @@ def main():
     step = steps.Step(model, [], [], cfg.training, weights_K, seed=0)
     validation = Validation(source, cfg.prepare, cfg.training, cfg.evaluate, weights_K)
     wait(device)
-    (first,) = time_interleaved({"first": lambda: validation(step.model)}, 1, device, warm=0, work_only=False)["first"]
+    (first,) = time_interleaved({"first": lambda: validation(step.model)}, 1, device, warm=0, clock=time.perf_counter)["first"]
     batches = ahead(loader, range(args.steps + 2))
-    seconds = time_interleaved({"step": lambda: step(next(batches))}, args.steps, device, work_only=False)
-    seconds |= time_interleaved({"validation": lambda: validation(step.model)}, 5, device, warm=1, work_only=False)
+    seconds = time_interleaved({"step": lambda: step(next(batches))}, args.steps, device, clock=time.perf_counter)
+    seconds |= time_interleaved({"validation": lambda: validation(step.model)}, 5, device, warm=1, clock=time.perf_counter)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     print(f"machine: {described(device)}")
     print(f"a step of {cfg.training.batch} images: {medians['step']:.3f} s")
