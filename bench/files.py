@@ -3,8 +3,8 @@
     $ python -m bench.files --page docs/cache-format.md
 
 A simulation: the same bytes (the four targets of IntRA on CULane's grid and the matrices, 128 rows a block), written, fsynced,
-renamed, read back and marked as a store does, and read in its ways. Both layouts take turns. The last column waits `--latency-ms` at
-every open, stat, read, write, fsync and rename, as a network file system may.
+renamed, read back and marked as a store does, and read in its ways. Both layouts take turns. For the last column every open, stat,
+read, write, fsync and rename waits `--latency-ms`, as on a network file system.
 """
 
 import argparse

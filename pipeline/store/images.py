@@ -310,13 +310,18 @@ class Index:
         index._path, index._fd = str(path), fd  # closed with it
         line = os.pread(fd, 4096, 0).partition(b"\n")[0] + b"\n"
         content = check_and_parse(line, path)
-        tables, num_blocks, num_images = content.pop("tables"), content.pop("blocks"), content.pop("images")
+        size = os.fstat(fd).st_size
+        tables, num_blocks, num_images = (content.pop(name, None) for name in ("tables", "blocks", "images"))
+        if content != head or not all(type(number) is int and 0 <= number <= size for number in (num_blocks, num_images)):
+            return None
         num_pages = -(-num_images // PAGE)
         parts = [(LIST, num_blocks), (np.dtype("<u8"), num_pages), (np.dtype("<u4"), num_pages)]
         sizes = [dtype.itemsize * count for dtype, count in parts]
-        data = os.pread(fd, sum(sizes), len(line))
         index._start = len(line) + sum(sizes)
-        if content != head or sha256(data) != tables or os.fstat(fd).st_size != index._start + num_images * ENTRY.itemsize:
+        if size != index._start + num_images * ENTRY.itemsize:
+            return None
+        data = os.pread(fd, sum(sizes), len(line))
+        if sha256(data) != tables:
             return None
         ends = np.cumsum(sizes).tolist()
         index.lists, index._firsts, index._crcs = (

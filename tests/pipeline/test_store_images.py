@@ -12,6 +12,7 @@ from toy_store import GRAPH, PASSES, VIEWS, create, filled, images, tree, values
 from pipeline.errors import StoreError
 from pipeline.store import ImageRow, Reader, Store
 from pipeline.store import images as module
+from pipeline.store.files import with_checksum
 from pipeline.store.files import images_tsv
 from pipeline.store.images import INDEX, Index
 from pipeline.store.verification import repair, verify
@@ -94,6 +95,9 @@ def test_no_flipped_cut_or_lengthened_index_leads_to_a_wrong_row(store):
     harmed = [data[:-1], data + b"\0", data[:100], b"", b"\0" * len(data), b"[]\n"]
     for position in [0, len(data) - 1, *generator.integers(0, len(data), 40)]:
         harmed.append(data[:position] + bytes([data[position] ^ 1 << generator.integers(8)]) + data[position + 1 :])
+    head = {"format": 1, "store": store.identity["digest"], "block_rows": 4, "images": 28, "blocks": 7, "tables": "0"}
+    for other in ({"images": "many"}, {"images": 10**18}, {"blocks": -1}, {"blocks": None}, {"block_rows": 8}, {}):
+        harmed.append(with_checksum({**head, **other}, indent=None) + data.partition(b"\n")[2])
     for content in harmed:
         path.write_bytes(content)
         opened = Store.open(store.folder)
