@@ -12,8 +12,7 @@ from toy_store import GRAPH, PASSES, VIEWS, create, filled, images, tree, values
 from pipeline.errors import StoreError
 from pipeline.store import ImageRow, Reader, Store
 from pipeline.store import images as module
-from pipeline.store.files import with_checksum
-from pipeline.store.files import images_tsv
+from pipeline.store.files import images_tsv, with_checksum
 from pipeline.store.images import INDEX, Index
 from pipeline.store.verification import repair, verify
 
