@@ -50,7 +50,7 @@ LOSSES = {  # the paper's and KD
 }
 TESTS = {  # module below pipeline/ -> its tests below tests/pipeline/
     "identity": ("test_store.py", "test_cache_identity.py"),
-    "store/store": ("test_store.py", "test_store_golden.py", "test_store_robustness.py"),
+    "store/store": ("test_store.py", "test_store_images.py", "test_store_golden.py", "test_store_robustness.py"),
     "store/files": ("test_store.py", "test_store_golden.py", "test_store_robustness.py", "test_files.py"),
     "store/reader": ("test_reader.py",),
     "store/verification": ("test_verification.py", "test_store.py", "test_reader.py"),

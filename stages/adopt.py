@@ -70,12 +70,14 @@ def run(experiment: Experiment, *, source: AnyPath | None, recompute: int, devic
 
 
 def nearest(experiment: Experiment, identity: dict) -> Store:
-    """The cache of this dataset that differs least. Raises StoreError if there is none."""
+    """The cache of this dataset that differs least, and the experiment's own if there is no other. Raises StoreError if there is
+    none at all."""
     own = store_folder(experiment.root, "targets", experiment.home, identity)
     heads: Iterable[AnyPath] = own.parent.glob("targets-*/store.json")
-    others = [Store.open(folder) for folder in sorted(path.parent for path in heads) if folder != own]
+    folders = sorted(path.parent for path in heads)
+    others = [Store.open(folder) for folder in folders if folder != own or len(folders) == 1]
     if not others:
-        raise StoreError(f"{own.parent}: there is no other cache to adopt; run `pipeline cache-teacher {experiment.config.path}`")
+        raise StoreError(f"{own.parent}: there is no cache to adopt; run `pipeline cache-teacher {experiment.config.path}`")
     return min(others, key=lambda other: cache.distance(diff(other.identity["record"], identity)))
 
 

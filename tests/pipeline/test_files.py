@@ -2,11 +2,13 @@
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, write_text
+from pipeline.store import files as store_files
 
 
 def write_often(path, letter):
@@ -38,3 +40,16 @@ def test_a_damaged_record_ends_in_one_line(tmp_path, content):
     with pytest.raises(PipelineError, match=r"run\.json: cannot be read \(.*move it away") as caught:
         read_json(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_url_of_this_machine_is_a_path():
+    assert store_files.as_path("file:///a/b") == Path("/a/b") and store_files.as_path("a/b") == Path("a/b")
+
+
+def test_linked_files_are_made_to_last_with_their_folders(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(store_files, "sync", synced.append)
+    (tmp_path / "from").mkdir(), (tmp_path / "to").mkdir()
+    (tmp_path / "from/x").write_bytes(b"1")
+    store_files.link([(tmp_path / "to/x", b"1")], lambda path: tmp_path / "from" / path.name)
+    assert (tmp_path / "to/x").samefile(tmp_path / "from/x") and synced == [tmp_path / "to"]

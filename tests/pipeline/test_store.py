@@ -225,6 +225,27 @@ def test_a_process_that_opened_before_another_grew_catches_up(tmp_path):
     assert verify(store) == []
 
 
+def test_a_process_that_finalises_does_not_forget_what_another_has_grown_and_filled(tmp_path):
+    store = filled(tmp_path, 6)
+    other = Store.open(store.folder)
+    other.grow(images(9))
+    fill(other)
+    other.finalise()
+    before = (store.folder / "manifest.json").read_bytes()
+    store.finalise()
+    assert (store.folder / "manifest.json").read_bytes() == before and json.loads(before)["images"] == 9
+
+
+def test_a_lost_list_of_images_is_missed_by_the_manifest_and_a_list_more_is_not(tmp_path):
+    store = filled(tmp_path, 6)
+    store.refuse_lost_lists()
+    store.grow(images(9))
+    store.refuse_lost_lists()
+    store.image_file(2).unlink()
+    store.image_file(1).unlink()
+    refused(Store.open(store.folder).refuse_lost_lists, "000001.tsv", "knows 6 images", "name 4")
+
+
 def test_changed_pixels_are_refused_and_changed_labels_are_not(tmp_path):
     store = filled(tmp_path, 6)
     rows = images(6)

@@ -50,6 +50,12 @@ def test_a_cache_whose_teachers_code_alone_changed_is_taken_over_and_trained_fro
     assert "nothing to adopt" in adopt(experiment, "--from", new).stdout
 
 
+def test_a_cache_that_fits_is_not_said_to_be_missing(experiment):
+    (own,) = caches(experiment)
+    result = adopt(experiment)
+    assert result.exit_code == 0 and f"{own.name}: has the identity that toy.yaml asks for; nothing to adopt" in result.stdout
+
+
 def test_rows_that_are_others_are_refused_by_name_and_number_and_nothing_changes(experiment, other_version, monkeypatch):
     forward = resnet18.Model.forward
 
