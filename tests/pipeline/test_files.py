@@ -4,6 +4,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.errors import PipelineError
@@ -53,3 +54,27 @@ def test_linked_files_are_made_to_last_with_their_folders(tmp_path, monkeypatch)
     (tmp_path / "from/x").write_bytes(b"1")
     store_files.link([(tmp_path / "to/x", b"1")], lambda path: tmp_path / "from" / path.name)
     assert (tmp_path / "to/x").samefile(tmp_path / "from/x") and synced == [tmp_path / "to"]
+
+
+def test_integers_are_finite_and_rows_with_a_number_that_is_none_are_not():
+    assert store_files.finite(np.array([[1, 2], [3, 4]])).tolist() == [True, True]
+    for dtype in (np.float16, np.float32):
+        rows = np.array([[1, 2], [np.nan, 1], [1, np.inf], [-np.inf, 1], [65504, -65504]], dtype)
+        assert store_files.finite(rows).tolist() == [True, False, False, False, True]
+
+
+def test_a_store_that_is_being_filled_is_not_unused(tmp_path):
+    with store_files.unused(tmp_path) as free:
+        assert free
+    filling = store_files.InUse(tmp_path)
+    with store_files.unused(tmp_path) as free:
+        assert not free
+    del filling
+    with store_files.unused(tmp_path) as free:
+        assert free
+
+
+def test_a_folder_that_nobody_may_write_to_is_told(tmp_path, monkeypatch):
+    assert store_files.writable(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, how: False)
+    assert not store_files.writable(tmp_path)

@@ -16,6 +16,7 @@ from pipeline.errors import StoreError
 from pipeline.identity import diff, digest_array, identity_digest, join_names, short
 from pipeline.store import ArrayGroup, ImageRow, Store
 from pipeline.store.files import Array, codec_chain, row_crcs
+from pipeline.store.store import fits_chunk, head_fault, is_pass
 from pipeline.store.verification import verify
 from pipeline.targets.base import Field
 
@@ -254,6 +255,8 @@ def test_changed_pixels_are_refused_and_changed_labels_are_not(tmp_path):
     rows[3] = ImageRow(rows[3].id, f"{3:016x}", "beef")
     store.grow(rows)
     assert store.num_blocks == 2
+    rows[0] = ImageRow(rows[0].id, "beef", rows[0].label_digest)
+    refused(lambda: store.grow(rows), "the image of 'seq/00 ü.png' has changed")
 
 
 @pytest.mark.parametrize("bad", ["", "a\tb", "a\nb"])
@@ -323,6 +326,61 @@ def test_a_whole_block_is_left_alone_and_a_damaged_one_written_again(tmp_path):
     assert store.missing(GRAPH, 1) == [] and store.missing(GRAPH, 1, deep=True) == [1]
     store.write_block(GRAPH, 1, 1, rows)
     assert tree(store.folder) == before
+
+
+def test_a_damaged_block_has_no_mark_while_its_files_change(tmp_path, monkeypatch):
+    store = filled(tmp_path, 6)
+    chunk = store.folder / store.arrays("v001", GRAPH.folder)["graph"].chunk_path(1)
+    chunk.write_bytes(b"?" * chunk.stat().st_size)
+
+    def full(files):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline.store.store.write", full)
+    with pytest.raises((OSError, StoreError)):
+        store.write_block(GRAPH, 1, 1, values(GRAPH, 1, store.block_images(1)))
+    assert not store.mark_path("v001", GRAPH.folder, 1).exists() and store.missing(GRAPH, 1) == [1]
+
+
+def test_the_extent_that_is_taken_from_another_store_counts_for_all_passes(tmp_path):
+    other = filled(tmp_path / "other", 10, [MATRIX], range(1))
+    store = filled(tmp_path / "own", 4, [GRAPH], range(1))
+    store.take_extent(other, [("v000", MATRIX.folder)])
+    for group in (GRAPH, MATRIX):
+        name = next(iter(group.fields))
+        assert zarr.open_group(store.folder / "targets.zarr", mode="r")[f"v000/{group.folder}/{name}"].shape[0] == 12, group
+
+
+@pytest.mark.parametrize(
+    "folder, meant", [("affinity-0123abcd", True), ("affinity-0123abc", False), ("../a-0123abcd", False), ("a/b-0123abcd", False)]
+)
+def test_a_pass_has_a_name_and_eight_digits(folder, meant):
+    assert is_pass(folder) == meant
+
+
+def test_what_a_mark_says_of_a_file_can_be(tmp_path):
+    store = filled(tmp_path, 4, [GRAPH], range(1), codec="lz4")
+    array = store.arrays("v000", GRAPH.folder)["graph"]
+    assert fits_chunk([5, "0123abcd"], array)
+    for other in ([4, "0123abcd"], [5, "0123abcd", 0], [5], [5.0, "0123abcd"], [5, 1], [5, "0123abc"], None):
+        assert not fits_chunk(other, array)
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("kind", "other", "holds 'other'"),
+        ("codec", "gzip", "in the codec 'gzip'"),
+        ("block_rows", 0, "no number of rows"),
+        ("block_rows", 4.0, "no number of rows"),
+        ("card", [], "or no card"),
+        ("identity", {"record": [], "digest": "0"}, "not the digest"),
+    ],
+)
+def test_what_a_store_says_of_itself_can_be(tmp_path, key, value, words):
+    content = json.loads((filled(tmp_path, 4).folder / "store.json").read_text())
+    assert head_fault(content) is None
+    assert words in head_fault(content | {key: value})
 
 
 @pytest.mark.parametrize(
@@ -465,6 +523,14 @@ def test_the_digest_of_rows_depends_on_them_alone(tmp_path):
                 one.write_block(pass_, view, block, rows)
     assert one.digest_of(asked, VIEWS, PASSES) != digest
     assert one.digest_of(asked[2:][-1:], VIEWS, PASSES) == store.digest_of(asked[2:][-1:], VIEWS, PASSES)
+
+
+def test_the_digest_of_rows_is_taken_in_parts_and_is_that_of_the_whole(tmp_path, monkeypatch):
+    store = filled(tmp_path, 10)
+    digest = store.digest_of(images(10), VIEWS, PASSES)
+    for at_once in (1, 3, 10):
+        monkeypatch.setattr("pipeline.store.store.AT_ONCE", at_once)
+        assert store.digest_of(images(10), VIEWS, PASSES) == digest
 
 
 def test_the_manifest_says_what_is_whole_and_history_who_did_it(tmp_path):

@@ -86,3 +86,24 @@ def test_a_block_that_others_mended_while_a_repair_looked_is_left_to_them(tmp_pa
     monkeypatch.setattr(verification, "claim_block", after_others)
     assert verification.repair(store) == []
     assert mark.exists() == (faster == "fill") and not mark.with_name(mark.name + ".tmp").exists()
+
+
+def test_a_repair_writes_the_description_of_a_damaged_pass_alone(tmp_path):
+    store = filled(tmp_path, 6, [GRAPH], VIEWS)
+    path = store.pass_path(GRAPH.folder)
+    before = path.read_bytes()
+    assert verification.repair(store, [GRAPH, MATRIX]) == []
+    assert not store.pass_path(MATRIX.folder).exists()
+    path.write_bytes(before[:-3])
+    assert verification.repair(store) == []  # nobody says what the pass is
+    assert verification.repair(store, [GRAPH, MATRIX]) == [f"{path}: written again"]
+    assert path.read_bytes() == before and not store.pass_path(MATRIX.folder).exists() and verification.verify(store) == []
+
+
+def test_an_extent_with_names_that_are_no_stores_is_none(tmp_path):
+    whole = {"passes": {GRAPH.folder: {"v000": {"marks": "a", "blocks": [[0, 1]]}}}}
+    assert verification.extents(whole, 2) is not None
+    for passes in ({"../x-0123abcd": whole["passes"][GRAPH.folder]}, {GRAPH.folder: {"v00": {"marks": "a", "blocks": [[0, 1]]}}}):
+        assert verification.extents({"passes": passes}, 2) is None
+    for blocks in ([[0, 2]], [[1, 0]], [[-1, 0]], [[0.0, 1]], [[0, 1.0]]):
+        assert verification.extents({"passes": {GRAPH.folder: {"v000": {"marks": "a", "blocks": blocks}}}}, 2) is None
