@@ -3,6 +3,7 @@
 The keys of a plug-in (a dataset, model, target or loss) are the keywords of its class, so a plug-in needs no registration here.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -227,8 +228,9 @@ def with_later_keys(
     own = list(keys_of(made))
     named = value.get(name_key, name) if isinstance(value, dict) else name
     if isinstance(named, str) and named in lookup.names(kind):  # a plug-in of one's own may have a key of that name already
-        theirs = keys_of(find_class(kind, named), INJECTED[kind])
-        own = [key for key in own if key not in theirs]
+        with contextlib.suppress(ConfigError):  # read_plugin says where
+            theirs = keys_of(find_class(kind, named), INJECTED[kind])
+            own = [key for key in own if key not in theirs]
     found = read_plugin(kind, value, where, faults, name_key, name, own)
     rest = {key: value[key] for key in own if key in value} if isinstance(value, dict) else {}
     beside = section(made, rest, where, faults)

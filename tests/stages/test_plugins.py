@@ -239,6 +239,7 @@ def test_a_configuration_finds_its_plug_ins_in_the_process_that_takes_it(experim
             "x = 1\nraise ValueError('two\\nlines')\n",
             "targets/_sums.py: line 2: ValueError: two lines; correct",
         ),
+        ("models/narrow.py", "raise ValueError('no')\n", "models/narrow.py: line 1: ValueError: no; correct"),
         ("losses/same_means.py", "class Lose: ...\n", "same_means.py: has no class Loss; write `class Loss(LossModule)`"),
         ("losses/same_means.py", "class Loss: ...\n", "same_means.py: does not derive its class Loss; write"),
         ("dataset/mine.py", "", "my_plugins/dataset: is not searched; name the folder 'datasets'"),
