@@ -15,7 +15,7 @@ from toy_store import GRAPH, MATRIX, PASSES, RECORD, VIEWS, create, fill, filled
 from pipeline.errors import StoreError
 from pipeline.identity import diff, digest_array, identity_digest, join_names, short
 from pipeline.store import ArrayGroup, ImageRow, Store
-from pipeline.store.files import Array, codec_chain, row_crcs
+from pipeline.store.files import Array, codec_chain, row_crcs, with_checksum
 from pipeline.store.store import fits_chunk, head_fault, is_pass
 from pipeline.store.verification import verify
 from pipeline.targets.base import Field
@@ -351,8 +351,53 @@ def test_the_extent_that_is_taken_from_another_store_counts_for_all_passes(tmp_p
         assert zarr.open_group(store.folder / "targets.zarr", mode="r")[f"v000/{group.folder}/{name}"].shape[0] == 12, group
 
 
+def test_a_block_is_taken_over_from_a_store_of_the_same_images_alone(tmp_path):
+    other = filled(tmp_path / "other", 6, [GRAPH], range(1))
+    store = create(tmp_path / "own", RECORD | {"more": 1})
+    stale = Store.open(store.folder)
+    store.take_extent(other, [("v000", GRAPH.folder)])
+    assert store.missing(GRAPH, 0) == [0, 1]
+    store.take_over_block(other, "v000", GRAPH.folder, 1)
+    assert store.missing(GRAPH, 0, deep=True) == [0]
+    rows = store.read_block("v000", GRAPH.folder, 1)
+    assert all(np.array_equal(rows[name], meant) for name, meant in values(GRAPH, 0, images(6)[4:]).items())
+    strange = create(tmp_path / "strange")
+    strange.grow(images(6, start=20))
+    refused(lambda: stale.take_extent(strange, []), "000000.tsv: lists other images than")
+
+
+def sealed(content):
+    return with_checksum({key: value for key, value in content.items() if key != "checksum"})
+
+
+def test_what_belongs_to_another_store_or_says_what_cannot_be_is_refused(tmp_path):
+    store = filled(tmp_path, 6, [GRAPH], range(1))
+    path, mark, head = store.pass_path(GRAPH.folder), store.mark_path("v000", GRAPH.folder, 0), store.folder / "store.json"
+    before = {each: each.read_bytes() for each in (path, mark, head)}
+    content, said = json.loads(before[path]), json.loads(before[mark])
+    path.write_bytes(sealed(content | {"store": "0" * 64}))
+    assert any(str(path) in fault for fault in verify(Store.open(store.folder)))
+    path.write_bytes(before[path])
+    for files in ([], {}, dict([*said["files"].items()][1:]), said["files"] | {"more": [8, "0123abcd"]}):
+        mark.write_bytes(sealed(said | {"files": files}))
+        assert store.missing(GRAPH, 0) == [0]
+    mark.write_bytes(before[mark])
+    assert verify(store) == []
+    own = store.identity["digest"]
+    for digest, passes, words in [
+        ("0" * 64, {}, "belongs to another store"),
+        (own, [], "does not say which code"),
+        (own, {"a/b": "1"}, "does not say which code"),
+        (own, {GRAPH.folder: 1}, "does not say which code"),
+    ]:
+        store.path("code.json").write_bytes(sealed({"store": digest, "passes": passes}))
+        refused(store.codes, "code.json", words)
+    head.write_bytes(sealed(json.loads(before[head]) | {"block_rows": 0}))
+    refused(lambda: Store.open(store.folder), "store.json", "no number of rows")
+
+
 @pytest.mark.parametrize(
-    "folder, meant", [("affinity-0123abcd", True), ("affinity-0123abc", False), ("../a-0123abcd", False), ("a/b-0123abcd", False)]
+    "folder, meant", [("affinity-0123abcd", True), ("affinity-0123abc", False), ("../a-0123abcd", False), ("a/-0123abcd", False)]
 )
 def test_a_pass_has_a_name_and_eight_digits(folder, meant):
     assert is_pass(folder) == meant
