@@ -27,6 +27,7 @@ import importlib.util
 import inspect
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -440,16 +441,10 @@ def main() -> None:
 
 def in_process(work: Callable[[], None]) -> None:
     """What it imports stays there."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    if os.waitpid(child, 0)[1]:
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    if process.exitcode:
         raise SystemExit(1)
 
 

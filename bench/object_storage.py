@@ -184,7 +184,7 @@ def training(args, experiment: Experiment) -> tuple[Loader, steps.Step]:
     steps.reseed(0, 0)
     plugin = next(iter(cfg.students.values()))
     own, model = experiment.student_context(plugin), experiment.build(plugin)
-    losses = [t.loss.build(reads={n: named[n][0] for n in t.reads}, context=experiment.context, student=own) for t in method]
+    losses = [experiment.loss(term, own) for term in method]
     for loss in losses:
         if loss.needs_scan:
             loss.scan(loader.scan())

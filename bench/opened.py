@@ -64,8 +64,7 @@ class Opened:
     def loss(self, term: Term, student: Plugin) -> nn.Module:
         torch.manual_seed(0)
         own = self.experiment.student_context(student)
-        reads = {name: self.experiment.targets[name][0] for name in term.reads}
-        loss = term.loss.build(reads=reads, context=self.experiment.context, student=own)
+        loss = self.experiment.loss(term, own)
         if loss.needs_scan:
             loss.scan(self.loader(term.reads).scan())
         return loss.to(self.device)

@@ -74,7 +74,7 @@ def main():
     def student(terms):
         steps.reseed(0, 0)
         model = experiment.build(plugin).to(device)
-        losses = [t.loss.build(reads={n: named[n][0] for n in t.reads}, context=context, student=own).to(device) for t in terms]
+        losses = [experiment.loss(term, own).to(device) for term in terms]
         for loss in losses:
             if loss.needs_scan:
                 loss.scan(cached_loader.scan())

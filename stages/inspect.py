@@ -18,6 +18,7 @@ from pipeline.store import Reader, Store, plan
 from pipeline.store.card import in_lines
 from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment
+from pipeline.teacher.fill import every_pass
 
 
 def run(experiment: Experiment, *, image_id: str | None, view: int, out: Path) -> str:
@@ -36,7 +37,7 @@ def run(experiment: Experiment, *, image_id: str | None, view: int, out: Path) -
         raise StoreError(f"--view {view}: there are {views.count} views, counted from 0; ask for one of 0..{views.count - 1}")
     pixels, sample, _ = prepared.open_whole(experiment.root, config.dataset, source, config.prepare, [image_id])
     rows = experiment.samples([image_id], pixels).read(sample, np.array([0]), np.array([0]))
-    reader = Reader(store, [cache.MATRIX, *(pass_ for _, pass_ in named.values())], [image_id], view + 1, memory="disk")
+    reader = Reader(store, every_pass(named), [image_id], view + 1, memory="disk")
     here = np.array([0]), np.array([view])
     matrix = reader.read(cache.MATRIX, *here)["matrix"]
     shown, labels, _ = geometry.apply(

@@ -14,7 +14,7 @@ from pipeline.progress import detail, say
 from pipeline.store import Reader
 from pipeline.teacher import cache, online
 from pipeline.teacher.experiment import Experiment
-from pipeline.teacher.fill import FillingTargets
+from pipeline.teacher.fill import FillingTargets, every_pass
 from pipeline.teacher.several import SeveralTargets
 from pipeline.training import distributed
 from pipeline.training import run as runs
@@ -96,7 +96,7 @@ def run(
             parts[teacher] = one.online_targets(some, experiment.samples(), batch=training.batch, device=device)
         elif fill:
             parts[teacher] = FillingTargets(one, some, batch=FILL_BATCH, device=device)
-            read = sorted({cache.MATRIX.folder, *(pass_.folder for _, pass_ in targets.values())})
+            read = sorted(pass_.folder for pass_ in every_pass(targets))
             made[teacher] = {"cache": {"identity": parts[teacher].store.identity, "filled": read}}
         else:
             store, passes = one.open_cache(targets)

@@ -12,13 +12,14 @@ from pipeline.store.files import AnyPath, append_history, locked
 from pipeline.store.verification import Values, gaps, repair, table, unvouched, verify
 from pipeline.teacher import cache, parity
 from pipeline.teacher.experiment import Experiment
+from pipeline.teacher.fill import every_pass
 from pipeline.training.loading import CachedTargets, Loader
 
 
 def run(experiment: Experiment, *, recompute: int, device: str, batch: int, workers: int) -> str:
     """Returns what was found, in words and tables. Raises StoreError listing every fault: damage, gaps, or rows of another
     teacher. `recompute` rows, chosen at random, are answered again by the teacher."""
-    config, views, context = experiment.config, experiment.config.views, experiment.context
+    config, views = experiment.config, experiment.config.views
     pixels, images, ids, identity = experiment.pixels, experiment.images, experiment.ids, experiment.identity
     store = experiment.find_cache()
     faults = [*verify(pixels, workers=workers), *verify(store, workers=workers)]
@@ -69,7 +70,7 @@ def run(experiment: Experiment, *, recompute: int, device: str, batch: int, work
             network.train(len(read.images_B3HW) > 1)  # of one image a pyramid's cell has no variance
             output = network(read.images_B3HW)
             for i, term in enumerate(terms):
-                loss = term.loss.build(reads={n: wanted[n][0] for n in term.reads}, context=context, student=own).to(device)
+                loss = experiment.loss(term, own).to(device)
                 if loss.needs_scan:
                     loss.scan(loader.scan())
                 differences.append(parity.loss_error(f"{student} {method} {term_name(terms, i)}", loss, output, read, answered))
@@ -115,7 +116,7 @@ def check_folder(*, folder: AnyPath, mend: bool, deep: bool, workers: int) -> tu
 
 def mend(experiment: Experiment, *, workers: int) -> tuple[list[str], set[str]]:
     """Mends what can be without the teacher. Returns what was done, and the kinds of store with blocks to fill again."""
-    passes = [cache.MATRIX, *(pass_ for _, pass_ in experiment.targets.values())]
+    passes = every_pass(experiment.targets)
     stores = [
         (experiment.find_prepared(), [experiment.sample], 1),
         (experiment.find_cache(), passes, experiment.config.views.count),

@@ -7,7 +7,7 @@ checkpointed with the student.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -59,35 +59,34 @@ class Batch:
         return [self._part(slice(start, start + size)) for start in range(0, count * size, size)]
 
     def _part(self, own: slice) -> "Batch":
-        matrices = None if self.matrices_B23 is None else self.matrices_B23[own]
-        if self.stored is None:
-            part = self._each(lambda tensor: tensor[own])
-        else:
-            within = [i for i, image in enumerate(self.stored) if own.start <= image < own.stop]
-            rows = {name: {field: values[within] for field, values in fields.items()} for name, fields in self.rows.items()}
-            part = dataclasses.replace(
-                self.with_rows({})._each(lambda tensor: tensor[own]),
-                rows=rows,
-                stored=tuple(self.stored[i] - own.start for i in within),
-            )
-        return dataclasses.replace(part, ids=self.ids[own], views=self.views[own], matrices_B23=matrices)
+        within: Any = own  # of the rows
+        stored = self.stored
+        if stored is not None:
+            within = [i for i, image in enumerate(stored) if own.start <= image < own.stop]
+            stored = tuple(stored[i] - own.start for i in within)
+        rows = {name: {field: values[within] for field, values in fields.items()} for name, fields in self.rows.items()}
+        return self._some(own, range(own.start, own.stop), rows, stored)
+
+    def _some(self, own: Any, images: Sequence[int], rows: Mapping[str, Mapping[str, Tensor]], stored: Any) -> "Batch":
+        """These images, `own` as an index of tensors, with these rows."""
+        return dataclasses.replace(
+            self.with_rows({})._each(lambda tensor: tensor[own]),
+            rows=rows,
+            ids=tuple(self.ids[i] for i in images) if self.ids else (),
+            views=tuple(self.views[i] for i in images) if self.views else (),
+            matrices_B23=None if self.matrices_B23 is None else self.matrices_B23[list(images)],
+            stored=stored,
+        )
 
     def with_targets(self, output: Output) -> tuple[Output, "Batch"]:
         """The images that have rows, and a network's output for them."""
         if self.stored is None:
             return output, self
         own = torch.tensor(self.stored, device=self.images_B3HW.device)
-        part = self.with_rows({})._each(lambda tensor: tensor[own])
-        some = dataclasses.replace(
-            part,
-            rows=self.rows,
-            stored=None,
-            ids=tuple(self.ids[i] for i in self.stored),
-            views=tuple(self.views[i] for i in self.stored),
-            matrices_B23=None if self.matrices_B23 is None else self.matrices_B23[list(self.stored)],
-        )
         logits, existence = (None if values is None else values[own] for values in (output.logits, output.existence))
-        return Output(logits, {role: values[own] for role, values in output.features.items()}, existence), some
+        return Output(logits, {role: values[own] for role, values in output.features.items()}, existence), self._some(
+            own, self.stored, self.rows, None
+        )
 
     def tensors(self) -> list[Tensor]:
         found: list[Tensor] = []

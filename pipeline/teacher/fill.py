@@ -86,7 +86,7 @@ class BlockFiller:
             model, source, self.context, config.prepare.size, precision=config.teacher.precision, batch=spec.batch, device=device
         )
         self.store = experiment.find_cache()
-        folders = {cache.MATRIX.folder, *(pass_.folder for _, pass_ in self.named.values())}
+        folders = {pass_.folder for pass_ in every_pass(self.named)}
         if self.store.folder != spec.store or folders != spec.passes:
             raise StoreError(
                 f"{spec.store}: is to be filled, but this worker would answer for {self.store.folder} "

@@ -152,25 +152,23 @@ class Loader:
 
     def _split(self, labelled_per_batch: int | None) -> "list[Stream]":
         """What batches are drawn from. Raises ConfigError where one of the two kinds has no image."""
-        batch, fresh = self.training.batch, bool(self.training.fresh_views)
+        batch, fresh_views = self.training.batch, self.training.fresh_views
         if labelled_per_batch is None:
-            return [Stream(self.shown, batch, f"{self.seed}", fresh)]
+            return [Stream(self.shown, batch, f"{self.seed}", bool(fresh_views))]
         has_label = np.array([self.ids[position] in self._labelled for position in self.shown], bool)
         if not has_label.any():
             raise ConfigError(
                 f"training.labelled_per_batch: none of the {len(self.shown)} images to train on has a label; write null"
             )
-        both_kinds = self.training.fresh_views == "labelled"
-        if labelled_per_batch < batch and has_label.all() and not both_kinds:
+        if labelled_per_batch < batch and has_label.all() and fresh_views != "labelled":
             raise ConfigError(
                 f"training.labelled_per_batch: all {len(self.shown)} images to train on have a label, and the other "
                 f"{batch - labelled_per_batch} of a batch would be none; write null"
             )
-        streams = [Stream(self.shown[has_label], labelled_per_batch, f"{self.seed}", fresh)]
+        streams = [Stream(self.shown[has_label], labelled_per_batch, f"{self.seed}", bool(fresh_views))]
         if labelled_per_batch < batch:
             others = self.shown if has_label.all() else self.shown[~has_label]
-            fresh = fresh and not both_kinds
-            streams.append(Stream(others, batch - labelled_per_batch, f"{self.seed}/unlabelled", fresh))
+            streams.append(Stream(others, batch - labelled_per_batch, f"{self.seed}/unlabelled", fresh_views is True))
         return streams
 
     def batch(self, step: int) -> Batch:
