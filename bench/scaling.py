@@ -3,12 +3,12 @@
     $ python -m bench.scaling                                        # all four, on small networks: minutes on a CPU
     $ python -m bench.scaling --only workers --full --device cuda    # bench/step.yaml's own networks and size
 
-Everything is given per image (or per image and view), so that a straight line is a column of equal numbers. Stores are written in a
-temporary folder of `--root`. `images`: rows as the affinity target of five classes has them, 380 bytes an image with the view's
-matrix; opening and an epoch's reading are measured in a fresh process, with as many open files as this one may have and with
-1,024; the last line has the largest number of images in blocks as large as `plan` makes them for 100 million. `classes`: rows,
-targets of a ResNet-101 and losses of ERFNet with their gradients on CULane's grids, labels of all classes everywhere. `views`
-and `workers`: a fill of random pictures by the code of `cache-teacher`.
+Everything is given per image (or per image and view), so that a straight line is a column of equal numbers. Stores are written in
+a temporary folder of `--root`. `images`: rows as the affinity target of five classes has them, 380 bytes an image with the view's
+matrix, in microseconds of work; opening and an epoch's reading are measured in a fresh process, with as many open files as this
+one may have and with 1,024; the last line has the largest number of images in blocks as large as `plan` makes them for 100
+million. `classes`: rows, targets of a ResNet-101 and losses of ERFNet with their gradients on CULane's grids, labels of all
+classes everywhere. `views` and `workers`: a fill of drawn roads by the code of `cache-teacher`.
 """
 
 import argparse
@@ -20,15 +20,16 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from bench.machine import described, time_interleaved, write_result
 from pipeline import config, weights
-from pipeline.data import prepared
 from pipeline.lookup import find_class
 from pipeline.losses.base import Batch
 from pipeline.models.base import Output
@@ -39,6 +40,7 @@ from pipeline.targets.base import Context
 from pipeline.teacher import cache
 from pipeline.teacher.experiment import Experiment
 from pipeline.teacher.fill import BlockFiller, Spec
+from stages import prepare, synth
 from stages.plan import settled
 
 CONFIG = Path("bench/step.yaml")
@@ -47,6 +49,7 @@ GRIDS = {"mid": (26, 122), "high": (26, 122), "logits": (26, 122)}  # CULane's, 
 TEACHER, STUDENT = {"mid": 512, "high": 2048}, {"mid": (64, 52, 244), "high": (128, 26, 122)}
 BATCH, FEW_FILES, SHOWN = 12, 1024, 24_000  # SHOWN: images of an epoch that is cut short
 MANY = 100_000_000
+T = TypeVar("T")
 
 
 def main():
@@ -91,8 +94,8 @@ def images(args, folder: Path) -> list[dict]:
     for count, block_rows in sizes:
         where = folder / f"{count}-{block_rows}"
         store, created_s = timed(lambda: listed(where, count, block_rows))
-        _, written_s = timed(lambda: write(store, passes(5)))
-        _, verified_s = timed(store.verify)
+        (_, written_s), waited_s = timed(lambda: timed(lambda: write(store, passes(5))), time.perf_counter)
+        _, verified_s = timed(lambda: verify(store))
         files = sum(len(names) for _, _, names in os.walk(where))
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
             opened = fresh.submit(opening, where, count).result()
@@ -104,6 +107,7 @@ def images(args, folder: Path) -> list[dict]:
                 "files": files,
                 "list us": 1e6 * created_s / count,
                 "write us": 1e6 * written_s / count,
+                "write, with the disk us": 1e6 * waited_s / count,
                 "verify us": 1e6 * verified_s / count,
                 **opened,
             }
@@ -201,7 +205,8 @@ def classes(args, folder: Path) -> list[dict]:
 
     teacher = maps({role: (channels, *GRIDS[role]) for role, channels in TEACHER.items()})
     student = {role: map_BChw.requires_grad_() for role, map_BChw in maps(STUDENT).items()}
-    work, sizes = {}, {}
+    work: dict[str, Callable[[], None]] = {}
+    sizes = {}
     for n in args.classes:
         context = Context(n, tuple(range(n)), (208, 976), GRIDS, TEACHER)
         labels = torch.randint(0, n, (count, 26, 122), generator=generator).to(torch.uint8).to(device)
@@ -262,7 +267,7 @@ def workers(args, folder: Path) -> list[dict]:
     site, rows = Site(args, folder), []
     for count in args.workers:
         first_s, block_s, store = site.fill(4, count)
-        _, verified_s = timed(lambda: verify(store, workers=count))
+        _, verified_s = timed(lambda: verify(store, workers=count), time.perf_counter)
         rows.append(
             {
                 "workers": count,
@@ -275,31 +280,26 @@ def workers(args, folder: Path) -> list[dict]:
 
 
 class Site:
-    """Random pictures as `prepare` leaves them, and a teacher's weights."""
+    """Drawn roads, prepared, and a teacher's weights."""
 
     def __init__(self, args, root: Path):
         torch.manual_seed(0)
         self.args, self.root, self.number = args, root, 0
-        self.cfg = config.load(CONFIG, [*([] if args.full else SMALL), *args.overrides])
+        drawn = [f"dataset.root={root}/data", f"dataset.train={args.filled}", "dataset.size=[295, 820]"]
+        self.cfg = config.load(CONFIG, [*drawn, *([] if args.full else SMALL), *args.overrides])
         self.source = self.cfg.dataset.build()
         self.context = cache.context(self.cfg.teacher.model, self.source, self.cfg.prepare.size)
         self.named = cache.target_passes(self.cfg.targets, self.context)
         self.every = [cache.MATRIX, *(pass_ for _, pass_ in self.named.values())]
-        rng, sample = np.random.default_rng(0), prepared.sample_pass(self.cfg.prepare.size, self.source.lanes)
-        self.images = [ImageRow(f"{i}", "-", "-") for i in range(args.filled)]
-        store = Store.create_or_open(
-            root, "prepared", self.cfg.dataset.name, prepared.identity(self.source, self.cfg.prepare), block_rows=8, card={}
-        )
-        store.grow(self.images)
-        store.add_pass(sample, range(1))
-        for block in range(store.num_blocks):
-            rows = {
-                name: rng.integers(0, 5, (len(store.block_images(block)), *field.shape)).astype(field.dtype)
-                for name, field in sample.fields.items()
-            }
-            store.write_block(sample, 0, block, rows | {"image": 50 * rows["image"]})
-        model = settled(cache.build_teacher(self.cfg.teacher, self.source, self.cfg.prepare.size), 50 * rows["image"][:2])
+        synth.run(dataset=self.cfg.dataset, workers=1)
+        prepare.run(dataset=self.cfg.dataset, prepare=self.cfg.prepare, root=root, report=root / "prepare.json", workers=1)
         self.weights_file = root / "teacher.safetensors"
+        experiment = Experiment(self.cfg, root, self.weights_file)
+        self.images = experiment.images
+        shown = Reader(experiment.pixels, [experiment.sample], experiment.ids[:2], 1).read(
+            experiment.sample, np.arange(2), np.zeros(2, int)
+        )
+        model = settled(cache.build_teacher(self.cfg.teacher, self.source, self.cfg.prepare.size), shown["image"])
         weights.save_file(self.weights_file, model.state_dict())
 
     def fill(self, count: int, workers: int) -> tuple[float, float, Store]:
@@ -321,6 +321,8 @@ class Site:
             rows="",
         )
         start, ends = time.perf_counter(), []
+        if store.num_blocks * count < 2:
+            raise SystemExit("--filled: at least two blocks of 8 are needed, one to begin with and one to measure")
         for _ in executors.processes(tasks, BlockFiller, spec, device=self.args.device, workers=workers):
             ends.append(time.perf_counter() - start)
         store.finalise()
@@ -332,10 +334,11 @@ class Site:
         return Reader(store, self.every, [image.id for image in self.images], count, memory="disk")
 
 
-def timed(work):
-    start = time.perf_counter()
+def timed(work: Callable[[], T], clock: Callable[[], float] = time.process_time) -> tuple[T, float]:
+    """What comes of it, and the seconds of work it took in this process; or those that passed on another clock."""
+    start = clock()
     result = work()
-    return result, time.perf_counter() - start
+    return result, clock() - start
 
 
 PARTS = {"images": images, "classes": classes, "views": views, "workers": workers}

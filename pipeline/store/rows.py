@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -14,6 +15,9 @@ from pipeline.store.files import AnyPath, Array, local
 
 if TYPE_CHECKING:
     from pipeline.store.remote import RemotePath
+
+
+READ_FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # follows no link, waits for no writer of a pipe
 
 
 class Rows(Protocol):
@@ -104,6 +108,7 @@ class OpenFiles:
 
     def __init__(self):
         self._fds: dict[tuple[str, int], int] = {}
+        self._inside: set[str] = set()  # arrays whose folders lead nowhere else
 
     def get(self, folder: Path, array: Array, chunk: int, anew: bool) -> tuple[int, bool]:
         """A descriptor, and whether to close it after use. `anew`: of the file that has the name now."""
@@ -111,7 +116,7 @@ class OpenFiles:
         fd = self._fds.get(key)
         if fd is not None and not anew:
             return fd, False
-        fresh = os.open(below(folder, array.chunk_path(chunk)), os.O_RDONLY | os.O_CLOEXEC)
+        fresh = self._open(folder, array, array.chunk_path(chunk))
         if fd is not None:
             os.dup2(fresh, fd, inheritable=False)
             os.close(fresh)
@@ -122,6 +127,23 @@ class OpenFiles:
             return fresh, True
         OpenFiles.count += 1
         return fresh, False
+
+    def _open(self, folder: Path, array: Array, path: str) -> int:
+        """Looks at the folders of an array once, and at each of its files when it is opened: `below` for every file would take
+        three times as long as opening and reading it."""
+        if array.path not in self._inside:
+            below(folder, path)
+            self._inside.add(array.path)
+        try:
+            fd = os.open(f"{folder}/{path}", READ_FILE)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+        else:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                return fd
+            os.close(fd)
+        return os.open(below(folder, path), os.O_RDONLY | os.O_CLOEXEC)  # a link inside the store, or refused
 
     def __del__(self):
         for fd in self._fds.values():

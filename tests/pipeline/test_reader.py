@@ -1,6 +1,7 @@
 """Both ways of reading give the stored rows bit for bit, or refuse; verify names the file of every flipped byte."""
 
 import multiprocessing
+import os
 import pickle
 import shutil
 from concurrent.futures import ProcessPoolExecutor
@@ -291,3 +292,27 @@ def test_every_byte_of_sealed_json_and_of_a_list_of_images_counts(tmp_path):
         for end in range(len(data)):
             with pytest.raises(StoreError, match="damaged"):
                 parse(data[:end], tmp_path)
+
+
+def test_a_file_that_is_opened_later_is_no_way_out_of_the_store_and_no_pipe(tmp_path):
+    """Folders are looked at once for each array, files whenever they are opened."""
+    store = filled(tmp_path / "here", 10)
+    array = store.arrays("v000", GRAPH.folder)["graph"]
+    first, later, last = (store.folder / array.chunk_path(chunk) for chunk in range(3))
+    reader = Reader(store, [GRAPH], IDS, len(VIEWS), memory="disk")
+    meant = reader.read(GRAPH, np.array([0]), np.array([0]))["graph"]
+    one = np.array([store.block_rows]), np.array([0])  # the first row of `later`
+    (tmp_path / "outside").write_bytes(later.read_bytes())
+    (store.folder / "inside").write_bytes(later.read_bytes())
+    later.unlink()
+    later.symlink_to(tmp_path / "outside")
+    with pytest.raises(StoreError, match=f"{later}: is a link that leads out of"):
+        reader.read(GRAPH, *one)
+    later.unlink()
+    later.symlink_to(store.folder / "inside")
+    assert np.array_equal(reader.read(GRAPH, *one)["graph"], values(GRAPH, 0, [images(10)[store.block_rows]])["graph"])
+    last.unlink()
+    os.mkfifo(last)
+    with pytest.raises(StoreError, match=f"{last}: is neither a file nor a folder"):
+        reader.read(GRAPH, np.array([2 * store.block_rows]), np.array([0]))
+    assert first.exists() and np.array_equal(reader.read(GRAPH, np.array([0]), np.array([0]))["graph"], meant)
