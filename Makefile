@@ -2,7 +2,7 @@
 # make test         the whole suite, in the same environment
 # make coverage     the same, and which lines no test runs
 # make test-s3      the tests of object storage against an S3 server, in an environment of its own
-# make types        all of pipeline/ and stages/, type-checked
+# make types        all of pipeline/, stages/ and bench/, type-checked
 # make lint         ruff: rules and format
 # make docs         the documentation site, in site/
 # make wheel-check  the wheel in an environment of its own, with nothing but what it says it needs

@@ -60,10 +60,14 @@ def main():
     long = args.long or steps_of_equal_time(args.folder)
     cells = [(setting, arm, seed) for seed in range(args.seeds) for setting in SETTINGS for arm in arms(setting)]
     single = [cell for cell in cells if SETTINGS[cell[0]]["OMP_NUM_THREADS"] == "1"]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda cell: in_a_process(args.folder, *cell, long), single))
-    for cell in cells:
+
+    def done(cell: tuple[str, str, int]) -> None:
         in_a_process(args.folder, *cell, long)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(done, single))
+    for cell in cells:
+        done(cell)
     found = summary(args.folder, args.seeds, long)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -87,7 +87,8 @@ def main():
         chosen = np.arange(args.batch) % len(rows["image"])
         matrices = np.stack([geometry.draw(cfg.views, store.images[i].id, 1, work.canvas) for i in chosen])
         shown, labels, _ = geometry.apply(
-            *(torch.from_numpy(rows[name][chosen]).to(device) for name in ("image", "label")),
+            torch.from_numpy(rows["image"][chosen]).to(device),
+            torch.from_numpy(rows["label"][chosen]).to(device),
             torch.from_numpy(matrices),
             content=cfg.prepare.size,
             permutation=source.mirror,
@@ -124,12 +125,12 @@ def main():
     print(
         f"{args.config}: {views_filled} views in {store.num_blocks} blocks, batch {args.batch}, {context.size}, {described(device)}"
     )
-    rows = [
+    lines = [
         (name, f"{views_filled / statistics.median(values):.2f}", *(f"{ratio(c['bare forward'], c[name]):.3f}x" for c in clocked))
         for clocked in [(seconds, work_seconds)]
         for name, values in seconds.items()
     ]
-    print(*table_lines(["work", "images/s", "against the bare forward", "by seconds of work"], rows), sep="\n")
+    print(*table_lines(["work", "images/s", "against the bare forward", "by seconds of work"], lines), sep="\n")
     print(
         "one block: " + ", ".join(f"{name} {1000 * wall:.1f} ms, {1000 * cpu:.1f} of work" for name, (wall, cpu) in stages.items())
     )
@@ -170,12 +171,13 @@ def text(found: dict) -> str:
 
 def staged(work: BlockFiller, task: plan.Task, device: str) -> dict[str, tuple[float, float]]:
     """Seconds and seconds of work of each stage of a block, alone, as `TeacherRunner` goes through them."""
-    clock, found = [clocks()], {}
+    clock = [clocks()]
+    found: dict[str, np.ndarray] = {}
 
     def stage(name):
         wait(device)
         clock.append(clocks())
-        found[name] = found.get(name, 0.0) + clock[-1] - clock[-2]
+        found[name] = found.get(name, np.zeros(2)) + clock[-1] - clock[-2]
 
     work.held = (-1, {})
     rows = work.images(task.block)

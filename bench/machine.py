@@ -26,7 +26,7 @@ def described(device: str) -> dict:
 
 
 def time_interleaved(
-    work: Mapping[str, Callable[[], None]], runs: int, device: str, warm: int = 2, clock: Callable[[], Any] | None = None
+    work: Mapping[str, Callable[[], object]], runs: int, device: str, warm: int = 2, clock: Callable[[], Any] | None = None
 ) -> dict[str, list[Any]]:
     """Seconds of each work. One run of each follows another, so that what else the machine does falls on all of them. On the
     CPU these are seconds of work (of all threads of this process), which a busy machine changes less than the clock's. Or what

@@ -94,7 +94,7 @@ def measured(args, opened: Opened, student: str, method: str, place: list[str]) 
         key = term_name(terms, i)
         curve = [value for row in curves if (value := row.get(key)) is not None]
         tenth = max(1, len(curve) // 10)
-        shares = [row[key] / row["ce"] for row in norms if row.get(key) is not None and row["ce"]]
+        shares = [norm / ce for row in norms if (norm := row.get(key)) is not None and (ce := row["ce"])]
         found["terms"][key] = {
             "loss": term.loss.name,
             "reads": {read: cfg.targets[read].name for read in term.reads},

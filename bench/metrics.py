@@ -25,6 +25,7 @@ TESTS = Path(__file__).parents[1] / "tests" / "pipeline" / "metrics"
 
 def slow_versions(name: str):
     spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -64,7 +65,8 @@ def segmentation(size, num_classes: int, frames: int, slow_frames: int) -> dict:
 
 def culane_frame(rng):
     """Four lanes every 10 px from 590 up, as annotated, and as predicted every 20 px, a few pixels off."""
-    truths, predictions = [], []
+    truths: list[np.ndarray] = []
+    predictions: list[np.ndarray] = []
     for bottom in (-100, 500, 1100, 1700):
         bend, off = rng.normal(0, 60), rng.normal(0, 6)
         for lanes, ys in ((truths, np.arange(590, 270, -10)), (predictions, np.arange(589, 289, -20))):
@@ -83,7 +85,7 @@ def culane_f1(folder: Path, frames: int, slow_frames: int, workers: int) -> dict
     (folder / "list.txt").write_text("".join(f"/{name}.jpg\n" for name in names))
     slow = slow_versions("test_culane_metric")
     canvas = culane.Canvas(culane.FRAME, 30)
-    equal = all(culane.lane_ious(*frame, canvas) == slow.slow_ious(*frame) for frame in content[:slow_frames])
+    equal = all(culane.lane_ious(true, found, canvas) == slow.slow_ious(true, found) for true, found in content[:slow_frames])
     lists = {"all": folder / "list.txt"}
     fast_rate = frames_per_second(frames, lambda: culane.score(folder / "predicted", folder / "truth", lists, workers=workers))
     slow_rate = frames_per_second(slow_frames, lambda: [slow.slow_ious(*frame) for frame in content[:slow_frames]])

@@ -21,6 +21,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import functools
 import gc
 import importlib.abc
 import importlib.util
@@ -431,7 +432,7 @@ def main() -> None:
             args.results.write_text(json.dumps(found, indent=1))
 
         if numbers:
-            in_process(lambda name=name, numbers=numbers, note=note: try_mutants(name, sources[name], numbers, TESTS[name], note))
+            in_process(functools.partial(try_mutants, name, sources[name], numbers, TESTS[name], note))
             found[name] = json.loads(args.results.read_text())[name]
     text = table(found, every)
     print(text)

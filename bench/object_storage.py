@@ -14,7 +14,6 @@ import asyncio
 import importlib.util
 import multiprocessing
 import os
-import shutil
 import socket
 import statistics
 import subprocess
@@ -53,7 +52,8 @@ def hold_back(listen: int, target: int, seconds: float) -> None:
     """A proxy whose answers come so much later, however many are under way. Run in a process of its own."""
 
     async def pipe(reader, writer, delay):
-        loop, queue = asyncio.get_running_loop(), asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
 
         async def send():
             while True:
@@ -104,8 +104,8 @@ def main():
     server, far = free_port(), free_port()
     os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
     os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{far}"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    moto = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(server)], **quiet)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(server)]
+    moto = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     proxy = multiprocessing.get_context("spawn").Process(target=hold_back, args=(far, server, args.latency_ms / 1000), daemon=True)
     proxy.start()
     try:
@@ -171,7 +171,7 @@ def in_other_blocks(experiment: Experiment, root: Path, args) -> None:
         new.finalise()
         for name in NOTES:
             if old.path(name).exists():
-                shutil.copy(old.path(name), new.path(name))
+                new.path(name).write_bytes(old.path(name).read_bytes())
 
 
 def training(args, experiment: Experiment) -> tuple[Loader, steps.Step]:

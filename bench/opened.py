@@ -53,6 +53,7 @@ class Opened:
 
     def online(self, loader: Loader, step: int, reads: Sequence[str]) -> dict[str, dict[str, Tensor]]:
         """What the teacher answers now on the views of a step, not encoded."""
+        assert isinstance(loader.cached, CachedTargets)
         positions, epochs = loader.positions(step)
         online = dataclasses.replace(self._online, targets={name: self.experiment.targets[name] for name in reads})
         return online.answered(positions, loader.cached.matrices(positions, loader.views_at(positions, epochs)))

@@ -31,7 +31,8 @@ def variants(target: TargetType) -> dict[str, TargetType]:
     offered = typing.get_type_hints(type(target)).get("dtype")
     if offered is None:
         return {"as it is": target}
-    return {dtype: dataclasses.replace(target, dtype=dtype) for dtype in typing.get_args(offered)}
+    keys: list[dict[str, typing.Any]] = [{"dtype": dtype} for dtype in typing.get_args(offered)]
+    return {key["dtype"]: dataclasses.replace(target, **key) for key in keys}
 
 
 def main():
@@ -88,15 +89,15 @@ def measure(args) -> str:
                 for loss, (reads, module) in losses.items():
                     if name in reads:
                         offline, online = batch.with_rows({**computed, name: stored}), batch.with_rows(truth)
-                        found = parity.loss_error(loss, module, output, offline, online)
+                        apart = parity.loss_error(loss, module, output, offline, online)
                         value, gradient = terms.get((name, dtype, loss), (0.0, 0.0))
-                        terms[name, dtype, loss] = (max(value, found.difference), max(gradient, found.gradient_difference))
+                        terms[name, dtype, loss] = (max(value, apart.difference), max(gradient, apart.gradient_difference))
 
     table: list[list[object]] = []
     for name, (target, _) in named.items():
         for dtype, variant in variants(target).items():
-            size = sum(plan.field_bytes(field) for field in variant.fields(context).values())
-            head = [f"{name} ({cfg.targets[name].name})", dtype, size, f"{rows[name, dtype]:.1e}"]
+            num_bytes = sum(plan.field_bytes(field) for field in variant.fields(context).values())
+            head = [f"{name} ({cfg.targets[name].name})", dtype, num_bytes, f"{rows[name, dtype]:.1e}"]
             found = [
                 [loss, f"{value:.1e}", f"{gradient:.1e}"]
                 for (n, d, loss), (value, gradient) in terms.items()

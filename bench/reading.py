@@ -22,6 +22,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -44,6 +45,19 @@ def tensors(records_BR: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         torch.from_numpy(records_BR[:, :SPLIT].copy().view(np.float16)).view(-1, *ATTENTION),
         torch.from_numpy(records_BR[:, SPLIT:].copy().view(np.float16)).view(-1, *GRAPH),
     )
+
+
+class Format(Protocol):
+    """One way to keep records of bytes on disk."""
+
+    name: str
+
+    @staticmethod
+    def write(folder: Path, records_NR: np.ndarray) -> None: ...
+
+    def __init__(self, folder: Path): ...
+
+    def batch(self, positions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 class Memmap:
@@ -83,7 +97,7 @@ class Lmdb:
         self.transaction = lmdb.open(str(folder), readonly=True, lock=False, readahead=False).begin()
 
     def batch(self, positions):
-        found = b"".join(self.transaction.get(int(i).to_bytes(4, "big")) for i in positions)
+        found = b"".join(self.transaction.get(int(i).to_bytes(4, "big"), b"") for i in positions)
         return tensors(np.frombuffer(found, np.uint8).reshape(len(positions), RECORD))
 
     def __reduce__(self):
@@ -140,7 +154,8 @@ class TinyVit:
 
 
 class FromDisk:
-    name, memory = "this store, rows from disk", "disk"
+    name = "this store, rows from disk"
+    memory: Literal["disk", "ram"] = "disk"
     passes = [
         ArrayGroup("attention", {"version": 1}, {"energy": Field(ATTENTION, "float16", ("layer", "y26", "x122"))}),
         ArrayGroup("affinity", {"version": 1}, {"graph": Field(GRAPH, "float16", ("layer", "moment", "region", "other"))}),
@@ -172,10 +187,11 @@ class FromDisk:
 
 
 class FromRam(FromDisk):
-    name, memory = "this store, rows from RAM", "ram"
+    name = "this store, rows from RAM"
+    memory = "ram"
 
 
-FORMATS = [Memmap, Lmdb, TorchFiles, TinyVit, FromDisk, FromRam]
+FORMATS: list[type[Format]] = [Memmap, Lmdb, TorchFiles, TinyVit, FromDisk, FromRam]
 
 
 class Rows(torch.utils.data.Dataset):
@@ -221,7 +237,7 @@ def epoch(source, count: int, workers: int) -> float:
     return timed(lambda: sum(len(batch[0]) for batch in loader))
 
 
-def measure(form, folder: Path, records_NR: np.ndarray, rng) -> dict[str, float]:
+def measure(form: type[Format], folder: Path, records_NR: np.ndarray, rng) -> dict[str, float]:
     count = len(records_NR)
     path = folder / form.__name__
     shutil.rmtree(path, ignore_errors=True)
@@ -271,8 +287,8 @@ def table(runs: list[dict[str, dict[str, float]]], raw_bytes: int) -> tuple[str,
     for form in FORMATS:
         cells, here = [], medians.setdefault(form.name, {})
         for key in COLUMNS:
-            values = [run[form.name].get(key) for run in runs]
-            if None in values:
+            values = [run[form.name][key] for run in runs if key in run[form.name]]
+            if not values:
                 cells.append("-")
                 continue
             here[key] = statistics.median(values)

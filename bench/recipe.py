@@ -26,7 +26,7 @@ def main():
     args = parser.parse_args()
     found = {}
     if args.cache:
-        found["fill"] = fill = filled(Store.open(args.cache))
+        found["fill"] = fill = filled(args.cache)
         fill |= {"images": args.images, "extrapolated_s": args.images * fill["views"] * fill["view_s"]}
         print(
             f"{args.cache}: {fill['measured_views']} views at {1 / fill['view_s']:.1f} a second; {args.images} images in "
@@ -42,12 +42,13 @@ def main():
     write_result(args.out, args.device, found)
 
 
-def filled(store: Store) -> dict:
+def filled(folder: Path) -> dict:
+    store = Store.open(folder)
     whole: dict[tuple[str, int], float] = {}  # (view, block) -> when its last mark was written
-    for mark in (store.folder / "done").glob("v*/*.json"):
+    for mark in (folder / "done").glob("v*/*.json"):
         task = mark.parent.name, int(mark.name.partition(".")[0])
         whole[task] = max(mark.stat().st_mtime, whole.get(task, 0.0))
-    tasks = sorted(whole, key=whole.get)
+    tasks = sorted(whole, key=lambda task: whole[task])
     views = sum(len(store.block_images(block)) for _, block in tasks[1:])
     return {
         "measured_views": views,

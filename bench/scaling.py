@@ -96,7 +96,7 @@ def images(args, folder: Path) -> list[dict]:
         store, created_s = timed(lambda: listed(where, count, block_rows))
         (_, written_s), waited_s = timed(lambda: timed(lambda: write(store, passes(5))), time.perf_counter)
         _, verified_s = timed(lambda: verify(store))
-        files = sum(len(names) for _, _, names in os.walk(where))
+        files = sum(path.is_file() for path in where.rglob("*"))
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
             opened = fresh.submit(opening, where, count).result()
         shutil.rmtree(where)
@@ -251,7 +251,7 @@ def views(args, folder: Path) -> list[dict]:
     for count in args.views:
         _, block_s, store = site.fill(count, 1)
         _, opened_s = timed(lambda: site.reader(store, count))
-        files = sum(len(names) for _, _, names in os.walk(store.folder))
+        files = sum(path.is_file() for path in store.folder.rglob("*"))
         rows.append(
             {
                 "views": count,

@@ -117,21 +117,21 @@ def main():
     seconds = {
         kind: [value / together for value in values] for kind, values in time_interleaved(in_a_row, rounds, device, warm=1).items()
     }
-    held = {
+    kept = {
         memory: CachedTargets(Reader(store, passes, experiment.ids, cfg.views.count, memory=memory), cache.MATRIX, named)
         for memory in ("ram", "disk")
     }
-    reading = time_interleaved({memory: reads(cached_loader, targets) for memory, targets in held.items()}, args.steps, "cpu")
+    reading = time_interleaved({memory: reads(cached_loader, targets) for memory, targets in kept.items()}, args.steps, "cpu")
     medians = {kind: statistics.median(values) for kind, values in seconds.items()}
     ratios = {kind: ratio(values, seconds["plain"]) for kind, values in seconds.items()}
     waits = 1 - ratio(seconds["its batch at hand"], seconds["from the cache"])
     print(f"{args.config}: {args.student}, {args.method}, batch {cfg.training.batch}, {context.size}, {described(device)}")
     head = ["step", "median ms", "against plain", *(["peak MiB"] if peaks else [])]
-    rows = [
+    lines = [
         [kind, f"{1000 * medians[kind]:.1f}", f"{ratios[kind]:.3f}x", *([f"{peaks[kind] / 2**20:.0f}"] if peaks else [])]
         for kind in work
     ]
-    print(*table_lines(head, rows), sep="\n")
+    print(*table_lines(head, lines), sep="\n")
     print(f"waiting for input: {waits:.1%} of a step from the cache")
     print(
         *(f"reading rows from {memory}: {1000 * statistics.median(values):.3f} ms" for memory, values in reading.items()), sep="; "

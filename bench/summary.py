@@ -52,11 +52,11 @@ def rows(folder: Path):
     if found := load("moments"):
         for row in found["rows"]:
             if row["regions"] in (5, 36) and row["shape"][1] in (128, 2048):
-                shares = ", ".join(f"{name} {share:.0%}" for name, share in row["bandwidth_share"].items() if name != "loop")
+                bandwidth = ", ".join(f"{name} {share:.0%}" for name, share in row["bandwidth_share"].items() if name != "loop")
                 yield (
                     f"moments, {row['shape'][1]} channels, {row['regions']} regions: against the loop; of copy bandwidth",
                     ">= 10x; 70%",
-                    f"{row['loop_over_torch']:.1f}x; {shares}",
+                    f"{row['loop_over_torch']:.1f}x; {bandwidth}",
                 )
     else:
         yield "moments", ">= 10x", "not measured"

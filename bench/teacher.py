@@ -37,6 +37,8 @@ def main():
         pack(Path(f"teachers/{CONFIG.stem}.safetensors"))
     subprocess.run([sys.executable, "-m", "pipeline.cli", "synth", str(DEMO)], check=True)
     cfg = config.load(CONFIG)
+    training = cfg.teacher_training
+    assert training, f"{CONFIG}: no teacher_training"
     history = Path("runs/roads-teacher/teacher/history.jsonl")
     spent = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
     before = json.loads(args.out.read_text()) if args.out.exists() else {}
@@ -45,8 +47,8 @@ def main():
         "bytes": PACKED.stat().st_size,
         "parameters": sum(value.numel() for value in weights.load_file(PACKED).values() if value.is_floating_point()),
         "images": cfg.dataset.args["train"],
-        "steps": cfg.teacher_training.steps,
-        "batch": cfg.teacher_training.batch,
+        "steps": training.steps,
+        "batch": training.batch,
         "training_seconds": sum(line["seconds"] for line in spent) or before.get("training_seconds"),
         "scores": {"roads-teacher test": scored(CONFIG, "test"), "demo test": scored(DEMO, "test")},
     }

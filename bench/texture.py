@@ -23,7 +23,7 @@ from pipeline import config
 from pipeline.progress import table_lines
 
 LEVELS, BATCHES = 128, 4
-STORED = ({}, {"dtype": "uint8"}, {"pool": 2})
+STORED: tuple[dict[str, object], ...] = ({}, {"dtype": "uint8"}, {"pool": 2})
 
 
 def counts(features_BChw: Tensor) -> Tensor:

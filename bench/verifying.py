@@ -11,6 +11,7 @@ verifies it in turns: medians; the files are in memory where they fit. `structur
 
 import argparse
 import contextlib
+import functools
 import statistics
 import tempfile
 import time
@@ -25,6 +26,7 @@ from bench.machine import described, goal, measured_on
 from bench.page import insert
 from pipeline.progress import table_lines
 from pipeline.store import ArrayGroup, ImageRow, Reader, Store, plan, verification
+from pipeline.store.files import AnyPath
 from pipeline.store.images import INDEX
 from pipeline.targets.base import Field
 
@@ -52,18 +54,18 @@ def in_parts(count: int) -> Iterator[list[ImageRow]]:
         yield [image(i) for i in range(start, min(count, start + 2**19))]
 
 
-def opened(folder: Path) -> tuple[float, float]:
+def opened(folder: AnyPath) -> tuple[float, float]:
     """Peak memory in MB, before and after the store is opened."""
     before = peak_mb()
     Store.open(folder)
     return before, peak_mb()
 
 
-def alone(folder: Path, what: str) -> tuple[float, float, float]:
+def alone(folder: AnyPath, what: str) -> tuple[float, float, float]:
     """Run in a process of its own: CPU and wall-clock seconds, and peak memory in MB beside that of the program."""
     rng, given = np.random.default_rng(0), []
     store = None if what.startswith("open") else Store.open(folder)
-    if what.endswith("a million images"):
+    if store is not None and what.endswith("a million images"):
         given = [image(i).id for i in rng.permutation(min(10**6, store.images.num_images - 100)).tolist()]
     before, work, start = peak_mb() if store is None or given else alone.program, time.process_time(), time.perf_counter()  # type: ignore[attr-defined]
     if store is None:
@@ -135,7 +137,12 @@ def main():
         store = Store.create_or_open(
             folder, "targets", "bench", {"bench": 1}, card={}, block_rows=plan.block_rows(args.rows, [pass_])
         )
-        times = {"grow": [timed(lambda: [store.grow(part) for part in in_parts(args.rows)])] if not store.num_blocks else []}
+
+        def grow():
+            for part in in_parts(args.rows):
+                store.grow(part)
+
+        times = {"grow": [timed(grow)] if not store.num_blocks else []}
         store.add_pass(pass_, views)
         rng = np.random.default_rng(0)
         rows = {name: rng.random((store.block_rows, *field.shape)).astype(field.dtype) for name, field in pass_.fields.items()}
@@ -166,7 +173,7 @@ def main():
                 "structure": lambda: verification.verify(store, False),
             }
             for number in args.workers:
-                work[f"verify, {number} threads"] = lambda n=number: verification.verify(store, True, {}, n)
+                work[f"verify, {number} threads"] = functools.partial(verification.verify, store, True, {}, number)
             for name, do in work.items():
                 times.setdefault(name, []).append(timed(do))
         size = sum(path.stat().st_size for path in store.folder.rglob("*") if path.is_file())
