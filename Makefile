@@ -1,7 +1,7 @@
 # make demo         a fresh clone to a scored table
 # make test         the whole suite, in the same environment
 # make coverage     the same, and which lines no test runs
-# make test-s3      the tests of object storage against an S3 server, in an environment of its own
+# make test-s3      the tests of object storage, and its bench, against an S3 server, in an environment of its own
 # make types        all of pipeline/, stages/ and bench/, type-checked
 # make lint         ruff: rules and format
 # make docs         the documentation site, in site/
@@ -55,7 +55,7 @@ $(S3_VENV)/installed: $(VENV)/installed
 install-s3: $(S3_VENV)/installed
 
 test-s3: install-s3
-	$(S3_VENV)/bin/python -m pytest -rs tests/pipeline/test_remote.py
+	$(S3_VENV)/bin/python -m pytest -rs tests/pipeline/test_remote.py tests/test_bench.py -k 'test_remote or object_storage'
 
 types: install
 	$(VENV)/bin/mypy

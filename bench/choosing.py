@@ -5,6 +5,7 @@ fields; the time of a step is the CPU time of the method's losses, forward and b
 student of that file, on one thread. Takes a minute. Numbers go to docs/results/choosing.json, the table into the page.
 """
 
+import argparse
 import csv
 import json
 import sys
@@ -35,6 +36,7 @@ BATCH, TIMES = 8, 3
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
     cfg, classes = config.load(CONFIG), len(camvid.Dataset.classes)
     size, student = cfg.prepare.size, cfg.student(next(iter(cfg.students)))

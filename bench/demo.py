@@ -101,7 +101,7 @@ def train_and_score(folder: Path, setting: str, arm: str, seed: int, long: int |
     own, student = cell_folder(folder, setting, arm, seed), cfg.student(STUDENT)
     began = time.process_time()
     train_student.run(
-        Experiment(cfg, Path("cache"), Path("teachers/demo.safetensors")),
+        Experiment(cfg, Path("cache"), Path(f"teachers/{CONFIG.stem}.safetensors")),
         student=STUDENT,
         method=method,
         seed=seed,
@@ -152,7 +152,7 @@ def teacher_pass_seconds() -> float:
     torch.set_num_threads(1)
     cfg = config.load(CONFIG)
     source = cfg.dataset.build()
-    network = cache.load_teacher(cfg.teacher, source, cfg.prepare.size, Path("teachers/demo.safetensors"))
+    network = cache.load_teacher(cfg.teacher, source, cfg.prepare.size, Path(f"teachers/{CONFIG.stem}.safetensors"))
     batch = torch.rand(8, 3, *cfg.prepare.size) * 255
     seconds = []
     with torch.no_grad():
@@ -170,7 +170,7 @@ def summary(folder: Path, seeds: int, long: int) -> dict:
         setting: {arm: [in_a_process(folder, setting, arm, seed, long) for seed in range(seeds)] for arm in arms(setting)}
         for setting in SETTINGS
     }
-    teacher = json.loads(Path("reports/scores/demo/teacher.json").read_text())["culane_f1"]
+    teacher = json.loads(Path(f"reports/scores/{CONFIG.stem}/teacher.json").read_text())["culane_f1"]
     f1 = {setting: {arm: [cell["f1"] for cell in cells] for arm, cells in found.items()} for setting, found in scores.items()}
     pairs = np.array([np.mean(found["intra"]) - np.mean(found["plain"]) for found in f1.values()])
     differences = np.array([a - b for found in f1.values() for a, b in zip(found["intra"], found["plain"])])

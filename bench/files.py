@@ -189,9 +189,9 @@ def main():
     ]
     text = "\n".join([*table_lines(head, rows), "", f"Medians of {args.runs} runs. {measured_on(described('cpu'))}"])
     print(text)
+    write_result(args.out, "cpu", {"local": local, "far": far})
     if args.page:
         insert(args.page, "bench/files.py", text)
-    write_result(args.out, "cpu", {"local": local, "far": far})
 
 
 if __name__ == "__main__":

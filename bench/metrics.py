@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,10 +32,11 @@ def slow_versions(name: str):
     return module
 
 
-def frames_per_second(count: int, work) -> float:
+def frames_per_second(count: int, work) -> tuple[float, Any]:
+    """And what comes of the work."""
     start = time.perf_counter()
-    work()
-    return count / (time.perf_counter() - start)
+    result = work()
+    return count / (time.perf_counter() - start), result
 
 
 def label_pair(rng, size, values):
@@ -45,7 +47,7 @@ def label_pair(rng, size, values):
 
 
 def segmentation(size, num_classes: int, frames: int, slow_frames: int) -> dict:
-    pairs = [label_pair(np.random.default_rng(k), size, np.arange(num_classes)) for k in range(4)]
+    pairs = [label_pair(np.random.default_rng(k), size, np.arange(num_classes)) for k in range(min(4, frames))]
 
     def fast(count):
         confusion = Confusion(num_classes)
@@ -53,13 +55,13 @@ def segmentation(size, num_classes: int, frames: int, slow_frames: int) -> dict:
             confusion.add(*pairs[k % len(pairs)])
         return confusion.iou()
 
-    def slow(count):
-        slow_ious = slow_versions("test_segmentation_metric").slow_ious
-        return slow_ious(pairs[:count], range(num_classes), [[c] for c in range(num_classes)])
-
-    equal = slow_frames == 0 or fast(slow_frames).tolist() == slow(slow_frames)
-    slow_rate = frames_per_second(slow_frames, lambda: slow(slow_frames)) if slow_frames else None
-    fast_rate = frames_per_second(frames, lambda: fast(frames))
+    slow_rate, equal = None, True
+    if slow_frames:
+        slow = slow_versions("test_segmentation_metric").slow_ious
+        groups = [[c] for c in range(num_classes)]
+        slow_rate, ious = frames_per_second(slow_frames, lambda: slow(pairs[:slow_frames], range(num_classes), groups))
+        equal = fast(slow_frames).tolist() == ious
+    fast_rate, _ = frames_per_second(frames, lambda: fast(frames))
     return row(f"confusion, {num_classes} classes", size, fast_rate, slow_rate, equal)
 
 
@@ -83,22 +85,22 @@ def culane_f1(folder: Path, frames: int, slow_frames: int, workers: int) -> dict
         culane.write_lines(folder / "truth" / f"{name}.lines.txt", truths)
         culane.write_lines(folder / "predicted" / f"{name}.lines.txt", predictions)
     (folder / "list.txt").write_text("".join(f"/{name}.jpg\n" for name in names))
-    slow = slow_versions("test_culane_metric")
+    slow = slow_versions("test_culane_metric").slow_ious
     canvas = culane.Canvas(culane.FRAME, 30)
-    equal = all(culane.lane_ious(true, found, canvas) == slow.slow_ious(true, found) for true, found in content[:slow_frames])
     lists = {"all": folder / "list.txt"}
-    fast_rate = frames_per_second(frames, lambda: culane.score(folder / "predicted", folder / "truth", lists, workers=workers))
-    slow_rate = frames_per_second(slow_frames, lambda: [slow.slow_ious(*frame) for frame in content[:slow_frames]])
+    fast_rate, _ = frames_per_second(frames, lambda: culane.score(folder / "predicted", folder / "truth", lists, workers=workers))
+    slow_rate, ious = frames_per_second(slow_frames, lambda: [slow(*frame) for frame in content[:slow_frames]])
+    equal = ious == [culane.lane_ious(truths, predictions, canvas) for truths, predictions in content[:slow_frames]]
     return row("CULane F1, 4 + 4 lanes", culane.FRAME, fast_rate, slow_rate, equal)
 
 
 def culane_points(frames: int, slow_frames: int) -> dict:
     maps, existence = lane_maps((208, 976)), [1, 1, 1, 1]
     slow = slow_versions("test_culane_metric").slow_lines
-    equal = [lane.tolist() for lane in culane.probabilities_to_lines(maps, existence)] == slow(maps, existence)
     fast = culane.probabilities_to_lines
-    fast_rate = frames_per_second(frames, lambda: [fast(maps, existence) for _ in range(frames)])
-    slow_rate = frames_per_second(slow_frames, lambda: [slow(maps, existence) for _ in range(slow_frames)])
+    fast_rate, (lines, *_) = frames_per_second(frames, lambda: [fast(maps, existence) for _ in range(frames)])
+    slow_rate, (slow_lines, *_) = frames_per_second(slow_frames, lambda: [slow(maps, existence) for _ in range(slow_frames)])
+    equal = [lane.tolist() for lane in lines] == slow_lines
     return row("CULane maps to points", maps.shape[1:], fast_rate, slow_rate, equal)
 
 
@@ -127,9 +129,9 @@ def llamas_ap(folder: Path, frames: int, slow_frames: int, workers: int) -> dict
         return [slow(llamas.read_map(llamas.map_path(folder, name, c)), labels[name] == c) for c in range(5)]
 
     first = [llamas.read_map(llamas.map_path(folder, names[0], c)) for c in range(5)]
-    equal = [tuple(curve) for curve in llamas.image_curves(first, labels[names[0]])] == slow_frame(names[0])
-    fast_rate = frames_per_second(frames, lambda: llamas.score(folder, names, labels, workers=workers))
-    slow_rate = frames_per_second(slow_frames, lambda: [slow_frame(name) for name in names[:slow_frames]])
+    fast_rate, _ = frames_per_second(frames, lambda: llamas.score(folder, names, labels, workers=workers))
+    slow_rate, (curves, *_) = frames_per_second(slow_frames, lambda: [slow_frame(name) for name in names[:slow_frames]])
+    equal = [tuple(curve) for curve in llamas.image_curves(first, labels[names[0]])] == curves
     return row("LLAMAS AP, 5 maps", size, fast_rate, slow_rate, equal)
 
 
@@ -148,15 +150,17 @@ def row(what: str, size, fast: float, slow: float | None, equal: bool) -> dict:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2, help="processes or threads of the folder scorers (2)")
-    workers = parser.parse_args().workers
+    parser.add_argument("--frames", type=int, help="of each evaluator at most")
+    args = parser.parse_args()
+    workers, most = args.workers, args.frames or 10**6
     need("pytest")  # the slow versions are tests
     with tempfile.TemporaryDirectory() as folder:
         rows = [
-            segmentation((590, 1640), 5, frames=200, slow_frames=1),
-            segmentation((2710, 3384), 38, frames=20, slow_frames=0),
-            culane_f1(Path(folder) / "culane", frames=2000, slow_frames=10, workers=workers),
-            culane_points(frames=200, slow_frames=5),
-            llamas_ap(Path(folder) / "llamas", frames=40, slow_frames=1, workers=workers),
+            segmentation((590, 1640), 5, frames=min(200, most), slow_frames=1),
+            segmentation((2710, 3384), 38, frames=min(20, most), slow_frames=0),
+            culane_f1(Path(folder) / "culane", frames=min(2000, most), slow_frames=min(10, most), workers=workers),
+            culane_points(frames=min(200, most), slow_frames=min(5, most)),
+            llamas_ap(Path(folder) / "llamas", frames=min(40, most), slow_frames=1, workers=workers),
         ]
     layout = "{:<24}{:>12}{:>10}{:>10}{:>9}{:>7}"
     print(layout.format("evaluator", "frame", "frames/s", "a minute", "slow /s", "times"), file=sys.stderr)

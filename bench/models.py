@@ -5,6 +5,7 @@ meta tensors, as torch counts them (convolutions and matrix products; a multipli
 goes to stdout and into docs/models.md. Takes seconds.
 """
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -56,6 +57,7 @@ def row(title: str, name: str, keywords: dict, existence: bool, published: str) 
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     head = ["network", "M parameters", "published", "G MAC", "mid: layer, channels, stride", "high", "stride of logits", "multiple"]
     table = "\n".join(table_lines(head, (row(*network) for network in NETWORKS)))
     print(table)

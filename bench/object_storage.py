@@ -217,9 +217,9 @@ def report(args, seconds: dict[str, list[tuple[float, float, float]]], loader: L
         ]
     )
     print(text)
+    write_result(args.out, "cpu", {"config": str(args.config), "latency_ms": args.latency_ms, "seconds": seconds, "speed": speed})
     if args.page:
         insert(args.page, "bench/object_storage.py", text)
-    write_result(args.out, "cpu", {"config": str(args.config), "latency_ms": args.latency_ms, "seconds": seconds, "speed": speed})
 
 
 if __name__ == "__main__":

@@ -237,7 +237,7 @@ def epoch(source, count: int, workers: int) -> float:
     return timed(lambda: sum(len(batch[0]) for batch in loader))
 
 
-def measure(form: type[Format], folder: Path, records_NR: np.ndarray, rng) -> dict[str, float]:
+def measure(form: type[Format], folder: Path, records_NR: np.ndarray, num_batches: int, rng) -> dict[str, float]:
     count = len(records_NR)
     path = folder / form.__name__
     shutil.rmtree(path, ignore_errors=True)
@@ -255,7 +255,7 @@ def measure(form: type[Format], folder: Path, records_NR: np.ndarray, rng) -> di
             [energy.numpy().view(np.uint8).reshape(len(part), -1), graph.numpy().view(np.uint8).reshape(len(part), -1)], axis=1
         )
         assert np.array_equal(records, records_NR[part]), form.name
-    batches = [rng.integers(0, count, BATCH) for _ in range(3000)]
+    batches = [rng.integers(0, count, BATCH) for _ in range(num_batches)]
     found["warm_per_s"] = random_reads(source, batches if form is not TorchFiles else batches[:300])
     for workers in (0, 2):
         found[f"epoch_{workers}_workers_s"] = epoch(source, count, workers)
@@ -309,6 +309,7 @@ def table(runs: list[dict[str, dict[str, float]]], raw_bytes: int) -> tuple[str,
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=int, default=12800, help="a multiple of 128; 100 blocks are 166 MB")
+    parser.add_argument("--batches", type=int, default=3000, help="of random reads")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="on the disk to be measured; a temporary folder here without it")
     parser.add_argument("--out", type=Path, default=Path("reports/bench/reading.json"))
@@ -318,11 +319,11 @@ def main():
     rng = np.random.default_rng(0)
     records_NR = rng.standard_normal((args.records, RECORD // 2)).astype(np.float16).view(np.uint8)
     with tempfile.TemporaryDirectory(dir=args.folder or Path.cwd(), prefix="bench-") as folder:
-        runs = [{form.name: measure(form, Path(folder), records_NR, rng) for form in FORMATS} for _ in range(args.runs)]
+        runs = [
+            {form.name: measure(form, Path(folder), records_NR, args.batches, rng) for form in FORMATS} for _ in range(args.runs)
+        ]
     text, medians = table(runs, records_NR.nbytes)
     print(f"{args.records} records of {RECORD} bytes, batches of {BATCH}, {args.runs} runs\n\n{text}")
-    if args.page:
-        insert(args.page, "bench/reading.py", text)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(
         json.dumps(
@@ -340,6 +341,8 @@ def main():
         )
         + "\n"
     )
+    if args.page:
+        insert(args.page, "bench/reading.py", text)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     $ python -m bench.studies roads-few-long        # reports/studies/NAME.* -> docs/studies/NAME.tsv, docs/study-results.md
     $ python -m bench.studies --answers             # docs/studies/*.tsv -> the table of docs/study.md, and docs/study.png
 
+The table goes between `<!-- begin: roads-few-long-table -->` and `<!-- end -->`, which must be in the page.
 tests/test_studies_page.py compares the pages with the scores.
 """
 
@@ -50,13 +51,13 @@ def main():
     parser.add_argument("--answers", action="store_true", help=f"write the table of {PAGE} and draw {FIGURE}")
     args = parser.parse_args()
     for name in args.studies:
-        shutil.copy(REPORTS / f"{name}.tsv", STUDIES / f"{name}.tsv")
         machine = described("cpu")
         written = (
             f"Written by `python -m bench.studies {name}` on {machine['processor']}, {machine['cores']} cores, PyTorch "
             f"{machine['torch']}; seconds are CPU seconds. Every cell: [studies/{name}.tsv](studies/{name}.tsv)."
         )
         insert(RESULTS, f"{name}-table", (REPORTS / f"{name}.md").read_text().rstrip() + "\n\n" + written)
+        shutil.copy(REPORTS / f"{name}.tsv", STUDIES / f"{name}.tsv")
     if args.answers:
         insert(PAGE, "answers", answers())
         draw()

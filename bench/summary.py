@@ -3,16 +3,18 @@
 Reads the JSON that each piece left; what is missing has failed, or was not run.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 from pipeline.progress import table_lines
 
 
 def main():
-    folder = Path(sys.argv[1])
-    print(*table_lines(["what", "goal", "measured"], rows(folder)), sep="\n")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args()
+    print(*table_lines(["what", "goal", "measured"], rows(args.folder)), sep="\n")
 
 
 def rows(folder: Path):

@@ -39,7 +39,7 @@ def main():
     cfg = config.load(CONFIG)
     training = cfg.teacher_training
     assert training, f"{CONFIG}: no teacher_training"
-    history = Path("runs/roads-teacher/teacher/history.jsonl")
+    history = Path(f"runs/{CONFIG.stem}/teacher/history.jsonl")
     spent = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
     before = json.loads(args.out.read_text()) if args.out.exists() else {}
     found = {

@@ -22,6 +22,7 @@ from bench.page import insert
 from pipeline import config
 from pipeline.progress import table_lines
 
+DEFAULT = Path("configs/camvid-methods.yaml")
 LEVELS, BATCHES = 128, 4
 STORED: tuple[dict[str, object], ...] = ({}, {"dtype": "uint8"}, {"pool": 2})
 
@@ -46,10 +47,11 @@ def finest(features_BChw: Tensor) -> Tensor:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", type=Path, nargs="?", default=DEFAULT, help="with a target `features_mid`")
     parser.add_argument("--root", type=Path, default=Path("cache"))
     parser.add_argument("--page", type=Path)
     args = parser.parse_args()
-    opened = Opened(config.load("configs/camvid-methods.yaml"), args.root, "cpu")
+    opened = Opened(config.load(args.config), args.root, "cpu")
     loader, context = opened.loader(("features_mid",)), opened.experiment.context
     live = torch.cat([opened.online(loader, step, ("features_mid",))["features_mid"]["features"] for step in range(BATCHES)])
     rows = []

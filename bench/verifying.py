@@ -109,12 +109,14 @@ def in_processes(store: Store) -> str:
     rows = [[what, *(f"{each:.2f}" for each in times), f"{memory:.0f}"] for what, (*times, memory) in found.items()]
     _, open_s, memory = found["open"]
     files = sum(1 for path in store.folder.rglob("*") if path.is_file())
+    index = store.folder / INDEX
+    size = f"an index of {index.stat().st_size / 1e6:,.0f} MB" if index.exists() else "no index"
     return "\n".join(
         [
             *table_lines(["", "CPU s", "s", "MB beside the program"], rows),
             "",
-            f"{store.images.num_images:,} images in {store.num_blocks:,} blocks, {files:,} files, an index of "
-            f"{(store.folder / INDEX).stat().st_size / 1e6:,.0f} MB. Goals: {goal('open in less than 5 s', 5 - open_s, ' s')}; "
+            f"{store.images.num_images:,} images in {store.num_blocks:,} blocks, {files:,} files, {size}. "
+            f"Goals: {goal('open in less than 5 s', 5 - open_s, ' s')}; "
             f"{goal('and less than 100 MB', 100 - memory, ' MB')}. {measured_on(described('cpu'))}",
         ]
     )
