@@ -8,9 +8,11 @@ round, a statement or a result left out. It is killed if one of the module's tes
 without the change; otherwise it survived, and its line is printed. Annotations, decorators, texts and the messages of errors are
 left alone. A sample is drawn by a seed, evenly over the module's lines.
 
-Tests are collected once for each module. Each mutant is a process forked from there (Linux), in which the changed function has
-another code object; tests that killed many mutants run first, then the fast ones. A change outside functions imports the package
-anew. No file of the package is written. Subprocesses of a test run the code on disk.
+Tests are collected once for each module, and run once without a change, to see which lines each of them runs. Each mutant is a
+process forked from there (Linux), in which the changed function has another code object. Only tests that run the changed statement
+are tried: those that killed many mutants first, then the fast ones. A change outside functions imports the package anew and tries
+all tests. No file of the package is written. Subprocesses of a test run the code on disk, so tests that train networks by commands
+are left out, and so are those that take longer than `LONGEST`: what they alone would see counts as survived.
 
 What was found is kept in `--results`: another call tries only what was not tried yet or has survived, so a call that was stopped
 goes on, and new tests are tried on the survivors. A line that has changed since is new. Survivors that no test can see are in
@@ -28,12 +30,14 @@ import importlib.util
 import inspect
 import itertools
 import json
+import mmap
 import multiprocessing
 import os
 import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +58,7 @@ TESTS = {  # module below pipeline/ -> its tests below tests/pipeline/
     "identity": ("test_store.py", "test_cache_identity.py"),
     "store/store": ("test_store.py", "test_store_images.py", "test_store_golden.py", "test_store_robustness.py"),
     "store/files": ("test_store.py", "test_store_golden.py", "test_store_robustness.py", "test_files.py"),
-    "store/reader": ("test_reader.py",),
+    "store/reader": ("test_reader.py", "test_windowed.py"),
     "store/verification": ("test_verification.py", "test_store.py", "test_reader.py"),
     "data/views": ("test_views.py", "test_crops.py", "test_geometry.py"),
     **LOSSES,
@@ -80,6 +84,7 @@ OPERATED: dict[type[ast.operator], type[ast.operator]] = {
     **{ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.Pow: ast.Mult},
 }
 SLACK = 10  # times the CPU seconds that a test takes without a change
+LONGEST = 4.0  # CPU seconds of a test that is tried
 PATIENCE = 300.0  # seconds without any work
 
 
@@ -182,6 +187,13 @@ def mutant(source: str, number: int) -> ast.Module:
     return ast.fix_missing_locations(tree)
 
 
+def statement(source: str, line: int) -> range:
+    """The lines of the innermost statement that this line is a part of."""
+    around = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
+    spans = [range(node.lineno, (node.end_lineno or node.lineno) + 1) for node in around]
+    return min((span for span in spans if line in span), key=len)
+
+
 # The changed code in the place of the other
 
 
@@ -242,33 +254,6 @@ class Instead(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 # Running the tests
 
 
-class Tests:
-    """A plugin of pytest: in the place of running the tests it calls `work` with them, or runs them itself up to the first that
-    fails."""
-
-    def __init__(self, seconds: dict[str, float], kills: dict[str, int], work: Callable[["Tests"], None] | None = None):
-        self.seconds, self.kills, self.work = seconds, kills, work
-        self.items: list[Any] = []
-
-    def pytest_runtestloop(self, session) -> bool:
-        self.items = session.items
-        (self.work or Tests.run)(self)
-        return True
-
-    def run(self) -> None:
-        """Ends the process: 1 after the first test that fails, whose name it writes to file descriptor 3; 0 if none does."""
-        from _pytest.runner import runtestprotocol
-
-        items = sorted(self.items, key=lambda item: (-self.kills.get(item.nodeid, 0), self.seconds.get(item.nodeid, 0)))
-        for item, following in zip(items, [*items[1:], None]):
-            signal.setitimer(signal.ITIMER_PROF, 5 + SLACK * self.seconds.get(item.nodeid, 60))  # of the CPU; then it is killed
-            os.write(3, f"{item.nodeid}\t{cpu_seconds()}\n".encode())
-            if any(report.failed for report in runtestprotocol(item, nextitem=following, log=False)):
-                os._exit(1)
-        os.write(3, f"\t{cpu_seconds()}\n".encode())
-        os._exit(0)
-
-
 def cpu_seconds() -> float:
     return sum(os.times()[:4])
 
@@ -278,6 +263,69 @@ class Outcome:
     killed: bool
     seconds: float  # of the CPU
     begun: list[tuple[str, float]]  # tests in their order, and when they began
+
+
+class Tests:
+    """A plugin of pytest: in the place of running the tests it calls `work` with them, or runs them itself up to the first that
+    fails."""
+
+    def __init__(self, seconds: dict[str, float], kills: dict[str, int], work: Callable[["Tests"], None] | None = None):
+        self.seconds, self.kills, self.work = seconds, kills, work
+        self.items: list[Any] = []
+        self.lines: dict[str, set[int]] = {}  # by test, those of the module that it runs
+
+    def pytest_runtestloop(self, session) -> bool:
+        self.items = [item for item in session.items if "cached_experiment" not in item.fixturenames]
+        (self.work or Tests.run)(self)
+        return True
+
+    def run(self, part: range | None = None) -> None:
+        """Ends the process: 1 after the first test that fails, whose name it writes to file descriptor 3; 0 if none does. Only
+        tests that run one of the lines of `part`, where it is given."""
+        items = [item for item in self.items if self.seconds.get(item.nodeid, 0) <= LONGEST]
+        if part is not None:
+            items = [item for item in items if not self.lines[item.nodeid].isdisjoint(part)]
+        items.sort(key=lambda item: (-self.kills.get(item.nodeid, 0), self.seconds.get(item.nodeid, 0)))
+        for item, following in zip(items, [*items[1:], None]):
+            self.run_one(item, following)
+        os.write(3, f"\t{cpu_seconds()}\n".encode())
+        os._exit(0)
+
+    def run_one(self, item, following=None) -> None:
+        from _pytest.runner import runtestprotocol
+
+        signal.setitimer(signal.ITIMER_PROF, 5 + SLACK * self.seconds.get(item.nodeid, 60))  # of the CPU; then it is killed
+        os.write(3, f"{item.nodeid}\t{cpu_seconds()}\n".encode())
+        if any(report.failed for report in runtestprotocol(item, nextitem=following, log=False)):
+            os._exit(1)
+
+    def measure(self, path: Path) -> Outcome:
+        """Runs each test by itself without a change, and notes its time and which lines of the file it runs, in its threads and
+        forked processes as well."""
+        width = len(path.read_text().splitlines()) + 1
+        ran, name, start = mmap.mmap(-1, width * len(self.items)), str(path), 0
+
+        def trace(frame, event, _):
+            if frame.f_code.co_filename != name:
+                return None
+            ran[start + (frame.f_lineno or 0)] = 1
+            return trace
+
+        def run_all() -> None:
+            nonlocal start
+            threading.settrace(trace)
+            sys.settrace(trace)
+            for start, item in zip(range(0, len(ran), width), self.items):  # noqa: B007  `trace` reads it
+                self.run_one(item)
+            os.write(3, f"\t{cpu_seconds()}\n".encode())
+            os._exit(0)
+
+        outcome = forked(run_all)
+        for (test, at), (_, then) in itertools.pairwise(outcome.begun):
+            self.seconds[test] = then - at
+        for number, item in enumerate(self.items):
+            self.lines[item.nodeid] = {line for line in range(width) if ran[number * width + line]}
+        return outcome
 
 
 def forked(work: Callable[[], None]) -> Outcome:
@@ -331,19 +379,20 @@ def try_mutants(
     def try_all(plugin: Tests) -> None:
         live = live_functions(path)
         gc.freeze()  # or each process would soon have copies of all that was imported
-        whole = forked(plugin.run)
+        whole = plugin.measure(path)
         assert not whole.killed, f"{name}: its tests fail without a change, as of {whole.begun[-1:]}"
-        for (test, at), (_, then) in itertools.pairwise(whole.begun):
-            plugin.seconds[test] = then - at
+        every = mutants(source)
         for number in numbers:
             code = compiled(mutant(source, number))
             pair = changed_function(unchanged, code)
             functions = live.get((pair[0].co_qualname, pair[0].co_firstlineno), []) if pair else []
 
-            def changed(functions=functions, pair=pair) -> None:
+            part = statement(source, every[number].line)
+
+            def changed(functions=functions, pair=pair, part=part) -> None:
                 for function in functions:
                     function.__code__ = pair[1]
-                plugin.run()
+                plugin.run(part)
 
             def anew(code=code) -> None:
                 for module in [module for module in sys.modules if module.split(".")[0] in ("pipeline", "stages")]:
