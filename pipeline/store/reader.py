@@ -11,6 +11,7 @@ B rows asked for, V views, N images.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ class Reader:
         device_room = free_device_bytes(device) * DEVICE_SHARE if memory == "auto" else 0
         hosted = {pass_.folder for pass_ in host}
         for folder in sorted(folders, key=self._num_bytes):
-            if folder not in hosted and (memory == "device" or self._num_bytes(folder) <= device_room):
+            if folder not in hosted and (memory == "device" or 0 < self._num_bytes(folder) <= device_room):
                 device_room -= self._num_bytes(folder)
                 self._on_device.append(folder)
                 continue
@@ -164,7 +165,7 @@ class Reader:
         rows, numbers = self._rows[positions].tolist(), views.tolist()
         whole = self._chunks.num_rows or not arrays[0][name].raw
         take = self._decode if whole else self._rows_from.read
-        bytes_of = found.reshape(len(found), -1).view(np.uint8)
+        bytes_of = found.reshape(len(found), math.prod(found.shape[1:])).view(np.uint8)
         crcs = self._crcs[folder][name][views, positions].tolist()
         take([arrays[view][name] for view in numbers], rows, bytes_of)
         for i, crc in enumerate(crcs):

@@ -5,17 +5,22 @@ import os
 import pickle
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from toy_store import GRAPH, MATRIX, PASSES, VIEWS, create, fill, filled, images, values
 
 from pipeline.errors import StoreError
-from pipeline.store import ImageRow, Reader, Store
+from pipeline.progress import byte_size
+from pipeline.store import ArrayGroup, ImageRow, Reader, Store
+from pipeline.store import reader as module
 from pipeline.store.files import check_and_parse, images_tsv, parse_images, with_checksum
-from pipeline.store.reader import free_bytes
+from pipeline.store.reader import ChunkCache, free_bytes
 from pipeline.store.verification import verify
+from pipeline.targets.base import Field
 
 IDS = [row.id for row in images(10)]
 
@@ -79,6 +84,66 @@ def test_memory_goes_to_the_smallest_passes_and_the_log_says_so(tmp_path):
     assert free_bytes() > 2**20
 
 
+@pytest.mark.parametrize(
+    "free, places",
+    [
+        (2 * 30 * 39 - 2, ["from disk", "from disk"]),
+        (2 * 30 * 39, ["on cpu", "from disk"]),
+        (2 * 30 * 87 - 2, ["on cpu", "from disk"]),
+        (2 * 30 * 87, ["on cpu", "on cpu"]),
+    ],
+)
+def test_half_of_what_is_free_on_the_device_goes_to_the_smallest_passes(tmp_path, monkeypatch, free, places):
+    monkeypatch.setattr(module, "free_device_bytes", lambda device: free)
+    store = filled(tmp_path, 10)
+
+    def reader(**options):
+        return Reader(store, PASSES, IDS, len(VIEWS), limit_bytes=0, device="cpu", **options)
+
+    assert [text.split("B ")[1] for text in reader().strategy.split("; ")] == places
+    assert reader().resident == ("from disk" not in places)
+    assert reader(memory="disk").strategy.count("from disk") == 2
+    assert not any("cpu" in text for text in reader(host=[GRAPH]).strategy.split("; ") if text.startswith(GRAPH.folder))
+
+
+def test_rows_on_a_device_are_those_that_were_written_whatever_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.store.store.MAX_CHUNK_BYTES", 100)  # two graphs a file
+    store = filled(tmp_path, 10)
+    ids = IDS[::-1][:7]
+    reader = Reader(store, PASSES, ids, len(VIEWS), memory="device", device="cpu", host=[MATRIX])
+    positions, views = asked(ids=ids)
+    for pass_, kind in ((GRAPH, torch.Tensor), (MATRIX, np.ndarray)):
+        for name, rows in reader.read(pass_, positions, views).items():
+            meant = [values(pass_, view, [images(10)[9 - position]])[name][0] for position, view in zip(positions, views)]
+            assert isinstance(rows, kind) and np.array_equal(rows, np.stack(meant))
+    assert reader.resident and not reader.remote
+    path = store.folder / store.arrays("v000", GRAPH.folder)["graph"].chunk_path(4)
+    shutil.copy(store.folder / store.arrays("v001", GRAPH.folder)["graph"].chunk_path(4), path)
+    with pytest.raises(StoreError, match="'seq/09 ü.png', view 0, field 'graph' .* is not what was written"):
+        Reader(store, [GRAPH], ids, len(VIEWS), memory="device", device="cpu")
+
+
+def test_without_a_device_not_a_byte_goes_there(tmp_path):
+    pass_ = ArrayGroup("flag", {"type": "flag"}, {"flag": Field((), "uint8")})
+    store = filled(tmp_path, 2, [pass_], range(1))
+    for ids in ([], IDS[:1]):
+        for memory, place in (("auto", "in RAM"), ("disk", "from disk")):
+            reader = Reader(store, [pass_], ids, 1, memory=memory)
+            assert reader.strategy == f"{pass_.folder}: {byte_size(len(ids))} {place}"
+            found = reader.read(pass_, np.arange(len(ids)), np.zeros(len(ids), int))["flag"]
+            assert isinstance(found, np.ndarray) and found.tolist() == values(pass_, 0, images(len(ids)))["flag"].tolist()
+
+
+def test_free_memory_is_the_machine_s_or_the_container_s_where_that_is_less(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "Path", lambda text: tmp_path / Path(text).name)
+    assert free_bytes() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    (tmp_path / "meminfo").write_text("MemTotal:  9 kB\nMemFree:  1 kB\nMemAvailable:  4 kB\n")
+    assert free_bytes() == 4096
+    for limit, free in (("max", 4096), ("4097", 4096), ("1000", 1000)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert free_bytes() == free
+
+
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_loader_workers_read_the_same(tmp_path, start):
     store = filled(tmp_path, 10)
@@ -117,6 +182,44 @@ def test_what_is_not_there_is_refused(tmp_path):
         Reader(store, [GRAPH], [row.id for row in images(11)], 1)
     with pytest.raises(StoreError, match="not in it"):
         Reader(store, [GRAPH], [""], 1)  # padding has no name to ask for
+
+
+# Whole chunks
+
+
+@pytest.mark.parametrize("codec", ["raw", "zstd"])
+def test_chunks_fetched_ahead_are_those_that_are_not_held_and_are_read_from_memory(tmp_path, monkeypatch, codec):
+    store, fetched, whole = filled(tmp_path, 10, codec=codec), [], Reader._chunk
+    reader = Reader(store, PASSES, IDS, len(VIEWS), limit_bytes=30 * 39)  # of the graphs
+    monkeypatch.setattr(Reader, "_chunk", lambda self, path: fetched.append(path) or whole(self, path))
+    words = "from disk" + (", decompressed" if codec == "zstd" else "")
+    assert reader.strategy.endswith(words) and not reader.resident
+    reader.keep_chunks(8)
+    assert ("from disk, by whole chunks, those of 8 images kept" + words.removeprefix("from disk")) in reader.strategy
+    positions, views = np.array([1, 0, 9, 1]), np.array([0, 0, 2, 2])
+    matrices = [store.arrays(f"v{view:03d}", MATRIX.folder)["matrix"] for view in VIEWS]
+    for _ in range(2):
+        reader.fetch(positions, views)
+        assert sorted(fetched) == [matrices[0].chunk_path(0), matrices[2].chunk_path(0), matrices[2].chunk_path(2)]
+    found = reader.read(MATRIX, positions, views)["matrix"]
+    meant = [values(MATRIX, view, [images(10)[position]])["matrix"][0] for position, view in zip(positions, views)]
+    assert np.array_equal(found, np.stack(meant)) and len(fetched) == 3
+    reader.read(MATRIX, np.array([1, 4]), np.array([1, 1]))
+    assert sorted(fetched[3:]) == [matrices[1].chunk_path(0), matrices[1].chunk_path(1)]
+
+
+def test_chunks_that_were_used_last_are_kept():
+    cache, none = ChunkCache(5), ChunkCache(0)
+    chunks = {number: np.full((2, 1), number, np.uint8) for number in range(5)}
+    for number in (0, 1, 2, 0, 3):  # three chunks hold five rows
+        cache.put("a", number, chunks[number])
+    cache.put("b", 1, chunks[4])
+    assert [number for number in range(4) if cache.get("a", number) is chunks[number]] == [0, 2, 3]
+    assert cache.get("a", 1) is None and cache.get("b", 1) is chunks[4] and cache.get("c", 0) is None
+    none.put("a", 0, chunks[0])
+    assert none.get("a", 0) is None and none.num_rows == 0
+    again = pickle.loads(pickle.dumps(cache))
+    assert again.num_rows == 5 and again.get("a", 0) is None
 
 
 # Damage
@@ -237,6 +340,27 @@ def test_a_wrong_row_is_refused_by_image_view_field_and_block(tmp_path):
     with pytest.raises(StoreError, match="damaged"):
         Reader(store, [GRAPH], IDS, len(VIEWS), memory="ram")
     assert any("block 1" in fault and "images 'seq/04 ü.png' to 'seq/07" in fault for fault in verify(store))
+
+
+def test_arrays_that_are_described_otherwise_are_refused(tmp_path):
+    store = filled(tmp_path, 10, [GRAPH])
+    path = store.folder / store.arrays("v001", GRAPH.folder)["cells"].path / "zarr.json"
+    data = path.read_bytes()
+    for other in (data.replace(b'"uint8"', b'"int8"'), data[:-1], b"[]", b'{"shape": []}', b"[" * 100_000):
+        path.write_bytes(other)
+        with pytest.raises(StoreError, match=f"{path}: does not describe .*/cells as it was written; verify the store"):
+            Reader(store, [GRAPH], IDS, len(VIEWS))
+    path.write_bytes(data)
+    Reader(store, [GRAPH], IDS, len(VIEWS))
+
+
+@pytest.mark.parametrize("size", [0, 3])
+def test_a_chunk_too_short_for_a_crc_is_damaged(tmp_path, size):
+    store = filled(tmp_path, 4, [GRAPH], range(1))
+    path = store.folder / store.arrays("v000", GRAPH.folder)["graph"].chunk_path(0)
+    path.write_bytes(b"\0" * size)
+    with pytest.raises(StoreError, match=f"{path}: damaged, its crc32c does not fit"):
+        Reader(store, [GRAPH], IDS[:4], 1, memory="ram")
 
 
 @pytest.mark.parametrize("codec", ["raw", "lz4"])

@@ -1,5 +1,6 @@
 """The store: what is written is what is read, what is not whole is refused, and the difference is named."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -12,7 +13,7 @@ import zarr
 from google_crc32c import value as crc32c
 from toy_store import GRAPH, MATRIX, PASSES, RECORD, VIEWS, create, fill, filled, images, tree, values
 
-from pipeline.errors import StoreError
+from pipeline.errors import CodeChanged, StoreError
 from pipeline.identity import diff, digest_array, identity_digest, join_names, short
 from pipeline.store import ArrayGroup, ImageRow, Store
 from pipeline.store.files import Array, codec_chain, row_crcs, with_checksum
@@ -284,6 +285,49 @@ def test_a_pass_with_other_fields_is_refused(tmp_path):
     refused(lambda: store.add_pass(changed, VIEWS), "cells.shape: [3] here, [4] asked for")
     assert ArrayGroup(GRAPH.name, {**GRAPH.record, "version": 2}, GRAPH.fields).folder != GRAPH.folder
     assert ArrayGroup("other", GRAPH.record, GRAPH.fields).digest8 != GRAPH.digest8
+
+
+def test_rows_that_other_code_stored_are_refused_unless_any_code_will_do(tmp_path):
+    old, new = (dataclasses.replace(GRAPH, code=code) for code in ("1a", "2b"))
+    store = filled(tmp_path, 4, [old], range(1))
+    for action in (lambda: store.check(images(4), range(1), [(new, True)]), lambda: store.add_pass(new, range(1))):
+        with pytest.raises(CodeChanged, match=f"the code of the target affinity has changed since {GRAPH.folder} was stored"):
+            action()
+    store.check(images(4), range(1), [(new, True)], any_code=True)
+    for pass_ in (old, GRAPH):  # of a pass without code nothing is known
+        store.check(images(4), range(1), [(pass_, True)])
+    store.vouch_for_code([new, MATRIX])
+    assert store.codes() == {GRAPH.folder: "2b"} and store.other_code([old, new, MATRIX]) == [old]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shape": "233"}, {"shape": [2, 0, 3]}, {"dims": "abc"}, {"dims": ["a", "b"]}, {"dims": ["a", "b", 3]}, {"dtype": "bool"}]
+    + [{"chunk_rows": 0}, {"chunk_rows": 3}, {"codecs": {}}, {"codecs": ["bytes"]}, {"codecs": [{"name": "crc32c"}]}, {"more": 1}],
+    ids=str,
+)
+def test_a_field_that_no_store_describes_so_is_refused(tmp_path, change):
+    store = filled(tmp_path, 4, [GRAPH], range(1))
+    path = store.pass_path(GRAPH.folder)
+    content = store.pass_file(GRAPH.folder)
+    content["fields"]["graph"] |= change
+    path.write_bytes(sealed(content))
+    refused(lambda: Store.open(store.folder).layout(GRAPH.folder), str(path), "the field 'graph' is not described as a store")
+
+
+def test_fields_have_names_and_there_is_one_at_least(tmp_path):
+    store = filled(tmp_path, 4, [GRAPH], range(1))
+    path = store.pass_path(GRAPH.folder)
+    content = store.pass_file(GRAPH.folder)
+    graph = content["fields"]["graph"]
+    for fields, words in (
+        ({}, "has no fields"),
+        ([], "has no fields"),
+        ({"../x": graph}, "the field '../x' is no name"),
+        ({"x_crc": graph}, "the field 'x_crc' is not described"),
+    ):
+        path.write_bytes(sealed(content | {"fields": fields}))
+        refused(lambda: Store.open(store.folder).layout(GRAPH.folder), str(path), words)
 
 
 # Blocks
