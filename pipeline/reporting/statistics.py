@@ -24,6 +24,11 @@ class Difference:
     high: float
     p: float  # two-sided, of no difference
 
+    @property
+    def p_text(self) -> str:
+        """With its sign of comparison: `= 0.034`, or `< 0.001`."""
+        return "< 0.001" if self.p < 0.001 else f"= {self.p:.3f}"
+
 
 def compare(values: Sequence[float], baseline: Sequence[float]) -> Difference:
     """values - baseline, a value for each seed."""

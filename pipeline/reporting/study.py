@@ -181,7 +181,7 @@ def table(
             closed = gap_closed(float(np.mean(values)), float(np.mean(known[best])), teacher)
             beside[0], beside[3] = f"{100 * apart.mean:+.2f}", "-" if closed is None else f"{closed:.0%}"
             if not np.isnan(apart.low):
-                beside[1:3] = f"{100 * apart.low:+.2f} to {100 * apart.high:+.2f}", f"{apart.p:.3f}"
+                beside[1:3] = f"{100 * apart.low:+.2f} to {100 * apart.high:+.2f}", apart.p_text.removeprefix("= ")
         seconds_a_run = f"{np.median(seconds[arm]):.0f}"
         rows.append([arm, len(values), f"{100 * np.mean(values):.2f}", sd, *beside, seconds_a_run, stored[arm] or ""])
     return table_lines(head, rows)
@@ -204,7 +204,7 @@ def verdict(study: Study, teacher: float | None, scores: Mapping[str, Sequence[f
         answer = "better" if apart.low > 0 else "worse" if apart.high < 0 else "no difference can be told"
         lines.append(
             f"Primary contrast: `{study.primary}` against `{best}`, the best baseline: {100 * apart.mean:+.2f} points, "
-            f"95 % interval {100 * apart.low:+.2f} to {100 * apart.high:+.2f}, p = {apart.p:.3f}: {answer}."
+            f"95 % interval {100 * apart.low:+.2f} to {100 * apart.high:+.2f}, p {apart.p_text}: {answer}."
         )
     return lines
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.reporting.statistics import compare, gap_closed, spread
+from pipeline.reporting.statistics import Difference, compare, gap_closed, spread
 
 
 def drawn(count, mean, sd, seed):
@@ -63,3 +63,12 @@ def test_the_gap_closed_is_undefined_where_the_teacher_is_hardly_better():
     assert gap_closed(0.55, 0.50, 0.70) == pytest.approx(0.25)
     assert gap_closed(0.45, 0.50, 0.70) == pytest.approx(-0.25)
     assert gap_closed(0.55, 0.50, 0.505) is None and gap_closed(0.55, 0.50, 0.3) is None and gap_closed(0.55, 0.5, None) is None
+
+
+def test_a_p_value_is_never_said_to_be_zero():
+    assert [Difference(1.0, 0.0, 2.0, p).p_text for p in (0.03449, 0.001, 0.0009, 1e-9)] == [
+        "= 0.034",
+        "= 0.001",
+        "< 0.001",
+        "< 0.001",
+    ]
