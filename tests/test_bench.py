@@ -104,7 +104,7 @@ RUNS = [  # those of a group follow one another
     ["reading --records 128 --batches 2 --runs 1 --page page.md"],
     [
         "scaling --images 128 --classes 3 --views 1 --workers 1 --filled 9 --pictures 1 --runs 1 --set dataset.val=1 "
-        "--set dataset.test=1 --set dataset.size=[148,410] --set dataset.difficulty=0 --set prepare.size=[48,216]"
+        "--set dataset.test=1 --set dataset.size=[74,205] --set dataset.difficulty=0 --set prepare.size=[24,108]"
     ],
     ["studies roads-enet --answers"],
     ["tables toy"],
@@ -191,6 +191,7 @@ def here(finished, monkeypatch):
         *((module, "PAGE", page) for module in (choosing, models)),
         (choosing, "RESULT", folder / "choosing.json"),
         (demo, "SETTINGS", {"one thread": demo.SETTINGS["one thread"]}),
+        (demo, "ARMS", {arm: (arm, ["training.steps=2"]) for arm in ("plain", "intra")}),
         (models, "NETWORKS", models.NETWORKS[:1]),
         (mutation, "in_process", lambda work: work()),
         (mutation, "try_mutants", killed),
