@@ -68,6 +68,8 @@ def test_integers_are_finite_and_rows_with_a_number_that_is_none_are_not():
     for dtype in (np.float16, np.float32):
         rows = np.array([[1, 2], [np.nan, 1], [1, np.inf], [-np.inf, 1], [65504, -65504]], dtype)
         assert store_files.finite(rows).tolist() == [True, False, False, False, True]
+    half_of_it_looks_infinite = np.array([[0x3F807C00], [0x7C003F80]], np.uint32).view(np.float32)
+    assert store_files.finite(half_of_it_looks_infinite).tolist() == [True, True]
 
 
 def test_a_store_that_is_being_filled_is_not_unused(tmp_path):

@@ -212,6 +212,7 @@ def test_images_of_a_damaged_chunk_are_named_and_padding_is_called_that(tmp_path
     graph = store.arrays("v000", GRAPH.folder)["graph"]
     assert graph.chunk_rows == 2
     for chunk, words in (
+        (0, "images 'seq/00 ü.png' to 'seq/01 ü.png'"),
         (1, "images 'seq/02 ü.png' to 'seq/03 ü.png'"),
         (4, "images 'seq/08 ü.png' to 'seq/08 ü.png'"),
         (5, "padding"),
