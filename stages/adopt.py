@@ -33,11 +33,15 @@ def run(experiment: Experiment, *, source: AnyPath | None, recompute: int, devic
     """
     config, identity = experiment.config, experiment.identity
     folder = store_folder(experiment.root, "targets", experiment.home, identity)
+    fits = f"{folder}: has the identity that {config.path} asks for"
+    if source is None and is_whole(folder, experiment):
+        return f"{fits}; nothing to adopt"
     old = Store.open(source) if source is not None else nearest(experiment, identity)
     apart = diff(old.identity["record"], identity)
-    if not apart:
-        return f"{old.folder}: has the identity that {config.path} asks for; nothing to adopt"
-    if old.kind != "targets" or (more := [text for text in apart if not cache.is_code(text)]):
+    more = [text for text in apart if not cache.is_code(text)]
+    if not apart or (more and source is None and (folder / "store.json").exists()):
+        return f"{fits}; nothing to adopt"
+    if old.kind != "targets" or more:
         raise StoreError(
             f"{old.folder}: differs in more than the teacher's code: {join_names(more if old.kind == 'targets' else apart)}; only "
             f"`pipeline cache-teacher {config.path}` makes such rows"
@@ -67,6 +71,18 @@ def run(experiment: Experiment, *, source: AnyPath | None, recompute: int, devic
             ),
         ]
     )
+
+
+def is_whole(folder: AnyPath, experiment: Experiment) -> bool:
+    """Whether the store is there, with every row that the experiment asks for."""
+    if not (folder / "store.json").exists():
+        return False
+    store, every = Store.open(folder), every_pass(experiment.targets)
+    rows, views = store.images.rows(experiment.ids).tolist(), range(experiment.config.views.count)
+    if min(rows, default=-1) < 0 or not all(store.has_pass(pass_) for pass_ in every):
+        return False
+    asked_for = {row // store.block_rows for row in rows}
+    return not any(asked_for.intersection(store.missing(pass_, view)) for pass_ in every for view in views)
 
 
 def nearest(experiment: Experiment, identity: dict) -> Store:

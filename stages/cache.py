@@ -48,6 +48,7 @@ REMOVED = ".removed-"  # before the name of a store that is being removed
 FOLDERS = "images", "passes", "done"
 FILES = "store.json", "manifest.json", "code.json", CARD, "history.jsonl", ".lock", IN_USE, INDEX
 BLOCKS_AT_ONCE = 8
+TITLE = "# Stores of offline distillation:"  # of the card of a published folder
 
 
 @dataclass(frozen=True)
@@ -223,11 +224,16 @@ def leftovers(*, root: AnyPath, configs: Path, runs: Path) -> Leftovers:
         )
     every = stores(root)
     found = users(every, configs, runs, root) or []
-    lines, remarks = [], [f"{user.name}: {user.why}" for user in found if user.why]
+    lines, remarks = [], []
     for here in every:
         if here.store is None:
             remarks.append(f"{here.folder} stays: {here.why}")
-        elif not any(asked_by(here.store, found)):
+            continue
+        sure, perhaps = asked_by(here.store, found)
+        if perhaps and not sure:
+            why = next(user.why for user in found if user.name in perhaps and user.why)
+            remarks.append(f"{here.folder} stays, perhaps asked for by {join_names(perhaps)} ({why})")
+        elif not sure:
             lines.append(here)
     return Leftovers(lines, [path for path in matching(root, f"*/{REMOVED}*") if local(path) and is_half(path)], remarks)
 
@@ -329,7 +335,11 @@ def stores_at(source: AnyPath) -> list[AnyPath]:
 
 
 def destination(folder: AnyPath, root: AnyPath) -> AnyPath:
-    """Where a run with this root looks for the store in `folder`. Raises StoreError unless its dataset and name are such."""
+    """Where a run with this root looks for the store in `folder`. Raises StoreError unless its dataset and name are such, and where
+    `root` lies within another root, so that no run would look there."""
+    if NAME.fullmatch(root.name) or any(NAME.fullmatch(path.parent.name) for path in matching(root, "*/store.json")):
+        what = "has the name of a store" if NAME.fullmatch(root.name) else "is a dataset's folder, with stores in it"
+        raise StoreError(f"{root}: {what}, and no root, so nothing was copied; name the root, as in cache")
     dataset = folder.absolute().parent.name
     if fault := name_fault(dataset):
         raise StoreError(f"{folder}: the dataset's folder {dataset!r} {fault}; name it otherwise there")
@@ -429,6 +439,8 @@ def merge(*, into: AnyPath, source: AnyPath) -> str:
     target by other code. Files are compared with their checksums, as `pull` does, and an interrupted merge goes on.
     """
     sources = [Store.open(folder) for folder in stores_at(source)]
+    if NAME.fullmatch(into.name):
+        Store.open(into)  # refused if there is none: a root would be made there
     places = [into if (into / "store.json").exists() else destination(store.folder, into) for store in sources]
     found = [
         conflict
@@ -438,8 +450,14 @@ def merge(*, into: AnyPath, source: AnyPath) -> str:
     ]
     if found:
         shown = found if len(found) <= 10 else [*found[:10], f"{into}: and {len(found) - 10} more"]
-        raise StoreError("\n".join([*shown, f"{into}: {len(found)} conflicts, so nothing was merged; keep one of the stores"]))
-    return "\n".join(pull_one(store, place, None) for store, place in zip(sources, places))
+        count = f"{len(found)} conflict{'s' * (len(found) > 1)}"
+        raise StoreError("\n".join([*shown, f"{into}: {count}, so nothing was merged; keep one of the stores"]))
+    said = []
+    for store, place in zip(sources, places):
+        said.append(pull_one(store, place, None))
+        now = line(place)
+        said.append(f"{place}: {now.filled} of {now.blocks} blocks are filled now")
+    return "\n".join(said)
 
 
 def conflicts(here: Store, there: Store) -> Iterator[str]:
@@ -487,10 +505,13 @@ def card(*, folder: AnyPath, changes: dict[str, dict[str, str]]) -> str:
 
 
 def publish(*, folders: Sequence[AnyPath], out: AnyPath) -> str:
-    """Copies whole stores into a folder that any bucket or hub takes, with a card (README.md) and the SHA-256 of every file
-    (SHA256SUMS, as `sha256sum -c` reads it). Raises StoreError, and writes nothing, where a store is not whole or its card lacks
-    an entry. An interrupted run goes on; the card and the sums are written last."""
-    sources = [Store.open(folder) for folder in folders]
+    """Copies whole stores, or those below a root, into a folder that any bucket or hub takes, with a card (README.md) and the
+    SHA-256 of every file (SHA256SUMS, as `sha256sum -c` reads it), also of stores that were published there before. Raises
+    StoreError, and writes nothing, where a store is not whole, its card lacks an entry, or the folder has a README.md of its own.
+    An interrupted run goes on; the card and the sums are written last."""
+    sources = [Store.open(folder) for given in folders for folder in stores_at(given)]
+    if (out / "README.md").exists() and TITLE not in read(out / "README.md").decode("utf-8", "replace"):
+        raise StoreError(f"{out / 'README.md'}: would be overwritten, and is no card of published stores; name another --out")
     for store in sources:
         if without := lacking(store):
             options = " ".join(f"--{name.replace('.', '-')} TEXT" for name in without)
@@ -501,7 +522,7 @@ def publish(*, folders: Sequence[AnyPath], out: AnyPath) -> str:
         if faults := [*verify(store), *gaps(store)]:
             raise StoreError(f"{faults[0]} ({len(faults)} faults and gaps in all; only a whole store is published)")
     said = [pull_one(store, destination(store.folder, out), None) for store in sources]
-    copies = [Store.open(destination(store.folder, out)) for store in sources]
+    copies = [Store.open(folder) for folder in stores_at(out)]
     with writing(out):
         write([(out / "README.md", readme(copies).encode())])
         files = sorted(path for copy in copies for path in below_of(copy.folder) if path.name not in (".lock", IN_USE, INDEX))
@@ -525,13 +546,16 @@ def readme(stores_there: Sequence[Store]) -> str:
         "tags: [knowledge-distillation, semantic-segmentation]",
         "---",
         "",
-        f"# Stores of offline distillation: {', '.join(names)}",
+        f"{TITLE} {', '.join(names)}",
         "",
         "Copy them with `pipeline cache pull`, from this folder or its address, to where a run looks for them. "
         "`sha256sum -c SHA256SUMS` checks every file.",
     ]
     for store in stores_there:
-        head = [(f"{key}", short(value)) for key, value in sorted(store.card.items())]
+        head = [
+            (key, one_line(", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+            for key, value in sorted(store.card.items())
+        ]
         content = [
             ("images", len(store.row_of)),
             ("views", len({view for view, _ in store.stored_groups()})),

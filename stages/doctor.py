@@ -38,12 +38,13 @@ def run(
     picture of labelled images goes; `root`: where the prepared store lies that images are compared with, if they are to be."""
     with collecting() as early:
         source = dataset.build()
+    store = store_of(root, dataset, source, prepare) if root is not None and prepare is not None else None
     with Progress("reading", 0, "files") as reading:
         report = doctor.check(source, list(splits) or list(source.splits), workers=workers, prepare=prepare, progress=reading.reach)
     report.faults[:0] = map(doctor.fault_of, early)
     compared = None
-    if root is not None and prepare is not None:
-        compared, changed = against_store(root, dataset, source, prepare)
+    if store is not None and prepare is not None:
+        compared, changed = against_store(store, source, prepare)
         report.faults += changed
     shown = [histogram(report.counts)] if any(split.sizes for split in report.counts.values()) else []
     if source.described:
@@ -71,13 +72,18 @@ def run(
     return "\n".join([*shown, f"{dataset.name}: nothing wrong ({'; '.join(counts)})"])
 
 
-def against_store(root: AnyPath, plugin: Plugin, source: DatasetBase, prepare: Prepare) -> tuple[str, list[doctor.Fault]]:
-    """The content of the training images against what the prepared store holds, whatever size and time their files have."""
+def store_of(root: AnyPath, plugin: Plugin, source: DatasetBase, prepare: Prepare) -> Store:
+    """The prepared store to compare with. Raises StoreError if there is none, before minutes of reading."""
     identity, ids = prepared.identity(source, prepare), source.ids("train")
     try:
-        store = Store.find(root, "prepared", prepared.home(root, plugin, source, identity, ids), identity)
+        return Store.find(root, "prepared", prepared.home(root, plugin, source, identity, ids), identity)
     except StoreError as error:
         raise StoreError(f"{error}; run `pipeline prepare` with this config first, or leave out --deep") from None
+
+
+def against_store(store: Store, source: DatasetBase, prepare: Prepare) -> tuple[str, list[doctor.Fault]]:
+    """The content of the training images against what the prepared store holds, whatever size and time their files have."""
+    ids = source.ids("train")
     known = [image_id for image_id, row in zip(ids, store.images.rows(ids).tolist()) if row >= 0]
     changed = prepared.changed(store, source, prepare, known, "with the digests of this store")
     what = f"has other content than {store.folder} holds of it"

@@ -320,16 +320,21 @@ def train_student(config, overrides, student, method, seed, root, device, determ
     if live and fill:
         raise click.UsageError("give either --live, which stores nothing, or --fill, which does")
     with options.stoppable():
+        from pipeline.progress import say
         from stages import train_student as stage
 
         cfg = options.load(config, overrides)
+        folder = Path("runs") / cfg.name / options.run_name(student, method, seed)
+        if not live and not fill and any(term.reads for term in cfg.method(method)) and began_with_fill(folder):
+            say(f"{folder}: began with --fill, and goes on with it")
+            fill = True
         options.echo_once(
             stage.run(
                 options.experiment(cfg, root),
                 student=student,
                 method=method,
                 seed=seed,
-                folder=Path("runs") / cfg.name / options.run_name(student, method, seed),
+                folder=folder,
                 device=options.pick(device, deterministic),
                 online_targets=live,
                 fill=fill,
@@ -337,6 +342,15 @@ def train_student(config, overrides, student, method, seed, root, device, determ
             )
         )
         options.say_next("evaluate", config, overrides, None, "--student", student, "--method", method, "--seed", seed)
+
+
+def began_with_fill(folder: Path) -> bool:
+    """Whether a run is there whose cache was filled on the way. Its record says so, and a run without --fill would set it aside."""
+    from pipeline import records
+
+    path = folder / "run.json"
+    parts = [record := records.read(path), *record.get("teachers", {}).values()] if path.exists() else []
+    return any("filled" in part.get("cache", {}) for part in parts)
 
 
 @options.command("evaluate")

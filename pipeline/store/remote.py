@@ -74,11 +74,19 @@ class RemotePath:
     def absolute(self) -> "RemotePath":
         return self
 
+    @property
+    def place(self) -> str:
+        """As fsspec wants it: a web server's files by their whole address."""
+        return str(self) if self.protocol in ("http", "https") else self.key
+
+    def at(self, place: str) -> "RemotePath":
+        return RemotePath(self.protocol, place.removeprefix(f"{self.protocol}://").strip("/"))
+
     # What is there
 
     def exists(self) -> bool:
         try:
-            self._ask("info", self.key)
+            self._ask("info", self.place)
         except FileNotFoundError:
             return False
         return True
@@ -91,33 +99,33 @@ class RemotePath:
 
     def is_dir(self) -> bool:
         """Whether anything lies below; there are no empty folders."""
-        return self._ask("isdir", self.key)
+        return self._ask("isdir", self.place)
 
     def stat(self) -> Stat:
-        return Stat(self._ask("info", self.key)["size"])
+        return Stat(self._ask("info", self.place)["size"])
 
     def glob(self, pattern: str) -> "Iterator[RemotePath]":
         try:
-            found = self._ask("glob", f"{self.key}/{pattern}")
+            found = self._ask("glob", f"{self.place}/{pattern}")
         except FileNotFoundError:  # nothing below, as on disk
             found = []
-        return (RemotePath(self.protocol, key.strip("/")) for key in found)
+        return map(self.at, found)
 
     def rglob(self, pattern: str) -> "Iterator[RemotePath]":
         """The files below; only for the pattern `*`."""
         assert pattern == "*"
-        return (RemotePath(self.protocol, key.strip("/")) for key in self._ask("find", self.key))
+        return map(self.at, self._ask("find", self.place))
 
     def weight(self) -> tuple[int, int]:
         """Of all files below: how many, and their bytes."""
-        sizes = [info["size"] for info in self._ask("find", self.key, detail=True).values()]
+        sizes = [info["size"] for info in self._ask("find", self.place, detail=True).values()]
         return len(sizes), sum(sizes)
 
     # Bytes
 
     def read_bytes(self) -> bytes:
         found = _read_fast(*_places(self.protocol, self.key))
-        return self._ask("cat_file", self.key) if found is None else found
+        return self._ask("cat_file", self.place) if found is None else found
 
     def read_text(self) -> str:
         return self.read_bytes().decode()
@@ -130,7 +138,7 @@ class RemotePath:
                 found = list(pool.map(_read_fast, *zip(*(_places(self.protocol, key) for key in keys)), starts, ends))
             if all(part is not None for part in found):
                 return [part or b"" for part in found]
-        parts = self._ask("cat_ranges", keys, list(starts), list(ends), on_error="return")
+        parts = self._ask("cat_ranges", [f"{self.place}/{name}" for name in names], list(starts), list(ends), on_error="return")
         for i, part in enumerate(parts):
             if isinstance(part, Exception):
                 path = self / names[i]
@@ -140,13 +148,13 @@ class RemotePath:
     def write_bytes(self, data: bytes) -> None:
         """Whole or not at all; returns when the other side has acknowledged it."""
         try:
-            self._ask("pipe_file", self.key, data)
+            self._ask("pipe_file", self.place, data)
         except FileNotFoundError:  # there are no folders that could be missing
             raise RemoteError(f"{self}: there is no such bucket; create it, or correct the address") from None
 
     def unlink(self, missing_ok: bool = False) -> None:
         try:
-            self._ask("rm_file", self.key)
+            self._ask("rm_file", self.place)
         except FileNotFoundError:
             if not missing_ok:
                 raise
@@ -154,7 +162,7 @@ class RemotePath:
     def remove_tree(self) -> None:
         """The file, or all below, if there is anything."""
         if (below := self.is_dir()) or self.exists():
-            self._ask("rm", self.key, recursive=below)
+            self._ask("rm", self.place, recursive=below)
 
     def _ask(self, method: str, *given, **named):
         import fsspec

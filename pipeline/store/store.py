@@ -167,7 +167,12 @@ class Store:
     @classmethod
     def open(cls, folder: AnyPath) -> Store:
         """Raises StoreError if the folder is no store, is damaged, or is of another format."""
-        return cls(folder)
+        try:
+            return cls(folder)
+        except StoreError:
+            if (folder / "store.json").exists():
+                raise
+            raise StoreError(f"{folder}: is no store: it has no store.json; `pipeline cache list` shows what there is") from None
 
     @classmethod
     def find(cls, root: AnyPath, kind: str, dataset: str, identity_record: dict) -> Store:

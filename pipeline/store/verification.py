@@ -131,7 +131,8 @@ def unvouched(store: Store) -> list[str]:
     for name in NOTES:
         if (path := store.path(name)).exists():
             notes = rows_of(path, head=name == "skipped.tsv")
-            others = "" if name == "skipped.tsv" else f", {np.count_nonzero(store.images.rows(list(notes)) < 0)} of no image here"
+            without = 0 if name == "skipped.tsv" else np.count_nonzero(store.images.rows(list(notes)) < 0)
+            others = f", {without} of no image here" if without else ""
             found.append(
                 f"{path}: no checksum covers these {len(notes)} notes{others}; `pipeline prepare` compares them with the files"
             )

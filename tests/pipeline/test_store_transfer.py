@@ -1,10 +1,13 @@
 """Blocks of one store become another's, by adoption or by merging; a kill at any step leaves stores that are valid."""
 
 import dataclasses
+import functools
+import http.server
 import os
 import shutil
 import signal
 import subprocess
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from toy_store import GRAPH, PASSES, RECORD, VIEWS, create, fill, images, tree, 
 
 from pipeline.errors import StoreError
 from pipeline.store import Store
+from pipeline.store.files import as_path
 from pipeline.store.verification import verify
 from stages import cache
 
@@ -106,9 +110,30 @@ def test_two_shares_are_merged_into_the_bytes_of_one_fill(tmp_path):
     one, other = share(tmp_path / "one", 0), share(tmp_path / "other", 1)
     meant, before = tree(whole(tmp_path / "whole").folder), tree(other.folder)
     said = cache.merge(into=one.folder, source=other.folder)
-    assert "4 of 8 blocks" in said and tree(one.folder) == meant and tree(other.folder) == before
+    assert (
+        "4 of 8 blocks" in said
+        and "8 of 8 blocks are filled now" in said
+        and tree(one.folder) == meant
+        and tree(other.folder) == before
+    )
     assert verify(Store.open(one.folder)) == []
     assert cache.merge(into=tmp_path / "one", source=tmp_path / "whole") and tree(one.folder) == meant
+
+
+def test_a_folder_where_no_run_would_look_is_refused_and_nothing_is_copied(tmp_path):
+    one, other = whole(tmp_path / "one"), share(tmp_path / "other", 1)
+    before = tree(tmp_path)
+    misspelt = one.folder.with_name(f"{one.folder.name[:-1]}g")
+    for call in (
+        lambda: cache.merge(into=misspelt.with_name("targets-000000000000"), source=other.folder),
+        lambda: cache.pull(source=other.folder, root=one.folder, num_views=None),  # a store, and the folder of a dataset
+        lambda: cache.pull(source=other.folder, root=tmp_path / "targets-000000000000", num_views=None),
+        lambda: cache.pull(source=other.folder, root=one.folder.parent, num_views=None),
+        lambda: cache.card(folder=misspelt, changes={}),
+    ):
+        with pytest.raises(StoreError, match="is no store|, and no root") as raised:
+            call()
+        assert len(str(raised.value).splitlines()) == 1 and tree(tmp_path) == before
 
 
 def test_conflicts_are_named_and_nothing_is_merged(tmp_path):
@@ -119,7 +144,7 @@ def test_conflicts_are_named_and_nothing_is_merged(tmp_path):
     with pytest.raises(StoreError) as raised:
         cache.merge(into=one.folder, source=other.folder)
     first, *_, last = str(raised.value).splitlines()
-    assert f"block 0 of {GRAPH.folder}, v000: other bytes" in first and "crc " in first and "1 conflicts" in last
+    assert f"block 0 of {GRAPH.folder}, v000: other bytes" in first and "crc " in first and "1 conflict," in last
     assert tree(one.folder) == before
 
 
@@ -192,6 +217,52 @@ def test_publishing_demands_the_terms_and_writes_card_and_sums(tmp_path):
     assert files - listed == {"SHA256SUMS"} | {name for name in files if name.endswith((".lock", ".in-use"))}
     cache.pull(source=out, root=tmp_path / "there", num_views=None)
     assert verify(Store.open(tmp_path / "there/roads" / store.folder.name)) == []
+
+
+def test_a_second_store_is_published_beside_the_first_and_both_have_their_terms(tmp_path):
+    stores, out = [whole(tmp_path / "here"), create(tmp_path / "there", NEW)], tmp_path / "published"
+    stores[1].grow(images(6))
+    fill(stores[1], PASSES, VIEWS[:1])
+    stores[1].finalise()
+    for store in stores:
+        cache.card(folder=store.folder, changes={"data": TERMS, "teacher": TERMS})
+    cache.publish(folders=[stores[0].folder], out=out)
+    cache.publish(folders=[tmp_path / "there"], out=out)  # a root
+    text, sums = (out / "README.md").read_text(), (out / "SHA256SUMS").read_text()
+    assert all(f"## roads/{store.folder.name}" in text and f"{store.folder.name}/store.json" in sums for store in stores)
+    subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=out, check=True)
+
+
+def test_a_readme_of_something_else_is_not_overwritten(tmp_path):
+    store, out = whole(tmp_path / "here"), tmp_path / "checkout"
+    cache.card(folder=store.folder, changes={"data": TERMS, "teacher": TERMS})
+    out.mkdir()
+    (out / "README.md").write_text("# My project\n")
+    with pytest.raises(StoreError, match="README.md: would be overwritten"):
+        cache.publish(folders=[store.folder], out=out)
+    assert [path.name for path in out.iterdir()] == ["README.md"] and (out / "README.md").read_text() == "# My project\n"
+
+
+def test_a_published_folder_is_pulled_from_a_web_server_that_lists_folders(tmp_path):
+    pytest.importorskip("aiohttp", reason="reads http://")
+    store, out = whole(tmp_path / "here"), tmp_path / "published"
+    cache.card(folder=store.folder, changes={"data": TERMS, "teacher": TERMS})
+    cache.publish(folders=[store.folder], out=out)
+    handler = functools.partial(QuietHandler, directory=str(out))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        cache.pull(source=as_path(url), root=tmp_path / "pulled", num_views=None)
+        with pytest.raises(StoreError, match="no store, nor a root"):
+            cache.pull(source=as_path(f"{url}/nothing"), root=tmp_path / "pulled", num_views=None)
+        server.shutdown()
+    ours = tmp_path / "pulled/roads" / store.folder.name
+    assert tree(ours) == tree(store.folder) and verify(Store.open(ours)) == []
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
 
 
 def test_what_is_not_whole_is_not_published(tmp_path):

@@ -65,6 +65,16 @@ def test_a_run_that_fills_is_interrupted_and_goes_on(emptied, power_cut):
     assert emptied.train("intra", "--fill").exit_code == 0 and json.loads((run / "run.json").read_text())["cache"]["filled"]
 
 
+def test_a_run_that_began_with_fill_goes_on_with_it_unasked(emptied):
+    assert emptied.train("intra", "--fill").exit_code == 0
+    run = emptied.folder / "runs/toy/erfnet-intra-0"
+    before = content(run)
+    emptied.do("cache-teacher")
+    again = emptied.train("intra")
+    assert again.exit_code == 0 and "began with --fill, and goes on with it" in again.stderr
+    assert content(run) == before and not list(run.parent.glob("*.before-*"))
+
+
 def test_a_kill_in_the_middle_of_a_block_leaves_a_valid_store(emptied):
     left, write_block = [5], Store.write_block
 

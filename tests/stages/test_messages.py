@@ -69,10 +69,12 @@ def test_a_read_only_cache_beside_a_copied_dataset_trains(experiment):
         assert refused.exit_code == 1 and "the files of 1 images were touched" in refused.output
 
 
-def test_an_edit_that_kept_size_and_time_is_found_on_demand(experiment):
+def test_an_edit_that_kept_size_and_time_is_found_on_demand(experiment, monkeypatch):
     train = [line.split()[0] for line in (next((experiment.folder / "data").rglob("train*.txt"))).read_text().splitlines()]
     first = experiment.folder / "data" / "toy" / train[0].lstrip("/")
     import cv2
+
+    from pipeline.data import doctor
 
     image, before = cv2.imread(str(first)), first.stat()
     assert "13 of 13 training images compared" in experiment.do("doctor", "--deep", "--workers", "1", "--split", "train")
@@ -85,6 +87,9 @@ def test_an_edit_that_kept_size_and_time_is_found_on_demand(experiment):
     assert experiment.run("doctor", "--workers", "1", "--split", "train").exit_code == 0
     found = experiment.run("doctor", "--deep", "--workers", "1", "--split", "train")
     assert found.exit_code == 1 and f"{first.name}: or its label, has other content than" in found.stderr
+    monkeypatch.setattr(doctor, "check", None)  # which reads every file
+    found = experiment.run("doctor", "--deep", "--set", "prepare.size=[64,96]")
+    assert found.exit_code == 1 and "leave out --deep" in found.stderr
 
 
 @pytest.fixture

@@ -165,12 +165,19 @@ def test_gc_keeps_what_an_unfinished_run_or_a_study_asks_for(asked, power_cut):
 
 def test_gc_keeps_what_cannot_be_told_and_says_why(asked):
     before = names(asked)
+    text = (asked.folder / "configs/toy.yaml").read_text().replace("rotate_deg: ", "rotate_deg: 3")
+    (asked.folder / "configs/others.yaml").write_text(text)
     weights = asked.folder / "teachers/toy.safetensors"
     weights.rename(weights.with_suffix(".away"))
     kept = invoke(
         "cache", "gc", "--yes", folder=asked.folder
     )  # of its own cache the weights are not known; the other's views differ
     assert "no teacher weights" in kept.stderr and len(left := names(asked)) == 2 and set(left) < set(before)
+    assert (
+        f"{left[0]} stays, perhaps asked for by toy (" in kept.stderr
+        or f"{left[1]} stays, perhaps asked for by toy (" in kept.stderr
+    )
+    assert kept.stderr.count("no teacher weights") == 1  # of other configurations without weights nothing is said
     assert "perhaps toy" in invoke("cache", "list", folder=asked.folder).stdout
     shutil.move(asked.folder / "configs/toy.yaml", asked.folder / "configs/other.yaml")
     (asked.folder / "configs/other.yaml").write_text((asked.folder / "configs/other.yaml").read_text() + "no_such_key: 1\n")
