@@ -20,6 +20,7 @@ import yaml
 
 from pipeline.config import Config, GradientShare, Term, term_name
 from pipeline.errors import ConfigError
+from pipeline.identity import join_names
 from pipeline.progress import table_lines
 from pipeline.reporting.table import points
 from pipeline.teacher.experiment import Experiment
@@ -68,6 +69,11 @@ def run(
         changed = with_share(shortened(config, steps, rate), method, share)
         scores, places = scored(changed, method, f"lr{rate:g}-share{share:g}")
         weights = mean_weights(places, changed.method(method))
+        if unmeasured := [name for name, weight in weights.items() if not weight]:
+            raise ConfigError(
+                f"--steps {steps}: too few to measure the gradient of {join_names(unmeasured)}, so no weight can be proposed; choose "
+                f"more, at least {3 * GradientShare(gradient=share).every}"
+            )
         tried[share] = scores, weights
         words = ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items())
         rows.append([method, f"{rate:g}", f"{share:g}", *in_words(scores), words])

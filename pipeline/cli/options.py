@@ -103,7 +103,7 @@ method = click.option(
 seed = click.option("--seed", type=int, required=True, help="Random seed for initial weights, image order and dropout.")
 weights = click.option(
     "--weights",
-    type=click.Path(path_type=Path),
+    type=click.Path(exists=True, path_type=Path),
     metavar="FILE",
     help="Weights for --student or --teacher instead of the run's: a .safetensors or .pt file, or a run's checkpoint.pt.",
 )

@@ -149,7 +149,16 @@ class Model(ModelBase):
         seen: dict[str, Any] = {}
 
         def keep(path: str) -> Callable:
-            return lambda module, inputs, out: seen.update({path: copied(out)})
+            def hook(module: nn.Module, inputs: Any, out: Any) -> Tensor | None:
+                """What follows in the network may change its input in place, so one of the two is a copy: of a tensor what follows
+                gets it, so that gradients of the logits at the layer are those at what is returned here."""
+                if isinstance(out, Tensor):
+                    seen[path] = out
+                    return copied(out)
+                seen[path] = copied(out)
+                return None
+
+            return hook
 
         hooks = [
             self.network.get_submodule(path).register_forward_hook(keep(path))

@@ -45,6 +45,12 @@ def tuned(experiment, tmp_path, made, **more):
     return tune.run(experiment, folder=tmp_path / "tune", train=pretended(made), **keywords | more)
 
 
+def test_too_few_steps_to_measure_a_gradient_propose_no_weight_of_zero(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "mean_weights", lambda places, terms: {"affinity": 0.0, "attention": 2.0})
+    with pytest.raises(ConfigError, match="--steps 6: too few to measure the gradient of affinity, .* at least 60"):
+        tuned(experiment, tmp_path, [])
+
+
 def test_it_proposes_the_best_rate_and_the_weights_of_the_best_share(experiment, tmp_path):
     made = []
     said = tuned(experiment, tmp_path, made)

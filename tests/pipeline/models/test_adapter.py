@@ -52,6 +52,12 @@ def test_layers_and_logits_are_those_of_the_network_itself():
     assert output.logits.shape == (2, 5, 16, 24)
 
 
+def test_gradients_of_the_logits_reach_the_layers():
+    output = adapter(PLAIN)(images())  # weights given as a share of a gradient are measured there
+    gradients = torch.autograd.grad(output.logits.square().sum(), list(output.features.values()))
+    assert all(float(gradient.abs().sum()) > 0 for gradient in gradients)
+
+
 def test_tokens_become_a_map_without_class_token_and_registers():
     model = adapter(TOKENS)
     network: Tokens = model.network
