@@ -71,8 +71,8 @@ def run(
         weights = mean_weights(places, changed.method(method))
         if unmeasured := [name for name, weight in weights.items() if not weight]:
             raise ConfigError(
-                f"--steps {steps}: too few to measure the gradient of {join_names(unmeasured)}, so no weight can be proposed; choose "
-                f"more, at least {3 * GradientShare(gradient=share).every}"
+                f"--steps {steps}: too few to measure the gradient of {join_names(unmeasured)}, so no weight can be proposed; "
+                f"choose more, at least {3 * GradientShare(gradient=share).every}"
             )
         tried[share] = scores, weights
         words = ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items())

@@ -103,7 +103,7 @@ method = click.option(
 seed = click.option("--seed", type=int, required=True, help="Random seed for initial weights, image order and dropout.")
 weights = click.option(
     "--weights",
-    type=click.Path(exists=True, path_type=Path),
+    type=click.Path(path_type=Path),
     metavar="FILE",
     help="Weights for --student or --teacher instead of the run's: a .safetensors or .pt file, or a run's checkpoint.pt.",
 )
@@ -223,6 +223,8 @@ def run_name(student, method, seed) -> str:
 
 def network(cfg, student, method, seed, teacher, weights=None, teacher_name=None):
     """Its run's name, and what the stages that use a trained network are told of it."""
+    if weights is not None and not weights.exists():
+        raise PipelineError(f"--weights {weights}: no such file, seen from {Path.cwd()}; correct the path")
     if teacher == (student is not None):
         raise click.UsageError("give either --teacher, or --student")
     if teacher:

@@ -258,4 +258,6 @@ def test_what_cannot_be_is_said_before_any_work(student, tmp_path):
     assert "1 images" in said
     assert "give either --teacher" in run("predict", path, picture, "--teacher", *RUN, "--out", "a", code=2).stderr
     assert "no trained weights" in run("predict", path, picture, "--teacher", "--out", "a", code=1).stderr
+    misspelt = run("predict", path, picture, "--teacher", "--weights", "no.pt", "--out", "a", code=1)
+    assert "--weights no.pt: no such file, seen from" in misspelt.stderr
     assert not (tmp_path / "a").exists()
