@@ -28,7 +28,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from bench.machine import described, time_interleaved, write_result
+from bench.machine import described, measured_on, time_interleaved, write_result
+from bench.page import insert
 from pipeline import config, weights
 from pipeline.lookup import find_class
 from pipeline.losses.base import Batch
@@ -67,15 +68,19 @@ def main():
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--root", type=Path, default=Path("."), help="on the disk to be measured")
     parser.add_argument("--out", type=Path, default=Path("reports/bench/scaling.json"))
+    parser.add_argument("--page", type=Path, help="a page whose tables are to be replaced")
     args = parser.parse_args()
     print(described(args.device))
-    found = {}
+    found, tables = {}, {}
     for name in args.only:
         with tempfile.TemporaryDirectory(dir=args.root, prefix="scaling-") as folder:
             found[name] = PARTS[name](args, Path(folder).absolute())
         lines = table(found[name])
         print(f"\n{name}\n", *lines, sep="\n", flush=True)
+        tables[name] = "\n".join([*lines, "", measured_on(described(args.device))])
     write_result(args.out, args.device, {"overrides": args.overrides, "full": args.full, **found})
+    for name, text in tables.items() if args.page else ():
+        insert(args.page, f"bench/scaling {name}", text)
 
 
 def table(rows: list[dict]) -> list[str]:
