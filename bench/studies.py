@@ -1,7 +1,7 @@
 """Put the studies' tables, scores and figures into the pages: run `pipeline study configs/studies/NAME.yaml`, then
 
     $ python -m bench.studies roads-few-long        # reports/studies/NAME.* -> docs/studies/NAME.tsv, docs/study-results.md
-    $ python -m bench.studies --answers             # docs/studies/*.tsv -> the table of docs/study.md, and docs/study.png
+    $ python -m bench.studies --answers             # docs/studies/*.tsv -> the table of docs/study.md and its figures
 
 The table goes between `<!-- begin: roads-few-long-table -->` and `<!-- end -->`, which must be in the page.
 tests/test_studies_page.py compares the pages with the scores.
@@ -23,6 +23,13 @@ from pipeline.reporting.statistics import Difference, compare, gap_closed
 
 REPORTS, STUDIES = Path("reports/studies"), Path("docs/studies")
 PAGE, RESULTS, FIGURE = Path("docs/study.md"), Path("docs/study-results.md"), Path("docs/study.png")
+LABELS_FIGURE = Path("docs/study-labels.png")
+LABELLED = {
+    15: "{}_3",
+    50: "{}",
+    500: "{}_100",
+}  # of the 500 drawn frames: arm of roads-few-labels, whose tenth is roads-few-long's
+LINES = {"fresh": ("labels alone", "#8a8f98"), "both": ("IntRA-KD + KD", "#2f7de1"), "pseudo": ("pseudo-labels", "#d98a00")}
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ def main():
     if args.answers:
         insert(PAGE, "answers", answers())
         draw()
+        draw_labels()
 
 
 def scores(study: str) -> dict[str, list[float]]:
@@ -138,6 +146,31 @@ def draw() -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     figure.savefig(FIGURE, metadata={"Software": None})
+
+
+def draw_labels() -> None:
+    """F1 on drawn lanes against the number of labelled frames, a point a seed."""
+    from matplotlib.figure import Figure
+
+    found = scores("roads-few-labels")
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    axes.axhline(found["teacher"][0], color="black", linewidth=1, linestyle="--")
+    axes.annotate("teacher", (500, found["teacher"][0]), (0, 4), textcoords="offset points", ha="right", fontsize=8)
+    for arm, (name, colour) in LINES.items():
+        known = {count: found[text.format(arm)] for count, text in LABELLED.items() if text.format(arm) in found}
+        axes.plot(list(known), [np.mean(values) for values in known.values()], color=colour, linewidth=2, label=name)
+        for count, values in known.items():
+            axes.plot([count] * len(values), values, "o", color=colour, markersize=5, alpha=0.8)
+    axes.set_xscale("log")
+    axes.set_xticks(list(LABELLED), [f"{count}\n{count / 500:.0%}" for count in LABELLED], fontsize=8)
+    axes.minorticks_off()
+    axes.set_xlabel("labelled frames of 500", fontsize=8)
+    axes.set_ylabel("F1 on test", fontsize=8)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    figure.savefig(LABELS_FIGURE, metadata={"Software": None})
 
 
 if __name__ == "__main__":

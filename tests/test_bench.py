@@ -104,7 +104,7 @@ RUNS = [  # those of a group follow one another
     ["reading --records 128 --batches 2 --runs 1 --page page.md"],
     [
         "scaling --images 128 --classes 3 --views 1 --workers 1 --filled 9 --pictures 1 --runs 1 --set dataset.val=1 "
-        "--set dataset.test=1 --set dataset.size=[74,205] --set dataset.difficulty=0 --set prepare.size=[24,108]"
+        "--set dataset.test=1 --set dataset.size=[74,205] --set dataset.difficulty=0 --set prepare.size=[24,108] --page page.md"
     ],
     ["studies roads-enet --answers"],
     ["tables toy"],
@@ -122,6 +122,7 @@ TABLES = [
     *("bench/step toy", "bench/fill toy", "bench/files.py", "bench/mutation.py", "bench/object_storage.py", "bench/precision.py"),
     *(
         "bench/reading.py",
+        *(f"bench/scaling {part}" for part in scaling.PARTS),
         "bench/texture.py",
         "bench/verifying.py",
         "choosing",

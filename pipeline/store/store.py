@@ -172,7 +172,9 @@ class Store:
         except StoreError:
             if (folder / "store.json").exists():
                 raise
-            raise StoreError(f"{folder}: is no store: it has no store.json; `pipeline cache list` shows what there is") from None
+            raise StoreError(
+                f"{folder / 'store.json'}: is not there, so this is no store; `pipeline cache list` shows stores"
+            ) from None
 
     @classmethod
     def find(cls, root: AnyPath, kind: str, dataset: str, identity_record: dict) -> Store:
