@@ -167,6 +167,7 @@ class Store:
     @classmethod
     def open(cls, folder: AnyPath) -> Store:
         """Raises StoreError if the folder is no store, is damaged, or is of another format."""
+        folder = as_path(folder)
         try:
             return cls(folder)
         except StoreError:
