@@ -283,7 +283,7 @@ def test_list_and_rm_work_there(tmp_path, bucket):
 
 
 def test_what_cannot_be_reached_is_one_line(server, monkeypatch):
-    with pytest.raises(StoreError, match="No such file"):
+    with pytest.raises(StoreError, match="store.json: is not there, so this is no store"):
         Store.open("s3://no-such-bucket/roads/targets-000000000000")
     with pytest.raises(RemoteError, match="no such bucket; create it"):
         create(as_path("s3://no-such-bucket/cache"))
