@@ -59,7 +59,7 @@ CONTRASTS = (
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("studies", nargs="*", metavar="NAME")
-    parser.add_argument("--answers", action="store_true", help=f"write the table of {PAGE} and draw {FIGURE}")
+    parser.add_argument("--answers", action="store_true", help=f"write the table of {PAGE} and draw its figures")
     args = parser.parse_args()
     for name in args.studies:
         machine = described("cpu")

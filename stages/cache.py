@@ -323,7 +323,9 @@ def pull(*, source: AnyPath, root: AnyPath, num_views: int | None) -> str:
     where it stopped, and what is there can be used. A store that is there already gets what it lacks. StoreError if it
     is another.
     """
-    return "\n".join(pull_one(Store.open(folder), destination(folder, root), num_views) for folder in stores_at(source))
+    folders = stores_at(source)
+    check_is_root(root)
+    return "\n".join(pull_one(Store.open(folder), destination(folder, root), num_views) for folder in folders)
 
 
 def stores_at(source: AnyPath) -> list[AnyPath]:
@@ -334,12 +336,15 @@ def stores_at(source: AnyPath) -> list[AnyPath]:
     return folders
 
 
-def destination(folder: AnyPath, root: AnyPath) -> AnyPath:
-    """Where a run with this root looks for the store in `folder`. Raises StoreError unless its dataset and name are such, and where
-    `root` lies within another root, so that no run would look there."""
+def check_is_root(root: AnyPath) -> None:
+    """Raises StoreError where `root` lies within another root, so that no run would look below it."""
     if NAME.fullmatch(root.name) or any(NAME.fullmatch(path.parent.name) for path in matching(root, "*/store.json")):
         what = "has the name of a store" if NAME.fullmatch(root.name) else "is a dataset's folder, with stores in it"
         raise StoreError(f"{root}: {what}, and no root, so nothing was copied; name the root, as in cache")
+
+
+def destination(folder: AnyPath, root: AnyPath) -> AnyPath:
+    """Where a run with this root looks for the store in `folder`. Raises StoreError unless its dataset and name are such."""
     dataset = folder.absolute().parent.name
     if fault := name_fault(dataset):
         raise StoreError(f"{folder}: the dataset's folder {dataset!r} {fault}; name it otherwise there")
@@ -441,7 +446,10 @@ def merge(*, into: AnyPath, source: AnyPath) -> str:
     sources = [Store.open(folder) for folder in stores_at(source)]
     if NAME.fullmatch(into.name):
         Store.open(into)  # refused if there is none: a root would be made there
-    places = [into if (into / "store.json").exists() else destination(store.folder, into) for store in sources]
+    one = (into / "store.json").exists()
+    if not one:
+        check_is_root(into)
+    places = [into if one else destination(store.folder, into) for store in sources]
     found = [
         conflict
         for store, place in zip(sources, places)
@@ -521,6 +529,7 @@ def publish(*, folders: Sequence[AnyPath], out: AnyPath) -> str:
             )
         if faults := [*verify(store), *gaps(store)]:
             raise StoreError(f"{faults[0]} ({len(faults)} faults and gaps in all; only a whole store is published)")
+    check_is_root(out)
     said = [pull_one(store, destination(store.folder, out), None) for store in sources]
     copies = [Store.open(folder) for folder in stores_at(out)]
     with writing(out):
