@@ -246,7 +246,13 @@ SHOWN = [  # pages, scripts and files whose comments show commands, and the docs
     *sorted((ROOT / "bench").glob("*.py")),
 ]
 COMMAND = re.compile(r"python -m bench\.(\w+)((?: [^\s`#]+)*)")
-SCRIPTS = ["gpu.sh", "camvid_gpu.sh", "study_gpu.sh"]
+FEW = {  # without a gate, the graphs of each part of the labels
+    "STUDY_CONFIG": "configs/roads-few.yaml",
+    "STUDY": "configs/studies/roads-few-labels.yaml",
+    "STUDY_GATE": "",
+    "STUDY_PARTS": "0.03 0.1 1.0",
+}
+SCRIPTS = [("gpu.sh", {}), ("camvid_gpu.sh", {}), ("study_gpu.sh", {}), ("study_gpu.sh", FEW)]
 NOTE = '#!/bin/sh\n{ printf "%s\\t" "${0##*/}" "$@"; echo; } >> "$NOTES"\n'
 
 
@@ -311,8 +317,8 @@ def test_every_command_of_a_bench_that_is_shown_parses_and_names_what_exists(pat
             check(module, shlex.split(arguments))
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_command_of_a_script_parses_and_names_what_exists(script, tmp_path, monkeypatch):
+@pytest.mark.parametrize("script, settings", SCRIPTS, ids=lambda value: value if isinstance(value, str) else " ".join(value))
+def test_every_command_of_a_script_parses_and_names_what_exists(script, settings, tmp_path, monkeypatch):
     """The script runs in an empty folder, with a program that notes its arguments in the place of `python` and `pipeline`."""
     for name in ("python", "pipeline"):
         (tmp_path / "bin").mkdir(exist_ok=True)
@@ -321,7 +327,7 @@ def test_every_command_of_a_script_parses_and_names_what_exists(script, tmp_path
     (tmp_path / "cache/roads/targets-0").mkdir(parents=True)
     (tmp_path / "reports/studies").mkdir(parents=True)
     (tmp_path / "reports/studies/camvid-360-gate.md").write_text("Gate: passed.")
-    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "NOTES": f"{tmp_path}/notes"}
+    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "NOTES": f"{tmp_path}/notes"} | settings
     said = subprocess.run(
         ["bash", ROOT / "bench" / script], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     ).stdout
@@ -338,6 +344,8 @@ def test_every_command_of_a_script_parses_and_names_what_exists(script, tmp_path
         else:
             assert program in ("pipeline", "pipeline.cli")
             check_pipeline(arguments)
+    parts = [line[-1] for line in lines if line[1] == "cache-teacher" and "--set" in line]
+    assert parts == [f"dataset.labelled_part={part}" for part in settings.get("STUDY_PARTS", "").split()]
 
 
 @pytest.mark.parametrize("module", sorted({line.split()[0] for lines in RUNS for line in lines} | ELSEWHERE))
