@@ -58,7 +58,8 @@ def run(experiment: Experiment, *, images: int | None, measure: bool, device: st
 
 def of_one(experiment: Experiment, images: int | None, measure: bool, device: str, batch: int) -> tuple[list[str], int]:
     """The lines about one teacher's cache, and its bytes."""
-    config, context, named = experiment.config, experiment.context, experiment.targets
+    config, context = experiment.config, experiment.context
+    named = experiment.targets if images is None else cache.target_passes(config.targets, context)  # whatever labels are hidden
     count = images or len(experiment.source.ids("train"))
     if measure:  # a step of the first student is timed
         student = next(iter(config.students.values()))

@@ -57,7 +57,7 @@ def run(
             methods=methods,
             cached=cached,
             latencies=results.latencies(
-                latency, {name: one.model for name, one in teachers.items()} | students, config.prepare.size
+                latency, {name: one.model for name, one in teachers.items()} | students, evaluate.window or config.prepare.size
             ),
             written=datetime.now(UTC).date(),
             settings=config.text,

@@ -171,7 +171,7 @@ def train_teacher(config, overrides, teacher_name, root, device, deterministic, 
 @options.command("plan")
 @options.root
 @options.device
-@click.option("--images", type=click.IntRange(min=1), help="Number of images to plan for. No dataset on disk is needed then.")
+@click.option("--images", type=click.IntRange(min=1), help="Number of images to plan for. No images on disk are needed then.")
 @click.option(
     "--measure", is_flag=True, help="Also time the teacher, the disk and the student on this machine. Takes about a minute."
 )

@@ -159,7 +159,8 @@ class Experiment:
     def loss(self, term: Term, student: Context) -> Any:  # a LossModule, which stage one does not load
         """The loss of a term, for a student of this context."""
         teacher, names = next(iter(self.reading(term.reads).values()), (self, []))
-        reads = {name: target for name, (target, _) in teacher.some_targets(names).items()} if names else {}
+        targets = {name: teacher.config.targets[name] for name in names}
+        reads = {name: target for name, (target, _) in cache.target_passes(targets, teacher.context).items()} if names else {}
         return term.loss.build(reads=reads, context=teacher.context, student=student)
 
     def load_teacher(self) -> ModelBase:

@@ -1,12 +1,18 @@
 """The commands that look and change nothing: plan, inspect, doctor."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from pipeline.cli import main
 from pipeline.progress import Progress
 from pipeline.store import plan
 from pipeline.store.plan import Cost as plan_cost
 from pipeline.teacher import cache
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_a_plan_says_what_the_fill_then_weighs(cached_experiment):
@@ -34,6 +40,13 @@ def test_the_plan_command_prints_sizes_and_measures(cached_experiment, monkeypat
     out = cached_experiment.do("plan", "--measure", "--images", "88880")
     assert "time to fill" in out and "to verify" in out and "paid for itself after" in out and "88880 images" in out
     assert not list((cached_experiment.folder / "cache").glob("plan-*"))
+
+
+@pytest.mark.parametrize("name", ["few-labels", "roads-few", "cityscapes"])
+def test_a_plan_for_a_number_of_images_needs_no_dataset(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["plan", str(CONFIGS / f"{name}.yaml"), "--images", "8"])
+    assert result.exit_code == 0 and result.output.startswith("8 images x "), result.output
 
 
 def test_a_deep_teacher_from_scratch_is_measured_too(cached_experiment, monkeypatch):

@@ -261,7 +261,7 @@ def test_notes_show_commands_as_code_and_nothing_else_as_html():
     )
 
 
-def measured(folder, name, args, ms):
+def measured(folder, name, args, ms, size=None):
     from pipeline import config
     from pipeline.files import plain
 
@@ -273,7 +273,7 @@ def measured(folder, name, args, ms):
         {"runtime": runtime, "batch": 1, "median_ms": ms / (1 + i), "p99_ms": ms}
         for i, runtime in enumerate(("torch", "ONNX Runtime"))
     ]
-    path.write_text(json.dumps({"model": model, "size": list(cfg.prepare.size), "machine": "a machine", "times": times}))
+    path.write_text(json.dumps({"model": model, "size": list(size or cfg.prepare.size), "machine": "a machine", "times": times}))
 
 
 def test_the_page_shows_cost_beside_scores_and_what_students_learn_from(folder):
@@ -298,6 +298,14 @@ def test_the_page_shows_cost_beside_scores_and_what_students_learn_from(folder):
     measured(folder, "erfnet", {"args": {"width": 1}}, 8.0)  # of another network
     report(folder)
     assert '<td data-head="ms an image"></td>' in (folder / "reports/toy.html").read_text()
+    windows = {**EXPERIMENT, "evaluate": {**EXPERIMENT["evaluate"], "window": [24, 64]}}  # at which a network runs then
+    (folder / "toy.yaml").write_text(yaml.safe_dump(windows))
+    measured(folder, "erfnet", {}, 8.0)  # at the prepared size
+    report(folder)
+    assert "ms an image</th>" not in (folder / "reports/toy.html").read_text()
+    measured(folder, "erfnet", {}, 2.0, size=[24, 64])
+    report(folder)
+    assert '<td data-head="ms an image">1.0</td>' in (folder / "reports/toy.html").read_text()
 
 
 @pytest.mark.parametrize(
