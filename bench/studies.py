@@ -1,9 +1,9 @@
 """Put the studies' tables, scores and figures into the pages: run `pipeline study configs/studies/NAME.yaml`, then
 
-    $ python -m bench.studies roads-few-long        # reports/studies/NAME.* -> docs/studies/NAME.tsv, docs/study-results.md
+    $ python -m bench.studies roads-few-labels      # reports/studies/NAME.* -> docs/studies/NAME.tsv, docs/study-results.md
     $ python -m bench.studies --answers             # docs/studies/*.tsv -> the table of docs/study.md and its figures
 
-The table goes between `<!-- begin: roads-few-long-table -->` and `<!-- end -->`, which must be in the page.
+The table goes between `<!-- begin: roads-few-labels-table -->` and `<!-- end -->`, which must be in the page.
 tests/test_studies_page.py compares the pages with the scores.
 """
 
