@@ -22,7 +22,7 @@ from pipeline.store import ImageRow, Reader, Store, plan, verification
 from pipeline.store.files import AnyPath, local
 from pipeline.targets.base import TargetType
 from pipeline.teacher import cache
-from pipeline.teacher.experiment import Experiment
+from pipeline.teacher.experiment import Experiment, Named
 from pipeline.training import step as steps
 
 MEASURE_S = 4.0  # for each of the things measured
@@ -59,7 +59,7 @@ def run(experiment: Experiment, *, images: int | None, measure: bool, device: st
 def of_one(experiment: Experiment, images: int | None, measure: bool, device: str, batch: int) -> tuple[list[str], int]:
     """The lines about one teacher's cache, and its bytes."""
     config, context = experiment.config, experiment.context
-    named = experiment.targets if images is None else cache.target_passes(config.targets, context)  # whatever labels are hidden
+    named = cache.target_passes(config.targets, context)  # of as many bytes whatever labels are hidden, which only lists would say
     count = images or len(experiment.source.ids("train"))
     if measure:  # a step of the first student is timed
         student = next(iter(config.students.values()))
@@ -86,7 +86,7 @@ def of_one(experiment: Experiment, images: int | None, measure: bool, device: st
     ]
     lines += [f"Warning: {text}" for text in too_large(sizes, {name: target for name, (target, _) in named.items()})]
     if measure:
-        cost = measured(experiment, sizes, device, batch)
+        cost = measured(experiment, named, sizes, device, batch)
         lines += [
             "",
             f"measured here ({device}): teacher {1 / cost.teacher_s:.1f} views/s, fill {1 / cost.view_s(sizes):.1f} "
@@ -118,11 +118,11 @@ def dtypes_of(target: TargetType) -> str:
     return str(typing.get_type_hints(type(target)).get("dtype", ""))
 
 
-def measured(experiment: Experiment, sizes: plan.Sizes, device: str, batch: int) -> plan.Cost:
+def measured(experiment: Experiment, named: Named, sizes: plan.Sizes, device: str, batch: int) -> plan.Cost:
     """Times the very code of the fill on random pictures: teacher alone, its answers, real blocks read from and written to
     this root, then a plain step of the first student."""
 
-    config, source, context, named = experiment.config, experiment.source, experiment.context, experiment.targets
+    config, source, context = experiment.config, experiment.source, experiment.context
     teacher, training, prepare = config.teacher, config.training, config.prepare
 
     def timed(what: str, work: Callable, **limits) -> float:

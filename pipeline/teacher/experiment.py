@@ -160,7 +160,7 @@ class Experiment:
         """The loss of a term, for a student of this context."""
         teacher, names = next(iter(self.reading(term.reads).values()), (self, []))
         targets = {name: teacher.config.targets[name] for name in names}
-        reads = {name: target for name, (target, _) in cache.target_passes(targets, teacher.context).items()} if names else {}
+        reads = {name: target for name, (target, _) in cache.target_passes(targets, teacher.context).items()}
         return term.loss.build(reads=reads, context=teacher.context, student=student)
 
     def load_teacher(self) -> ModelBase:

@@ -39,6 +39,8 @@ def test_the_plan_command_prints_sizes_and_measures(cached_experiment, monkeypat
     assert "13 images x 3 views in 2 blocks of 8 rows" in out and "| graph_mid | 328 |" in out and "of features" in out
     out = cached_experiment.do("plan", "--measure", "--images", "88880")
     assert "time to fill" in out and "to verify" in out and "paid for itself after" in out and "88880 images" in out
+    absent = "--set", "dataset.root=nowhere", "--set", "dataset.labelled_part=0.5"
+    assert "time to fill" in cached_experiment.do("plan", "--measure", "--images", "8", *absent)
     assert not list((cached_experiment.folder / "cache").glob("plan-*"))
 
 
