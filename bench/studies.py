@@ -55,8 +55,8 @@ CONTRASTS = (
     Contrast(FEW, "F1", "roads-few-labels", "pseudo_3", ("fresh_3",), "pseudo-labels"),
     Contrast(RESNET18, "F1", "roads-few-resnet18", "both_3", ("fresh_3",), "IntRA-KD + KD"),
     Contrast(RESNET18, "F1", "roads-few-resnet18", "pseudo_3", ("fresh_3",), "pseudo-labels"),
-    Contrast(IDD, "mean IoU", "idd-enet-labels", "both_1", ("fresh_1",), "IntRA-KD + KD"),
-    Contrast(IDD, "mean IoU", "idd-enet-labels", "pseudo_1", ("fresh_1",), "pseudo-labels"),
+    Contrast(IDD, "mean IoU", "idd-enet-labels", "both_1", ("fresh_1", "long_1"), "IntRA-KD + KD"),
+    Contrast(IDD, "mean IoU", "idd-enet-labels", "pseudo_1", ("fresh_1", "long_1"), "pseudo-labels"),
     Contrast(f"drawn roads, 18 paints, 500 frames ({SAME})", "mean IoU", "markings", "intra", ("long",)),
     Contrast(f"CamVid, 367 frames ({SAME})", "mean IoU", "camvid-120", "intra", ("long",)),
 )
