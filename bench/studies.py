@@ -47,6 +47,7 @@ class Contrast:
 SAME = "ERFNet, the same labels"
 FEW = "drawn lanes, 15 of 500 frames labelled (ResNet-101, 6,000 other frames)"
 RESNET18 = "the same, a ResNet-18 as student, 3/8 of the steps"
+ENET = "the same, an ENet as student, 3/8 of the steps"
 IDD = "IDD-Lite, 13 of 1,294 frames labelled (Cityscapes ENet, tuned on all labels)"
 CONTRASTS = (
     Contrast(f"drawn lanes, 50 frames ({SAME})", "F1", "roads-tenth", "intra", ("long",)),
@@ -55,6 +56,8 @@ CONTRASTS = (
     Contrast(FEW, "F1", "roads-few-labels", "pseudo_3", ("fresh_3",), "pseudo-labels"),
     Contrast(RESNET18, "F1", "roads-few-resnet18", "both_3", ("fresh_3",), "IntRA-KD + KD"),
     Contrast(RESNET18, "F1", "roads-few-resnet18", "pseudo_3", ("fresh_3",), "pseudo-labels"),
+    Contrast(ENET, "F1", "roads-few-enet", "both_3", ("fresh_3",), "IntRA-KD + KD"),
+    Contrast(ENET, "F1", "roads-few-enet", "pseudo_3", ("fresh_3",), "pseudo-labels"),
     Contrast(IDD, "mean IoU", "idd-enet-labels", "both_1", ("fresh_1", "long_1"), "IntRA-KD + KD"),
     Contrast(IDD, "mean IoU", "idd-enet-labels", "pseudo_1", ("fresh_1", "long_1"), "pseudo-labels"),
     Contrast(f"drawn roads, 18 paints, 500 frames ({SAME})", "mean IoU", "markings", "intra", ("long",)),
