@@ -24,11 +24,10 @@ from pipeline.reporting.statistics import Difference, compare, gap_closed
 REPORTS, STUDIES = Path("reports/studies"), Path("docs/studies")
 PAGE, RESULTS, FIGURE = Path("docs/study.md"), Path("docs/study-results.md"), Path("docs/study.png")
 LABELS_FIGURE = Path("docs/study-labels.png")
-LABELLED = {
-    15: "{}_3",
-    50: "{}",
-    500: "{}_100",
-}  # of the 500 drawn frames: arm of roads-few-labels, whose tenth is roads-few-long's
+LABELLED = (  # study, frames, metric, arms by number of labelled frames
+    ("roads-few-labels", "500 drawn frames", "F1", {15: "{}_3", 50: "{}", 500: "{}_100"}),
+    ("camvid-enet", "367 frames of CamVid", "mean IoU", {11: "{}_3", 37: "{}", 367: "{}_100"}),
+)
 LINES = {"fresh": ("labels alone", "#8a8f98"), "both": ("IntRA-KD + KD", "#2f7de1"), "pseudo": ("pseudo-labels", "#d98a00")}
 
 
@@ -49,6 +48,7 @@ FEW = "drawn lanes, 15 of 500 frames labelled (ResNet-101, 6,000 other frames)"
 RESNET18 = "the same, a ResNet-18 as student, 3/8 of the steps"
 ENET = "the same, an ENet as student, 3/8 of the steps"
 IDD = "IDD-Lite, 13 of 1,294 frames labelled (Cityscapes ENet, tuned on all labels)"
+CAMVID = "CamVid, {} of 367 frames labelled (Cityscapes ENet, tuned on all labels)"
 CONTRASTS = (
     Contrast(f"drawn lanes, 50 frames ({SAME})", "F1", "roads-tenth", "intra", ("long",)),
     Contrast(f"drawn lanes, 500 frames ({SAME})", "F1", "roads-time", "intra", ("matched",)),
@@ -60,6 +60,8 @@ CONTRASTS = (
     Contrast(ENET, "F1", "roads-few-enet", "pseudo_3", ("fresh_3",), "pseudo-labels"),
     Contrast(IDD, "mean IoU", "idd-enet-labels", "both_1", ("fresh_1", "long_1"), "IntRA-KD + KD"),
     Contrast(IDD, "mean IoU", "idd-enet-labels", "pseudo_1", ("fresh_1", "long_1"), "pseudo-labels"),
+    Contrast(CAMVID.format(37), "mean IoU", "camvid-enet", "both", ("fresh",), "IntRA-KD + KD"),
+    Contrast(CAMVID.format(37), "mean IoU", "camvid-enet", "pseudo", ("fresh",), "pseudo-labels"),
     Contrast(f"drawn roads, 18 paints, 500 frames ({SAME})", "mean IoU", "markings", "intra", ("long",)),
     Contrast(f"CamVid, 367 frames ({SAME})", "mean IoU", "camvid-120", "intra", ("long",)),
 )
@@ -158,26 +160,26 @@ def draw() -> None:
 
 
 def draw_labels() -> None:
-    """F1 on drawn lanes against the number of labelled frames, a point a seed."""
+    """The score against the number of labelled frames, a panel a data set, a point a seed."""
     from matplotlib.figure import Figure
 
-    found = scores("roads-few-labels")
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained", dpi=110)
-    axes = figure.subplots()
-    axes.axhline(found["teacher"][0], color="black", linewidth=1, linestyle="--")
-    axes.annotate("teacher", (500, found["teacher"][0]), (0, 4), textcoords="offset points", ha="right", fontsize=8)
-    for arm, (name, colour) in LINES.items():
-        known = {count: found[text.format(arm)] for count, text in LABELLED.items() if text.format(arm) in found}
-        axes.plot(list(known), [np.mean(values) for values in known.values()], color=colour, linewidth=2, label=name)
-        for count, values in known.items():
-            axes.plot([count] * len(values), values, "o", color=colour, markersize=5, alpha=0.8)
-    axes.set_xscale("log")
-    axes.set_xticks(list(LABELLED), [f"{count}\n{count / 500:.0%}" for count in LABELLED], fontsize=8)
-    axes.minorticks_off()
-    axes.set_xlabel("labelled frames of 500", fontsize=8)
-    axes.set_ylabel("F1 on test", fontsize=8)
-    axes.tick_params(axis="y", labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained", dpi=110)
+    for axes, (study, frames, metric, labelled) in zip(figure.subplots(1, len(LABELLED)), LABELLED, strict=True):
+        found, total = scores(study), max(labelled)
+        axes.axhline(found["teacher"][0], color="black", linewidth=1, linestyle="--")
+        axes.annotate("teacher", (0.12 * total, found["teacher"][0]), (0, -11), textcoords="offset points", fontsize=8)
+        for arm, (name, colour) in LINES.items():
+            known = {count: found[text.format(arm)] for count, text in labelled.items() if text.format(arm) in found}
+            axes.plot(list(known), [np.mean(values) for values in known.values()], color=colour, linewidth=2, label=name)
+            for count, values in known.items():
+                axes.plot([count] * len(values), values, "o", color=colour, markersize=5, alpha=0.8)
+        axes.set_xscale("log")
+        axes.set_xticks(list(labelled), [f"{count}\n{count / total:.0%}" for count in labelled], fontsize=8)
+        axes.minorticks_off()
+        axes.set_xlabel(f"labelled of {frames}", fontsize=8)
+        axes.set_ylabel(f"{metric} on test", fontsize=8)
+        axes.tick_params(axis="y", labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     figure.savefig(LABELS_FIGURE, metadata={"Software": None})
 
