@@ -60,6 +60,8 @@ CONTRASTS = (
     Contrast(ENET, "F1", "roads-few-enet", "pseudo_3", ("fresh_3",), "pseudo-labels"),
     Contrast(IDD, "mean IoU", "idd-enet-labels", "both_1", ("fresh_1", "long_1"), "IntRA-KD + KD"),
     Contrast(IDD, "mean IoU", "idd-enet-labels", "pseudo_1", ("fresh_1", "long_1"), "pseudo-labels"),
+    Contrast(CAMVID.format(11), "mean IoU", "camvid-enet", "both_3", ("fresh_3",), "IntRA-KD + KD"),
+    Contrast(CAMVID.format(11), "mean IoU", "camvid-enet", "pseudo_3", ("fresh_3",), "pseudo-labels"),
     Contrast(CAMVID.format(37), "mean IoU", "camvid-enet", "both", ("fresh",), "IntRA-KD + KD"),
     Contrast(CAMVID.format(37), "mean IoU", "camvid-enet", "pseudo", ("fresh",), "pseudo-labels"),
     Contrast(f"drawn roads, 18 paints, 500 frames ({SAME})", "mean IoU", "markings", "intra", ("long",)),
