@@ -43,6 +43,14 @@ class Contrast:
     method: str = "IntRA-KD"
 
 
+def few_labels(what: str, metric: str, study: str, part: str, plain: tuple[str, ...]) -> tuple[Contrast, Contrast]:
+    """IntRA-KD with KD, and pseudo-labels, of the arms for one part of the labels."""
+    return (
+        Contrast(what, metric, study, f"both{part}", plain, "IntRA-KD + KD"),
+        Contrast(what, metric, study, f"pseudo{part}", plain, "pseudo-labels"),
+    )
+
+
 SAME = "ERFNet, the same labels"
 FEW = "drawn lanes, 15 of 500 frames labelled (ResNet-101, 6,000 other frames)"
 RESNET18 = "the same, a ResNet-18 as student, 3/8 of the steps"
@@ -52,18 +60,12 @@ CAMVID = "CamVid, {} of 367 frames labelled (Cityscapes ENet, tuned on all label
 CONTRASTS = (
     Contrast(f"drawn lanes, 50 frames ({SAME})", "F1", "roads-tenth", "intra", ("long",)),
     Contrast(f"drawn lanes, 500 frames ({SAME})", "F1", "roads-time", "intra", ("matched",)),
-    Contrast(FEW, "F1", "roads-few-labels", "both_3", ("fresh_3",), "IntRA-KD + KD"),
-    Contrast(FEW, "F1", "roads-few-labels", "pseudo_3", ("fresh_3",), "pseudo-labels"),
-    Contrast(RESNET18, "F1", "roads-few-resnet18", "both_3", ("fresh_3",), "IntRA-KD + KD"),
-    Contrast(RESNET18, "F1", "roads-few-resnet18", "pseudo_3", ("fresh_3",), "pseudo-labels"),
-    Contrast(ENET, "F1", "roads-few-enet", "both_3", ("fresh_3",), "IntRA-KD + KD"),
-    Contrast(ENET, "F1", "roads-few-enet", "pseudo_3", ("fresh_3",), "pseudo-labels"),
-    Contrast(IDD, "mean IoU", "idd-enet-labels", "both_1", ("fresh_1", "long_1"), "IntRA-KD + KD"),
-    Contrast(IDD, "mean IoU", "idd-enet-labels", "pseudo_1", ("fresh_1", "long_1"), "pseudo-labels"),
-    Contrast(CAMVID.format(11), "mean IoU", "camvid-enet", "both_3", ("fresh_3",), "IntRA-KD + KD"),
-    Contrast(CAMVID.format(11), "mean IoU", "camvid-enet", "pseudo_3", ("fresh_3",), "pseudo-labels"),
-    Contrast(CAMVID.format(37), "mean IoU", "camvid-enet", "both", ("fresh",), "IntRA-KD + KD"),
-    Contrast(CAMVID.format(37), "mean IoU", "camvid-enet", "pseudo", ("fresh",), "pseudo-labels"),
+    *few_labels(FEW, "F1", "roads-few-labels", "_3", ("fresh_3",)),
+    *few_labels(RESNET18, "F1", "roads-few-resnet18", "_3", ("fresh_3",)),
+    *few_labels(ENET, "F1", "roads-few-enet", "_3", ("fresh_3",)),
+    *few_labels(IDD, "mean IoU", "idd-enet-labels", "_1", ("fresh_1", "long_1")),
+    *few_labels(CAMVID.format(11), "mean IoU", "camvid-enet", "_3", ("fresh_3",)),
+    *few_labels(CAMVID.format(37), "mean IoU", "camvid-enet", "", ("fresh",)),
     Contrast(f"drawn roads, 18 paints, 500 frames ({SAME})", "mean IoU", "markings", "intra", ("long",)),
     Contrast(f"CamVid, 367 frames ({SAME})", "mean IoU", "camvid-120", "intra", ("long",)),
 )
